@@ -1,0 +1,8 @@
+"""Foreign checkpoints in, our folder out: read -> map -> fold -> cast -> save.
+
+Everything that is not in our own format enters through here; the runtime knows one layout and loads it strictly.
+"""
+
+from .pipeline import convert, open_foreign
+
+__all__ = ["convert", "open_foreign"]

@@ -1,0 +1,148 @@
+"""Published form -> ours: everything that is constant at inference is worked into its neighbours, once, in float32.
+
+- A ConvFFN's batch norm: its scale into the 7x7 weights, its shift through fc1 into fc1's bias. Both exact: no padding lies
+  between the norm and fc1.
+- Layer scales: into the rows of fc2 and of the attention's output projection.
+- 1x1 convolutions become Linear layers; kernels take MLX's order (O, k, k, I).
+- A convolution with r outputs per channel becomes r depthwise ones. Its outputs then come filter by filter instead of
+  channel by channel, and what reads them next has its columns put in that order.
+- Query, key and value projections are stacked, and so are gate and up.
+"""
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+from fastvlm_mlx.config import ATTENTION_STAGES, ModelConfig, VisionConfig
+
+from .branches import batch_norm
+from .published import network_indices
+
+Named = Iterator[tuple[str, mx.array]]
+
+
+class Published:
+    """The tensors of the published form under a prefix, handed out once each, in float32."""
+
+    def __init__(self, tensors: dict[str, mx.array], prefix: str):
+        self.tensors, self.prefix = tensors, prefix
+
+    def take(self, name: str) -> mx.array:
+        """Remove and return one tensor; taking it out frees its memory as soon as the caller is done."""
+        return self.tensors.pop(f"{self.prefix}.{name}").astype(mx.float32)
+
+    def under(self, name: str) -> "Published":
+        """The tensors below a further name."""
+        return Published(self.tensors, f"{self.prefix}.{name}")
+
+
+def fold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
+    """Yield our tensors by name, float32 and unevaluated, emptying `tensors` (whose names and shapes have been checked)."""
+    yield from _tower(Published(tensors, "vision"), config.vision)
+    yield from _projector(Published(tensors, "projector"))
+    yield from _decoder(Published(tensors, "text"), config.text.num_hidden_layers, config.text.tie_word_embeddings)
+
+
+def _tower(source: Published, config: VisionConfig) -> Named:
+    yield "vision.patch_embed.conv.weight", source.take("patch_embed.0.reparam_conv.weight").transpose(0, 2, 3, 1)
+    yield "vision.patch_embed.conv.bias", source.take("patch_embed.0.reparam_conv.bias")
+    yield from _depthwise(source.under("patch_embed.1.reparam_conv"), "vision.patch_embed.depthwise")
+    yield from _linear(source.under("patch_embed.2.reparam_conv"), "vision.patch_embed.linear")
+    for stage, (downsample, position, blocks) in enumerate(network_indices(len(config.widths))):
+        ours = f"vision.stages.{stage}"
+        if downsample >= 0:
+            widen = config.widths[stage] // config.widths[stage - 1]
+            yield from _downsample(source.under(f"network.{downsample}.proj"), f"{ours}.downsample", widen)
+        if position >= 0:
+            yield from _depthwise(source.under(f"network.{position}.reparam_conv"), f"{ours}.position")
+        for i in range(config.depths[stage]):
+            block = source.under(f"network.{blocks}.{i}")
+            if stage in ATTENTION_STAGES:
+                yield from _attention(block, f"{ours}.blocks.{i}")
+                yield from _convffn(block.under("convffn"), block.take("layer_scale_2"), f"{ours}.blocks.{i}.convffn")
+            else:
+                yield from _depthwise(block.under("token_mixer.reparam_conv"), f"{ours}.blocks.{i}.token_mixer")
+                yield from _convffn(block.under("convffn"), block.take("layer_scale"), f"{ours}.blocks.{i}.convffn")
+    yield from _conv_exp(source.under("conv_exp"))
+
+
+def _linear(source: Published, ours: str) -> Named:
+    """A 1x1 convolution (O, I, 1, 1) with bias."""
+    yield f"{ours}.weight", source.take("weight").squeeze((2, 3))
+    yield f"{ours}.bias", source.take("bias")
+
+
+def _depthwise(source: Published, ours: str) -> Named:
+    yield f"{ours}.weight", source.take("weight").transpose(0, 2, 3, 1)
+    yield f"{ours}.bias", source.take("bias")
+
+
+def _groups(source: Published, ours: str, widen: int) -> Named:
+    """A convolution with `widen` outputs per channel, output c * widen + j being filter j of channel c."""
+    weight, bias = source.take("weight").transpose(0, 2, 3, 1), source.take("bias")
+    for j in range(widen):
+        yield f"{ours}.filters.{j}.weight", weight[j::widen]
+        yield f"{ours}.filters.{j}.bias", bias[j::widen]
+
+
+def _by_filter(x: mx.array, axis: int, widen: int = 2) -> mx.array:
+    """Reorder an axis from channel by channel, as `_groups` finds it, to filter by filter, as it leaves it."""
+    return x[tuple([slice(None)] * axis + [mx.arange(x.shape[axis]).reshape(-1, widen).T.reshape(-1)])]
+
+
+def _downsample(source: Published, ours: str, widen: int) -> Named:
+    yield from _groups(source.under("0.lkb_reparam"), f"{ours}.groups", widen)
+    yield f"{ours}.linear.weight", _by_filter(source.take("1.reparam_conv.weight").squeeze((2, 3)), 1, widen)
+    yield f"{ours}.linear.bias", source.take("1.reparam_conv.bias")
+
+
+def _convffn(source: Published, layer_scale: mx.array, ours: str) -> Named:
+    scale, shift = batch_norm({name: source.take(f"conv.bn.{name}") for name in ("weight", "bias", "running_mean", "running_var")})
+    yield f"{ours}.conv.weight", source.take("conv.conv.weight").transpose(0, 2, 3, 1) * scale[:, None, None, None]
+    fc1 = source.take("fc1.weight").squeeze((2, 3))
+    yield f"{ours}.fc1.bias", source.take("fc1.bias") + fc1 @ shift
+    yield f"{ours}.fc1.weight", fc1
+    layer_scale = layer_scale.reshape(-1)
+    yield f"{ours}.fc2.weight", source.take("fc2.weight").squeeze((2, 3)) * layer_scale[:, None]
+    yield f"{ours}.fc2.bias", source.take("fc2.bias") * layer_scale
+
+
+def _attention(source: Published, ours: str) -> Named:
+    layer_scale = source.take("layer_scale_1").reshape(-1)
+    yield f"{ours}.norm.weight", source.take("norm.weight")
+    yield f"{ours}.norm.bias", source.take("norm.bias")
+    yield f"{ours}.token_mixer.qkv.weight", source.take("token_mixer.qkv.weight")
+    yield f"{ours}.token_mixer.proj.weight", source.take("token_mixer.proj.weight") * layer_scale[:, None]
+    yield f"{ours}.token_mixer.proj.bias", source.take("token_mixer.proj.bias") * layer_scale
+
+
+def _conv_exp(source: Published) -> Named:
+    ours = "vision.conv_exp"
+    yield from _groups(source.under("reparam_conv"), f"{ours}.groups", 2)
+    yield f"{ours}.reduce.weight", _by_filter(source.take("se.reduce.weight").squeeze((2, 3)), 1)
+    yield f"{ours}.reduce.bias", source.take("se.reduce.bias")
+    yield f"{ours}.expand.weight", _by_filter(source.take("se.expand.weight").squeeze((2, 3)), 0)
+    yield f"{ours}.expand.bias", _by_filter(source.take("se.expand.bias"), 0)
+
+
+def _projector(source: Published) -> Named:
+    yield "projector.linear_1.weight", _by_filter(source.take("linear_1.weight"), 1)
+    yield "projector.linear_1.bias", source.take("linear_1.bias")
+    yield "projector.linear_2.weight", source.take("linear_2.weight")
+    yield "projector.linear_2.bias", source.take("linear_2.bias")
+
+
+def _decoder(source: Published, layers: int, tied: bool) -> Named:
+    yield "text.embed_tokens.weight", source.take("embed_tokens.weight")
+    for i in range(layers):
+        layer, ours = source.under(f"layers.{i}"), f"text.layers.{i}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{ours}.{norm}.weight", layer.take(f"{norm}.weight")
+        for part in ("weight", "bias"):
+            yield f"{ours}.self_attn.qkv_proj.{part}", mx.concatenate([layer.take(f"self_attn.{n}_proj.{part}") for n in "qkv"])
+        yield f"{ours}.self_attn.o_proj.weight", layer.take("self_attn.o_proj.weight")
+        yield f"{ours}.mlp.gate_up_proj.weight", mx.concatenate([layer.take(f"mlp.{n}_proj.weight") for n in ("gate", "up")])
+        yield f"{ours}.mlp.down_proj.weight", layer.take("mlp.down_proj.weight")
+    yield "text.norm.weight", source.take("norm.weight")
+    if not tied:
+        yield "text.lm_head.weight", source.take("lm_head.weight")

@@ -1,0 +1,164 @@
+"""The way of a foreign checkpoint: read -> map -> fold -> cast -> save, or straight into a model's memory."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from fastvlm_mlx.config import DTYPES, Dtype, ModelConfig
+from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.storage import OpenModel, is_ours, save
+from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
+
+from . import published
+from .card import licence_text, model_card
+from .config_map import from_llava
+from .fold import fold
+from .key_map import Plan, match, recognise
+from .read import Checkpoint, read_checkpoint
+from .tokenizer import read_tokenizer
+
+HEAD, EMBEDDING = "text.lm_head.weight", "text.embed_tokens.weight"
+CAST_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+Progress = Callable[[int, int], None]  # tensors done, tensors in all
+
+
+def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
+    """Open a checkpoint of another layout as a model of ours: mapped and folded in memory, nothing written.
+
+    Everything that can be wrong with names, shapes and settings is found here, before any weights are read.
+    """
+    checkpoint = read_checkpoint(folder)
+    if checkpoint.config.get("model_type") != "llava_qwen2":
+        raise CheckpointError(
+            f"{folder}: model_type is {checkpoint.config.get('model_type')!r}, expected 'llava_qwen2' (Apple's FastVLM) "
+            "or a folder written by 'fastvlm-mlx convert'."
+        )
+    layout = recognise(checkpoint.tensors)
+    words = read_tokenizer(tokenizer or folder)
+    config = from_llava(checkpoint.config, name=Path(name).name if Path(name).exists() else name, layout=layout)
+    config = replace(_with_stored_dtype(config, checkpoint), eos_token_ids=_stop_tokens(config, words))
+    plan = match(checkpoint.tensors, layout)
+    config = _settle_head(config, plan, checkpoint)
+    _check_shapes(config, plan, checkpoint)
+    if len(words) > config.text.vocab_size:
+        raise CheckpointError(
+            f"{words.origin}: its {len(words)} tokens are more than the model's {config.text.vocab_size}; "
+            "the tokenizer belongs to another model."
+        )
+
+    def weights() -> Iterator[tuple[str, mx.array]]:
+        yield from fold(_published(plan, checkpoint), config)
+
+    return OpenModel(name, config, words, weights)
+
+
+def convert(
+    folder: Path,
+    out: Path,
+    *,
+    dtype: Dtype | None = None,
+    tokenizer: Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ModelConfig:
+    """Write `folder` as a folder of ours at `out` and return its config.
+
+    `dtype` is the type to store, by default the checkpoint's own. `progress` is called after every tensor. Raises
+    CheckpointError for a folder that cannot be used and OutputError where `out` exists (without `force`) or cannot be
+    written; nothing is left half-written.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"dtype is {dtype!r}, expected one of {listed(DTYPES)}.")
+    if is_ours(folder):
+        raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
+    opened = open_foreign(folder, str(folder), tokenizer)
+    config = replace(opened.config, dtype=dtype or opened.config.dtype)
+    expected = published.shapes(config)
+    nbytes = sum(_size(shape) for shape in expected.values()) * CAST_BYTES[config.dtype]
+
+    def cast() -> Iterator[tuple[str, mx.array]]:
+        for done, (name, array) in enumerate(opened.weights(), start=1):
+            stored = array.astype(getattr(mx, config.dtype))
+            _check_finite(name, array, stored, config.dtype)
+            if progress:
+                progress(done, len(expected))
+            yield name, stored
+
+    texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder)}
+    save(out, config, cast(), texts, nbytes=nbytes, force=force)
+    return config
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _check_finite(name: str, array: mx.array, stored: mx.array, dtype: Dtype) -> None:
+    """Evaluate the cast tensor and refuse one with values that are not numbers, or no longer."""
+    if not mx.isfinite(stored).all().item():
+        was = mx.isfinite(array).all().item()
+        cause = f"does not fit {dtype}; choose --dtype bfloat16 or float32" if was else "holds values that are not finite numbers"
+        raise CheckpointError(f"{name} {cause}.")
+
+
+def _with_stored_dtype(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """The type most of the weights are stored in, whatever config.json says of it."""
+    named: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    sizes = dict.fromkeys(named, 0)
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype in sizes:
+            sizes[tensor.dtype] += tensor.nbytes
+    return replace(config, dtype=named[max(sizes, key=lambda kind: sizes[kind])])
+
+
+def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The config's end of sequence and <|endoftext|>; the end of a turn where the config names none."""
+    found = set(config.eos_token_ids) or {tokenizer.special("<|im_end|>")}
+    end_of_text = tokenizer.find(END_OF_TEXT)
+    return tuple(sorted(found | ({end_of_text} if end_of_text is not None else set())))
+
+
+def _settle_head(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> ModelConfig:
+    """Drop a stored head that equals the embedding it is said to be tied to; keep it, untied, where they differ."""
+    if not config.text.tie_word_embeddings or HEAD not in plan.renames or EMBEDDING not in plan.renames:
+        return config
+    head, embedding = plan.renames[HEAD], plan.renames[EMBEDDING]
+    same = checkpoint.tensors[head].shape == checkpoint.tensors[embedding].shape
+    if same:
+        arrays = checkpoint.load()
+        same = bool(mx.array_equal(arrays[head], arrays[embedding]).item())
+    if same:
+        plan.drops[plan.renames.pop(HEAD)] = "equal to the embedding it is tied to"
+        return config
+    return replace(config, text=replace(config.text, tie_word_embeddings=False))
+
+
+def _check_shapes(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> None:
+    """Names and shapes of the published form, worked out from the headers alone."""
+    found = {target: checkpoint.tensors[source].shape for target, source in plan.renames.items()}
+    source_of = dict(plan.renames)
+    for row, source, target, parts in plan.merges:
+        zeros = {part: mx.zeros(checkpoint.tensors[name].shape) for part, name in parts.items()}
+        try:
+            merged = row.merge(zeros)  # unevaluated: only shapes are worked out
+        except (ValueError, IndexError, KeyError) as error:
+            raise CheckpointError(f"the tensors under {source!r} do not fit each other ({error}).") from error
+        found |= {f"{target}.{part}": tuple(array.shape) for part, array in merged.items()}
+        source_of |= {f"{target}.{part}": f"{source}.*" for part in merged}
+    published.check(found, config, source_of)
+
+
+def _published(plan: Plan, checkpoint: Checkpoint) -> dict[str, mx.array]:
+    """The published form's tensors, unevaluated, holding on to nothing that was dropped."""
+    arrays = checkpoint.load()
+    tensors = {target: arrays.pop(source) for target, source in plan.renames.items()}
+    for row, _, target, parts in plan.merges:
+        merged = row.merge({part: arrays.pop(name) for part, name in parts.items()})
+        tensors |= {f"{target}.{part}": array for part, array in merged.items()}
+    return tensors

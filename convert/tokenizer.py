@@ -1,0 +1,101 @@
+"""The tokenizer as published (vocab.json, merges.txt, added_tokens.json) -> one tokenizer, the one tokenizer.json describes.
+
+Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers' Qwen2Tokenizer.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as BPETokenizer
+from tokenizers.models import BPE
+
+from fastvlm_mlx.errors import TokenizerError
+from fastvlm_mlx.tokenizer import Tokenizer
+
+# How Qwen2 cuts text before merging: English contractions, words with one leading mark, single digits, runs of other
+# signs with the line ends after them, line ends, and blanks. (transformers, models/qwen2/tokenization_qwen2.py)
+WORDS = "|".join([
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"\p{N}",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r"\s*[\r\n]+",
+    r"\s+(?!\S)",
+    r"\s+",
+])  # fmt: skip
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer: from tokenizer.json where there is one, else from the published files."""
+    if (folder / "tokenizer.json").exists():
+        return Tokenizer.open(folder / "tokenizer.json")
+    vocab, merges = _vocab(folder / "vocab.json"), _merges(folder / "merges.txt")
+    try:
+        bpe = BPETokenizer(BPE(vocab=vocab, merges=merges))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise TokenizerError(f"{folder}: vocab.json and merges.txt do not fit together ({error}); fetch them again.") from error
+    bpe.normalizer = normalizers.NFC()
+    cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.decoder = decoders.ByteLevel()
+    _add_tokens(bpe, folder)
+    return Tokenizer(bpe, str(folder))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise TokenizerError(
+            f"{path.parent}: no {path.name}; expected tokenizer.json, or vocab.json and merges.txt. "
+            "Another folder with the tokenizer can be named with --tokenizer-path."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"{path}: cannot be read ({error}); fetch it again.") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(_read(path))
+    except ValueError as error:
+        raise TokenizerError(f"{path}: not valid JSON ({error}); fetch it again.") from error
+    if not isinstance(table, dict):
+        raise TokenizerError(f"{path}: expected a table; fetch it again.")
+    return table
+
+
+def _vocab(path: Path) -> dict[str, int]:
+    vocab = _json(path)
+    if not all(isinstance(token, int) and token >= 0 for token in vocab.values()):
+        raise TokenizerError(f"{path}: expected a table of tokens and their ids; fetch it again.")
+    return vocab
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    lines = [line for line in _read(path).split("\n") if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines]
+    bad = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
+    if bad is not None:
+        raise TokenizerError(f"{path}: {bad[:40]!r} is not a pair of tokens; fetch it again.")
+    return [(left, right) for left, right in pairs]
+
+
+def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
+    """Add the tokens beyond the vocabulary, each under the id its file gives it, flagged as tokenizer_config.json says."""
+    settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    described = {entry["content"]: entry for entry in settings.get("added_tokens_decoder", {}).values()}
+    ids = {str(entry["content"]): int(token) for token, entry in settings.get("added_tokens_decoder", {}).items()}
+    if (folder / "added_tokens.json").exists():
+        ids |= _vocab(folder / "added_tokens.json")
+    for name, token in sorted(ids.items(), key=lambda item: item[1]):
+        entry = described.get(name, {})
+        special = bool(entry.get("special", name.startswith("<|")))
+        flags = {flag: bool(entry.get(flag, False)) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+        bpe.add_tokens([AddedToken(name, special=special, **flags)])
+        if bpe.token_to_id(name) != token:
+            raise TokenizerError(
+                f"{folder}: {name} should have id {token} and follows the vocabulary as {bpe.token_to_id(name)}; "
+                "vocab.json and added_tokens.json do not belong together."
+            )

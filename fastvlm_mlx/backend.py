@@ -1,0 +1,51 @@
+"""Which of MLX's backends computes, and the three operations whose best form depends on it.
+
+Model code calls `gelu`, `depthwise` and `attention` and reads the same everywhere; weights and folders are the same too.
+"""
+
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import cpu
+
+Backend = Literal["cpu", "metal", "cuda"]
+
+FUSED_HEAD_DIM = 64  # the narrowest head Metal's fused attention takes (mlx 0.32, scaled_dot_product_attention.cpp)
+
+
+def current() -> Backend:
+    """The backend of MLX's default device."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
+def gelu(x: mx.array, backend: Backend) -> mx.array:
+    """GELU with erf, element by element."""
+    if backend == "cpu" and x.dtype == mx.float32:
+        return cpu.gelu(x)
+    return nn.gelu(x)
+
+
+def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> mx.array:
+    """Centred depthwise convolution: x (B, H, W, C), weight (C, k, k, 1), k odd -> (B, ceil(H/stride), ceil(W/stride), C)."""
+    if backend == "cpu":
+        return cpu.depthwise(x, weight, stride)
+    return mx.conv2d(x, weight, stride=stride, padding=weight.shape[1] // 2, groups=x.shape[-1])
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, backend: Backend) -> mx.array:
+    """Full softmax attention: q, k, v (B, heads, L, head_dim) -> (B, heads, L, head_dim), scale head_dim ** -0.5.
+
+    On Metal a narrow head is filled up with zeros to the width of the fused kernel: zeros add nothing to a score, and the
+    columns they produce are cut off again, so the result is the same.
+    """
+    head_dim = q.shape[-1]
+    scale = head_dim**-0.5
+    if backend != "metal" or head_dim >= FUSED_HEAD_DIM:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    zeros = [(0, 0), (0, 0), (0, 0), (0, FUSED_HEAD_DIM - head_dim)]
+    q, k, v = (mx.pad(heads, zeros) for heads in (q, k, v))
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :head_dim]

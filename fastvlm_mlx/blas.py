@@ -1,0 +1,44 @@
+"""OpenBLAS for MLX's CPU backend on Linux: the package's one global effect, and it has to come before MLX is imported.
+
+MLX's Linux wheel carries the reference BLAS, at about 3 GFLOP/s on two cores; the same symbols from OpenBLAS, put into
+the process first, take their place at about 135. Nothing happens on macOS, where MLX uses Accelerate and Metal, nor where
+OpenBLAS is not installed: everything still runs, slowly, and `status` says what to install.
+"""
+
+import ctypes
+import ctypes.util
+import os
+import sys
+
+LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
+HINT = "install OpenBLAS (Debian, Ubuntu: apt-get install libopenblas0-pthread; Fedora: dnf install openblas)"
+
+_state = "not used"
+
+
+def preload() -> None:
+    """Load OpenBLAS so that MLX finds it; does nothing elsewhere than on Linux, or once MLX is already in the process."""
+    global _state
+    if sys.platform != "linux" or _state != "not used":
+        return
+    if "mlx.core" in sys.modules and "openblas" not in os.environ.get("LD_PRELOAD", ""):
+        _state = "too late"
+        return
+    for name in LIBRARIES:
+        try:
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        _state = "loaded"
+        return
+    _state = "missing"
+
+
+def status() -> str:
+    """One line for people: what computes matrix products on the CPU, and what to do where that is slow."""
+    return {
+        "loaded": "OpenBLAS",
+        "not used": "the platform's own",
+        "missing": f"reference BLAS, about 45 times slower: {HINT}",
+        "too late": "reference BLAS, about 45 times slower: import fastvlm_mlx before mlx",
+    }[_state]

@@ -1,0 +1,191 @@
+"""What a model is, as frozen dataclasses: config.json of our folder, and nothing else, decides every size.
+
+Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names follow FastViT (timm) and Qwen2 (transformers).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+from .errors import CheckpointError, listed
+
+FORMAT_VERSION = 1
+MODEL_TYPE = "fastvlm_mlx"
+STAGES = 5
+ATTENTION_STAGES = (3, 4)  # the others mix tokens with a depthwise convolution (RepMixer)
+HEAD_DIM = 32  # of the tower's attention
+STRIDE = 64  # pixels of the image per image token, along each side: stem 4, then four downsamplers of 2
+
+Fit = Literal["pad", "crop"]
+T = TypeVar("T")
+Dtype = Literal["float32", "float16", "bfloat16"]
+DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise CheckpointError about config.json unless the condition holds."""
+    if not condition:
+        raise CheckpointError(f"config.json: {message}.")
+
+
+def _positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        valid = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 24
+        check(valid, f"{name} is {size!r}, expected a positive whole number")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """FastViTHD: blocks and channels per stage (FastVLM, arXiv:2412.13303, and FastViT, arXiv:2303.14189)."""
+
+    depths: tuple[int, ...] = (2, 12, 24, 4, 2)
+    widths: tuple[int, ...] = (96, 192, 384, 768, 1536)
+    mlp_ratio: int = 4
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name, sizes in (("depths", self.depths), ("widths", self.widths)):
+            check(len(sizes) == STAGES, f"vision {name} has {len(sizes)} entries, expected {STAGES}")
+            _positive(**{f"vision {name}[{i}]": size for i, size in enumerate(sizes)})
+        _positive(mlp_ratio=self.mlp_ratio)
+        for before, after in zip(self.widths, self.widths[1:], strict=False):
+            check(after % before == 0, f"vision width {after} is not a whole multiple of the one before, {before}")
+        for stage in ATTENTION_STAGES:
+            width = self.widths[stage]
+            check(width % HEAD_DIM == 0, f"vision width {width} of an attention stage is not a multiple of {HEAD_DIM}")
+
+    @property
+    def out_width(self) -> int:
+        """Channels of the features handed to the projector: conv_exp doubles the last stage's."""
+        return 2 * self.widths[-1]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Qwen2 (arXiv:2407.10671)."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 32768
+
+    def __post_init__(self) -> None:
+        sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type == "int"}
+        _positive(**sizes)
+        heads, kv = self.num_attention_heads, self.num_key_value_heads
+        check(
+            self.hidden_size % heads == 0, f"hidden_size {self.hidden_size} is not a multiple of its {heads} attention heads"
+        )
+        check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd; rotary positions need an even one")
+        check(heads % kv == 0, f"{heads} attention heads cannot share {kv} key-value heads evenly")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a picture becomes the tower's input: `size` pixels square, black bars ("pad") or a centred crop ("crop")."""
+
+    size: int = 1024
+    fit: Fit = "pad"
+
+    def __post_init__(self) -> None:
+        _positive(image_size=self.size)
+        check(self.fit in ("pad", "crop"), f"image fit is {self.fit!r}, expected 'pad' or 'crop'")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """One quantised layer, in MLX's terms: bits per weight, weights per scale, and the kind of scale."""
+
+    bits: int
+    group_size: int
+    mode: str = "affine"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the weights came from and on what terms they may be used."""
+
+    name: str = ""
+    layout: str = ""
+    license: str = ""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: picture, tower, decoder, stop tokens, and how the weights are stored."""
+
+    text: TextConfig
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: Dtype = "bfloat16"
+    quantization: dict[str, QuantConfig] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.dtype in DTYPES, f"dtype is {self.dtype!r}, expected one of {listed(DTYPES)}")
+        for token in self.eos_token_ids:
+            check(
+                isinstance(token, int) and 0 <= token < self.text.vocab_size,
+                f"stop token {token!r} is outside the vocabulary of {self.text.vocab_size}",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """config.json as written to our folder."""
+        return {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_dict`; raises CheckpointError naming an unknown, missing or misshapen field."""
+        data = dict(data)
+        found = data.pop("model_type", None)
+        check(found == MODEL_TYPE, f"model_type is {found!r}, expected {MODEL_TYPE!r}")
+        version = data.pop("format_version", None)
+        check(
+            version == FORMAT_VERSION,
+            f"format_version is {version!r}, this release reads {FORMAT_VERSION}; convert the model again or update fastvlm-mlx",
+        )
+        quantization = data.pop("quantization", {})
+        check(isinstance(quantization, dict), "quantization is not a table")
+        return _build(
+            cls,
+            "",
+            data
+            | {
+                "text": _build(TextConfig, "text.", data.get("text")),
+                "vision": _build(VisionConfig, "vision.", data.get("vision", {})),
+                "image": _build(ImageConfig, "image.", data.get("image", {})),
+                "source": _build(SourceConfig, "source.", data.get("source", {})),
+                "quantization": {path: _build(QuantConfig, f"quantization.{path}.", q) for path, q in quantization.items()},
+            },
+        )
+
+
+def _build(cls: type[T], prefix: str, data: Any) -> T:
+    """A dataclass from a parsed JSON object: unknown and missing fields are errors, lists become tuples."""
+    check(isinstance(data, dict), f"{prefix.rstrip('.') or 'the file'} is missing or not a table")
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
+    unknown = [prefix + name for name in data if name not in fields]
+    check(not unknown, f"unknown entries {listed(unknown)}")
+    required = (f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+    missing = [prefix + f.name for f in required if f.name not in data]
+    check(not missing, f"missing entries {listed(missing)}")
+    kinds: dict[object, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+    for name, value in data.items():
+        kind = kinds.get(fields[name].type)
+        right = kind is None or (isinstance(value, kind) and (bool in kind or not isinstance(value, bool)))
+        check(right, f"{prefix}{name} is {value!r}, expected a value of type {fields[name].type}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

@@ -1,0 +1,57 @@
+"""Every error this package raises on purpose.
+
+    FastVLMError
+    ├── ImageError        a picture that cannot be opened or used
+    ├── PromptError       text, or text and pictures together, that the model cannot take
+    ├── OptionError       an option outside its range
+    ├── CheckpointError   a folder whose files are missing, broken or foreign
+    │   └── TokenizerError
+    ├── HubError          a name that could not be turned into a folder
+    └── OutputError       a result that could not be written
+
+A message is one sentence or two: what was found, what was expected, what to do.
+"""
+
+from collections.abc import Iterable
+
+
+class FastVLMError(Exception):
+    """Root of the tree; the command line prints it without a traceback and exits with 1."""
+
+
+class ImageError(FastVLMError):
+    """A picture that cannot be opened or used."""
+
+
+class PromptError(FastVLMError):
+    """Text, or text and pictures together, that the model cannot take."""
+
+
+class OptionError(FastVLMError):
+    """An option outside its range."""
+
+
+class CheckpointError(FastVLMError):
+    """A model folder whose files are missing, broken or foreign."""
+
+
+class TokenizerError(CheckpointError):
+    """Tokenizer files that are missing, broken or do not fit the model."""
+
+
+class HubError(FastVLMError):
+    """A model name that could not be turned into a folder."""
+
+
+class OutputError(FastVLMError):
+    """A result that could not be written."""
+
+
+LISTED = 5
+
+
+def listed(names: Iterable[object]) -> str:
+    """Up to five names, quoted and comma-separated, with the number left out: "'a', 'b' and 7 more"."""
+    every = [repr(str(name)) for name in names]
+    shown = ", ".join(every[:LISTED])
+    return shown if len(every) <= LISTED else f"{shown} and {len(every) - LISTED} more"

@@ -1,0 +1,187 @@
+"""From a prepared request to an answer: one prefill, then one token at a time, each computed while the last is read."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import mlx.core as mx
+
+from .cache import KVCache
+from .errors import OptionError
+from .image import Pixels
+from .model import FastVLM
+from .prompt import ImageSlot, Piece
+from .sampling import choose
+from .tokenizer import Tokenizer
+
+MAX_TEMPERATURE = 100.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an answer is drawn. Temperature 0 is greedy; with a seed, the same draw every time."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _whole(self.max_tokens) or self.max_tokens < 1:
+            raise OptionError(f"max_tokens is {self.max_tokens!r}, expected a whole number of at least 1.")
+        if not _number(self.temperature) or not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise OptionError(f"temperature is {self.temperature!r}, expected a number from 0 (greedy) to {MAX_TEMPERATURE:g}.")
+        if not _number(self.top_p) or not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p is {self.top_p!r}, expected a number above 0 and up to 1 (everything).")
+        if self.seed is not None and (not _whole(self.seed) or not 0 <= self.seed < 1 << 64):
+            raise OptionError(f"seed is {self.seed!r}, expected a whole number from 0 to 2**64 - 1.")
+
+    def key(self) -> mx.array:
+        """The random key drawing starts from."""
+        return mx.random.key(self.seed if self.seed is not None else time.time_ns())
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question made ready: pixels of each image, the prompt in pieces, and how long that took."""
+
+    pixels: list[Pixels]
+    pieces: list[Piece]
+    image_tokens: int
+    prompt_tokens: int
+    preprocess_seconds: float
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an answer took. Seconds are wall time; `ttft_seconds` runs from the question to the first token."""
+
+    images: int
+    image_tokens: int
+    prompt_tokens: int
+    completion_tokens: int
+    preprocess_seconds: float
+    vision_seconds: float
+    prefill_seconds: float
+    ttft_seconds: float
+    decode_tokens_per_second: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length"."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stats: Stats
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self, **extra: object) -> str:
+        """One JSON object of the text, `extra` and every figure."""
+        return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **asdict(self.stats)}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next piece of a streamed answer: whole characters. The last one, perhaps empty, carries the finished answer."""
+
+    text: str
+    answer: Answer | None = None
+
+
+def stream(
+    model: FastVLM, tokenizer: Tokenizer, request: Request, options: Options, *, stop: Sequence[int], context: int
+) -> Iterator[Chunk]:
+    """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context (in positions)."""
+    mx.reset_peak_memory()
+    with _wired():
+        yield from _stream(model, tokenizer, request, options, stop, context)
+
+
+def _stream(
+    model: FastVLM, tokenizer: Tokenizer, request: Request, options: Options, stop: Sequence[int], context: int
+) -> Iterator[Chunk]:
+    started = time.perf_counter()
+    images = [model.encode(mx.array(pixels[None]))[0] for pixels in request.pixels]
+    mx.async_eval(images)
+    segments = [images[piece.index] if isinstance(piece, ImageSlot) else piece for piece in request.pieces]
+    cache = model.text.make_cache()
+    logits = model.prefill(model.embed([segment for segment in segments if len(segment)]), cache)
+    ids = _decode(model, cache, logits, options, min(options.max_tokens, context - request.prompt_tokens))
+
+    decoder = tokenizer.decoder()
+    tokens: list[int] = []
+    text, reason = "", "length"
+    mx.eval(images)  # waits for what is under way already; the prefill is queued behind it
+    seen = time.perf_counter()
+    answered = seen
+    for token in ids:
+        if not tokens:
+            answered = time.perf_counter()
+        tokens.append(token)
+        if token in stop:
+            reason = "stop"
+            break
+        piece = decoder.add(token)
+        text += piece
+        if piece:
+            yield Chunk(piece)
+    ended = time.perf_counter()
+    rest = decoder.finish()
+    stats = Stats(
+        images=len(request.pixels),
+        image_tokens=request.image_tokens,
+        prompt_tokens=request.prompt_tokens,
+        completion_tokens=len(tokens),
+        preprocess_seconds=request.preprocess_seconds,
+        vision_seconds=seen - started if request.pixels else 0.0,
+        prefill_seconds=answered - (seen if request.pixels else started),
+        ttft_seconds=answered - started + request.preprocess_seconds,
+        decode_tokens_per_second=(len(tokens) - 1) / max(ended - answered, 1e-9),
+        peak_memory_bytes=mx.get_peak_memory(),
+    )
+    yield Chunk(rest, Answer(text + rest, tokens, reason, stats))
+
+
+def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options: Options, limit: int) -> Iterator[int]:
+    """Token ids, the next one under way before the last is handed out."""
+    key, drawn = mx.random.split(options.key())
+    token = choose(logits, options.temperature, options.top_p, drawn)
+    mx.async_eval(token)
+    for count in range(1, limit + 1):
+        following = token
+        if count < limit:
+            key, drawn = mx.random.split(key)
+            following = choose(model.step(token, cache), options.temperature, options.top_p, drawn)
+            mx.async_eval(following)
+        yield int(token.item())
+        token = following
+
+
+@contextmanager
+def _wired() -> Iterator[None]:
+    """On Metal, keep the weights resident while answering, as mlx-lm does; the limit before is put back."""
+    if not mx.metal.is_available():
+        yield
+        return
+    before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    try:
+        yield
+    finally:
+        mx.synchronize()
+        mx.set_wired_limit(before)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

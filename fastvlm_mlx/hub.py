@@ -1,0 +1,95 @@
+"""A model's name -> the folder that holds it: a folder as given, the built-in model, or a repository of the Hugging Face Hub.
+
+An existing folder wins over a Hub name of the same spelling, and "tiny" is always the built-in model.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import HubError
+
+BUILT_IN = "tiny"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+FILES = (
+    "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+    "merges.txt", "added_tokens.json", "special_tokens_map.json", "LICENSE*", "preprocessor_config.json",
+)  # fmt: skip
+
+Agree = Callable[[str], bool]  # shown what is about to be fetched; False stops it
+
+
+def find(model: str, *, revision: str | None = None, agree: Agree | None = None) -> Path:
+    """The folder of a model; fetches a Hub repository that is not in the cache if `agree` (default: yes) says so.
+
+    Raises HubError for a name that is neither, and where the Hub cannot be reached or has no such model.
+    """
+    if model == BUILT_IN:
+        folder = Path(__file__).parent / BUILT_IN
+        if not folder.is_dir():
+            raise HubError("The built-in model 'tiny' is not part of this installation; name a folder or a Hub model.")
+        return folder
+    folder = Path(model).expanduser()
+    try:
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except (OSError, ValueError) as error:
+        raise HubError(f"{model[:200]!r} cannot be a folder ({error}), and is not a Hub name; check --model.") from error
+    if exists:
+        raise HubError(f"{model!r} is a file; expected the folder that holds config.json and the weights.")
+    if not HUB_NAME.fullmatch(model):
+        raise HubError(f"{model[:200]!r}: no such folder, and not a Hub name (OWNER/NAME); check --model.")
+    return _from_hub(model, revision, agree)
+
+
+def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    def fetch(local_only: bool) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES), local_files_only=local_only))
+
+    try:
+        cached = fetch(local_only=True)
+        if _complete(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as error:
+        raise HubError(f"{name!r}: no such folder, and not a Hub name ({error}).") from error
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
+        size = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
+        notice = f"{name} takes {size / 1e9:.1f} GB to download. Its weights are for research use only unless its licence says more."
+        if agree is not None and not agree(notice):
+            raise HubError(f"{name} was not downloaded; run 'fastvlm-mlx download {name}' or pass --yes, or try --model tiny.")
+        return fetch(local_only=False)
+    except HubError:
+        raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403, 404):
+            raise HubError(f"{name!r}: no such folder, and the Hub has no such model open to you (HTTP {status}).") from error
+        raise HubError(f"{name!r}: no such folder, and the Hub answered with an error (HTTP {status}); try again.") from error
+    except Exception as error:  # connection errors come from several libraries
+        raise HubError(
+            f"{name!r}: no such folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
+            "check the name and the connection."
+        ) from error
+
+
+def _wanted(file: str) -> bool:
+    return any(Path(file).match(pattern) for pattern in FILES)
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a cached snapshot has its config and weights, so that an interrupted download is taken up again."""
+    from .storage import INDEX, read_json
+
+    if not (folder / "config.json").exists():
+        return False
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        return isinstance(weight_map, dict) and all((folder / str(file)).exists() for file in weight_map.values())
+    return any(folder.glob("*.safetensors"))

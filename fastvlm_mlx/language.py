@@ -1,0 +1,91 @@
+"""Qwen2, the decoder: embeddings (B, L, D) -> logits (B, V) of the token that follows.
+
+Source: Qwen2 (arXiv:2407.10671); transformers, models/qwen2. The query, key and value projections are one product, and so
+are the MLP's gate and up projections: fewer, larger steps per token. B batch, L tokens, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .cache import KVCache
+from .config import TextConfig
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions and grouped key-value heads."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.rope_theta = config.rope_theta
+        self.qkv_proj = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=True)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        B, L, D = x.shape
+        qkv = self.qkv_proj(x).reshape(B, L, -1, self.head_dim).transpose(0, 2, 1, 3)
+        turned = self.heads + self.kv_heads  # queries and keys turn with their position, values do not
+        qk = mx.fast.rope(
+            qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=cache.length
+        )
+        keys, values = cache.update(qk[:, self.heads :], qkv[:, turned:])
+        y = mx.fast.scaled_dot_product_attention(
+            qk[:, : self.heads], keys, values, scale=self.head_dim**-0.5, mask="causal" if L > 1 else None
+        )
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(gate * mx.sigmoid(gate) * up)
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each on a normed copy, each added back."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Qwen2(nn.Module):
+    """The decoder with its embedding and its head, which share one matrix where the config says they are tied."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def __call__(self, x: mx.array, cache: Sequence[KVCache]) -> mx.array:
+        """Hidden states (B, L, D) after the last layer's norm; x continues the positions already in the cache."""
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer(x, layer_cache)
+        return self.norm(x)
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """Scores (..., V) of every token of the vocabulary, from hidden states (..., D)."""
+        return self.lm_head(hidden) if "lm_head" in self else self.embed_tokens.as_linear(hidden)
+
+    def make_cache(self) -> list[KVCache]:
+        """An empty cache, one entry per layer."""
+        return [KVCache() for _ in self.layers]

@@ -1,0 +1,19 @@
+"""The projector (LLaVA's mlp2x_gelu): image features (..., V) -> image embeddings (..., D), as wide as the decoder."""
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .backend import Backend, gelu
+
+
+class Projector(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, in_width: int, out_width: int, backend: Backend):
+        super().__init__()
+        self.backend = backend
+        self.linear_1 = nn.Linear(in_width, out_width)
+        self.linear_2 = nn.Linear(out_width, out_width)
+
+    def __call__(self, features: mx.array) -> mx.array:
+        return self.linear_2(gelu(self.linear_1(features), self.backend))

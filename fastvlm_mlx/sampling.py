@@ -1,0 +1,23 @@
+"""Logits -> the next token: the likeliest, or one drawn from the likeliest few."""
+
+import mlx.core as mx
+
+
+def choose(logits: mx.array, temperature: float, top_p: float, key: mx.array) -> mx.array:
+    """Token ids (B,) from logits (B, V). Temperature 0 takes the likeliest; otherwise drawn with the random key.
+
+    top_p keeps the smallest set of tokens whose probabilities add up to at least that much (nucleus sampling,
+    arXiv:1904.09751); the likeliest token is always in it.
+    """
+    if temperature == 0:
+        return mx.argmax(logits, axis=-1)
+    logits = logits.astype(mx.float32) / temperature
+    if top_p < 1:
+        order = mx.argsort(-logits, axis=-1)
+        ranked = mx.take_along_axis(logits, order, axis=-1)
+        probabilities = mx.softmax(ranked, axis=-1)
+        before = mx.cumsum(probabilities, axis=-1) - probabilities
+        ranked = mx.where(before < top_p, ranked, -mx.inf)
+        drawn = mx.random.categorical(ranked, key=key)
+        return mx.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
+    return mx.random.categorical(logits, key=key)

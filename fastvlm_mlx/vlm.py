@@ -1,0 +1,225 @@
+"""The four lines of the front page: load a model, ask about pictures, stream, or take the image embeddings."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from . import backend as backends
+from . import generate as generation
+from . import hub, quantize
+from .config import DTYPES, STRIDE, Dtype, ModelConfig
+from .errors import CheckpointError, OptionError, PromptError, listed
+from .generate import Answer, Chunk, Options, Request
+from .image import Source, load_image, preprocess
+from .model import FastVLM
+from .prompt import ImageSlot, render
+from .storage import OpenModel, is_ours, open_ours
+
+PROMPT = "Describe the image."
+RESOLUTIONS = range(STRIDE, 4096 + 1, STRIDE)
+
+Images = Source | Sequence[Source] | None
+
+
+def load(
+    model: str,
+    *,
+    bits: int | None = None,
+    group_size: int = 64,
+    dtype: Dtype | None = None,
+    tokenizer: str | None = None,
+    revision: str | None = None,
+    resolution: int | None = None,
+) -> "VLM":
+    """Load a model, ready to answer.
+
+    `model` is a folder of any accepted layout, a Hub name such as "apple/FastVLM-0.5B" (fetched once), or "tiny".
+    `bits` quantises the decoder on the fly (2, 3, 4, 5, 6 or 8, in groups of `group_size`). `dtype` is what to compute in:
+    by default the stored type on a GPU, float32 on a CPU. `tokenizer` is a folder to take the tokenizer from, `resolution` the
+    side in pixels that pictures are brought to (a multiple of 64), `revision` a branch, tag or commit of the Hub repository.
+    Raises FastVLMError.
+    """
+    vlm = VLM.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
+    vlm.load_weights(bits=bits, group_size=group_size, dtype=dtype)
+    return vlm
+
+
+class VLM:
+    """A FastVLM with its tokenizer and settings."""
+
+    def __init__(self, opened: OpenModel):
+        self.name = opened.name
+        self.config: ModelConfig = opened.config
+        self.tokenizer = opened.tokenizer
+        self.load_seconds = 0.0
+        self._opened = opened
+        self._model: FastVLM | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        *,
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        resolution: int | None = None,
+        agree: hub.Agree | None = None,
+    ) -> "VLM":
+        """Find a model and read its settings and tokenizer, but no weights yet; see `load`."""
+        started = time.perf_counter()
+        if resolution is not None and resolution not in RESOLUTIONS:
+            raise OptionError(
+                f"resolution is {resolution}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels."
+            )
+        words = Path(tokenizer).expanduser() if tokenizer else None
+        if words is not None and not words.is_dir():
+            raise OptionError(f"{tokenizer!r}: no such folder to take the tokenizer from.")
+        folder = hub.find(model, revision=revision, agree=agree)
+        vlm = cls(_open_folder(folder, model, words))
+        if resolution is not None:
+            vlm.config = replace(vlm.config, image=replace(vlm.config.image, size=resolution))
+        vlm.load_seconds = time.perf_counter() - started
+        return vlm
+
+    def load_weights(self, *, bits: int | None = None, group_size: int = 64, dtype: Dtype | None = None) -> None:
+        """Read the weights into a model for the default device; see `load` for the options."""
+        started = time.perf_counter()
+        backend = backends.current()
+        if dtype is not None and dtype not in DTYPES:
+            raise OptionError(f"dtype is {dtype!r}, expected one of {listed(DTYPES)}.")
+        kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else self.config.dtype))
+        model = FastVLM(self.config, backend)
+        chosen: quantize.Plan = {}
+        if bits is not None:
+            if self.config.quantization:
+                raise OptionError(f"{self.name} is quantised already; load it without bits.")
+            chosen, _ = quantize.plan(model, bits, group_size)
+        quantize.apply(model, self.config.quantization)
+        _fill(model, self._opened, kind)
+        quantize.apply(model, chosen)
+        mx.eval(model.parameters())
+        self._model = model
+        self.load_seconds += time.perf_counter() - started
+
+    @property
+    def model(self) -> FastVLM:
+        """The network; raises CheckpointError before `load_weights`."""
+        if self._model is None:
+            raise CheckpointError("The weights have not been read yet; call load_weights() first.")
+        return self._model
+
+    def prepare(self, image: Images, prompt: str = PROMPT, *, system: str | None = None) -> Request:
+        """Check and prepare a question without needing the weights; raises ImageError and PromptError."""
+        started = time.perf_counter()
+        pixels = [preprocess(load_image(source), self.config.image) for source in _as_list(image)]
+        pieces = render(self.tokenizer, prompt, len(pixels), system)
+        per_image = (-(-self.config.image.size // STRIDE)) ** 2
+        tokens = sum(per_image if isinstance(piece, ImageSlot) else len(piece) for piece in pieces)
+        limit = self.config.text.max_position_embeddings
+        if tokens >= limit:
+            raise PromptError(
+                f"The prompt takes {tokens} tokens, {per_image * len(pixels)} of them for {len(pixels)} images, and the model "
+                f"has room for {limit}; shorten the text or show fewer images."
+            )
+        return Request(pixels, pieces, per_image * len(pixels), tokens, time.perf_counter() - started)
+
+    def generate(
+        self,
+        image: Images,
+        prompt: str = PROMPT,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        system: str | None = None,
+    ) -> Answer:
+        """Answer a question about a picture, several (a list) or none (None).
+
+        A picture is a path, bytes, a PIL image or an (H, W, 3) uint8 array. `temperature` 0 always takes the likeliest token;
+        above, tokens are drawn, from the likeliest ones that add up to `top_p`, the same way for the same `seed`. `system`
+        replaces the system prompt. Raises ImageError, PromptError and OptionError.
+        """
+        options = Options(max_tokens, temperature, top_p, seed)
+        for chunk in self.answer(self.prepare(image, prompt, system=system), options):
+            if chunk.answer is not None:
+                return chunk.answer
+        raise AssertionError("a stream ends with the answer")
+
+    def stream(
+        self,
+        image: Images,
+        prompt: str = PROMPT,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        system: str | None = None,
+    ) -> Iterator[Chunk]:
+        """The same as `generate`, chunk by chunk as the answer is made; the last chunk has the whole `answer`."""
+        options = Options(max_tokens, temperature, top_p, seed)
+        return self.answer(self.prepare(image, prompt, system=system), options)
+
+    def answer(self, request: Request, options: Options) -> Iterator[Chunk]:
+        """Stream the answer to a prepared question."""
+        text = self.config.text
+        stop = self.config.eos_token_ids
+        return generation.stream(
+            self.model, self.tokenizer, request, options, stop=stop, context=text.max_position_embeddings
+        )
+
+    def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
+        """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
+        embeddings = []
+        for source in _as_list(image):
+            pixels = preprocess(load_image(source), self.config.image)
+            embeddings.append(self.model.encode(mx.array(pixels[None]))[0])
+        mx.eval(embeddings)
+        return embeddings if isinstance(image, (list, tuple)) else embeddings[0]
+
+    def __repr__(self) -> str:
+        text = self.config.text
+        return f"VLM({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size}, images at {self.config.image.size})"
+
+
+def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:
+    if is_ours(folder):
+        return open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
+    from .convert import open_foreign
+
+    return open_foreign(folder, name, tokenizer)
+
+
+def _fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype) -> None:
+    """Put every weight in its place, in the type to compute in; raises CheckpointError unless they match exactly."""
+    places = dict(_flat(model.parameters()))
+    for name, array in opened.weights():
+        expected = places.pop(name, None)
+        if expected is None:
+            raise CheckpointError(f"{opened.name}: it holds {name!r}, which its config.json does not call for; convert it again.")
+        if expected.shape != array.shape:
+            raise CheckpointError(
+                f"{opened.name}: {name!r} has shape {array.shape}, its config.json calls for {expected.shape}; convert it again."
+            )
+        if mx.issubdtype(array.dtype, mx.floating):
+            array = array.astype(dtype)
+        mx.eval(array)
+        model.load_weights([(name, array)], strict=False)
+    if places:
+        raise CheckpointError(f"{opened.name}: {listed(places)} are missing from its weights; convert it again.")
+
+
+def _flat(tree: object) -> list[tuple[str, mx.array]]:
+    from mlx.utils import tree_flatten
+
+    return list(tree_flatten(tree))
+
+
+def _as_list(image: Images) -> list[Source]:
+    if image is None:
+        return []
+    return list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]
