@@ -70,6 +70,15 @@ class Stats:
     decode_tokens_per_second: float
     peak_memory_bytes: int
 
+    def describe(self, *, load_seconds: float) -> str:
+        """The figures in two lines for people."""
+        return (
+            f"load {load_seconds:.2f} s, preprocess {self.preprocess_seconds * 1e3:.0f} ms, vision {self.vision_seconds * 1e3:.0f} ms"
+            f" ({self.image_tokens} tokens), prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
+            f"first token after {self.ttft_seconds:.2f} s, then {self.decode_tokens_per_second:.1f} tokens/s"
+            f" ({self.completion_tokens} tokens), peak memory {self.peak_memory_bytes / 1e9:.2f} GB"
+        )
+
 
 @dataclass(frozen=True)
 class Answer:

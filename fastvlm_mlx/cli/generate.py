@@ -1,0 +1,80 @@
+"""`fastvlm-mlx generate`: an answer about one or more pictures."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .options import DEFAULT_MODEL, Model, TokenizerPath, Yes, agree_to_download
+
+MAX_STDIN = 10_000_000  # characters
+
+
+def generate(
+    model: Model = DEFAULT_MODEL,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", "--image-file", help="A picture: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF. Repeat for several."),
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question; '-' reads it from stdin.")] = "Describe the image.",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Longest answer, in tokens.")] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token; higher varies more.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", "--top_p", help="Draw from the likeliest tokens that add up to this probability.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Draw the same answer every time.")] = None,
+    system: Annotated[str | None, typer.Option(help="Replace the system prompt, 'You are a helpful assistant.'")] = None,
+    bits: Annotated[int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8.")] = None,
+    load_4bit: Annotated[bool, typer.Option("--load-4bit", help="The same as --bits 4.")] = False,
+    load_8bit: Annotated[bool, typer.Option("--load-8bit", help="The same as --bits 8.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32, float16 or bfloat16 instead of the default.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
+    ] = None,
+    tokenizer_path: TokenizerPath = None,
+    yes: Yes = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the answer and all figures.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what each stage took to stderr.")] = False,
+) -> None:
+    """Answer a question about a picture, streaming the answer to stdout.
+
+    Example: fastvlm-mlx generate --image photo.jpg --prompt "What is on the table?"
+
+    Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
+    """
+    from ..errors import OptionError
+    from ..generate import Options
+    from ..vlm import VLM
+
+    if sum((bits is not None, load_4bit, load_8bit)) > 1:
+        raise OptionError("--bits, --load-4bit and --load-8bit were given together; choose one.")
+    bits = 4 if load_4bit else 8 if load_8bit else bits
+    options = Options(max_tokens, temperature, top_p, seed)
+    vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree_to_download(yes))
+    request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system)
+    vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
+    for chunk in vlm.answer(request, options):
+        if not json:
+            print(chunk.text, end="", flush=True)
+        if chunk.answer is not None:
+            answer = chunk.answer
+    if json:
+        print(answer.to_json(model=vlm.name, load_seconds=vlm.load_seconds))
+        return
+    print()
+    if verbose:
+        print(answer.stats.describe(load_seconds=vlm.load_seconds), file=sys.stderr)
+
+
+def _read_stdin() -> str:
+    from ..errors import PromptError
+
+    data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(data) > MAX_STDIN:
+        raise PromptError(f"The prompt on stdin is longer than {MAX_STDIN} bytes; shorten it.")
+    try:
+        return data.decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"The prompt on stdin is not UTF-8 (byte {error.start}); convert it first.") from error
