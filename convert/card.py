@@ -5,9 +5,7 @@ from pathlib import Path
 from fastvlm_mlx.config import ModelConfig
 
 LICENSE_FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")
-ATTRIBUTION = (
-    "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
-)
+ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
 TERMS = f"""{ATTRIBUTION}
 
 The checkpoint this folder was converted from carried no copy of the agreement. It is published with Apple's FastVLM

@@ -31,7 +31,10 @@ def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig
     fit: Fit = "pad" if theirs.get("image_aspect_ratio") == "pad" else "crop"
     vision = theirs.get("vision_config") or {}
     check(isinstance(vision, dict), "vision_config is not a table")
-    sizes = {key: tuple(_list(vision, key)) for key in ("depths", "widths") if key in vision}
+    for key in ("depths", "widths"):
+        check(isinstance(vision.get(key, []), list), f"vision_config.{key} is {vision.get(key)!r}, expected a list of sizes")
+    published = VisionConfig()
+    depths, widths = (tuple(vision.get(key, getattr(published, key))) for key in ("depths", "widths"))
     try:
         text = TextConfig(
             hidden_size=theirs["hidden_size"],
@@ -49,17 +52,12 @@ def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig
         raise CheckpointError(f"config.json: no {error.args[0]!r} in it; fetch the file again.") from error
     return ModelConfig(
         text=text,
-        vision=VisionConfig(**sizes),
+        vision=VisionConfig(depths, widths),
         image=ImageConfig(size=int(size[1]), fit=fit),
         source=SourceConfig(name=name, layout=layout, license=LICENSE),
         eos_token_ids=_eos(theirs),
         dtype=_dtype(theirs),
     )
-
-
-def _list(table: dict[str, Any], key: str) -> list[Any]:
-    check(isinstance(table[key], list), f"vision_config.{key} is {table[key]!r}, expected a list of sizes")
-    return list(table[key])
 
 
 def _flag(table: dict[str, Any], key: str) -> bool:

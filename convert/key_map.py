@@ -191,6 +191,16 @@ def match(names: Iterable[str], layout: str) -> Plan:
     return plan
 
 
+def source_name(target: str, layout: str) -> str:
+    """What a tensor of the published form is called in a layout; for a merged one, the block its branches are in."""
+    for row in LAYOUTS[layout]:
+        if isinstance(row, Rename) and (found := _regex(row.target).fullmatch(target)):
+            return row.source.format(**found.groupdict())
+        if isinstance(row, Group) and (found := _regex(row.target + ".{p}").fullmatch(target)):
+            return row.source.format(**found.groupdict()) + ".*"
+    raise AssertionError(f"layout {layout!r} has no row for {target!r}")
+
+
 def _matchers(rows: Iterable[Row]) -> Iterable[tuple[Row, str, re.Pattern[str]]]:
     for row in rows:
         if isinstance(row, Group):

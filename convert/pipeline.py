@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from fastvlm_mlx.config import DTYPES, Dtype, ModelConfig
 from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.storage import OpenModel, is_ours, save
 from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -15,7 +16,7 @@ from . import published
 from .card import licence_text, model_card
 from .config_map import from_llava
 from .fold import fold
-from .key_map import Plan, match, recognise
+from .key_map import Plan, match, recognise, source_name
 from .read import Checkpoint, read_checkpoint
 from .tokenizer import read_tokenizer
 
@@ -42,7 +43,7 @@ def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> Open
     config = replace(_with_stored_dtype(config, checkpoint), eos_token_ids=_stop_tokens(config, words))
     plan = match(checkpoint.tensors, layout)
     config = _settle_head(config, plan, checkpoint)
-    _check_shapes(config, plan, checkpoint)
+    _check_shapes(config, plan, checkpoint, layout)
     if len(words) > config.text.vocab_size:
         raise CheckpointError(
             f"{words.origin}: its {len(words)} tokens are more than the model's {config.text.vocab_size}; "
@@ -76,27 +77,20 @@ def convert(
         raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
     opened = open_foreign(folder, str(folder), tokenizer)
     config = replace(opened.config, dtype=dtype or opened.config.dtype)
-    expected = published.shapes(config)
-    nbytes = sum(_size(shape) for shape in expected.values()) * CAST_BYTES[config.dtype]
+    places = FastVLM(config, "cpu").places()
+    nbytes = sum(place.size for place in places.values()) * CAST_BYTES[config.dtype]
 
     def cast() -> Iterator[tuple[str, mx.array]]:
         for done, (name, array) in enumerate(opened.weights(), start=1):
             stored = array.astype(getattr(mx, config.dtype))
             _check_finite(name, array, stored, config.dtype)
             if progress:
-                progress(done, len(expected))
+                progress(done, len(places))
             yield name, stored
 
     texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder)}
     save(out, config, cast(), texts, nbytes=nbytes, force=force)
     return config
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _check_finite(name: str, array: mx.array, stored: mx.array, dtype: Dtype) -> None:
@@ -139,10 +133,9 @@ def _settle_head(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> Mod
     return replace(config, text=replace(config.text, tie_word_embeddings=False))
 
 
-def _check_shapes(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> None:
+def _check_shapes(config: ModelConfig, plan: Plan, checkpoint: Checkpoint, layout: str) -> None:
     """Names and shapes of the published form, worked out from the headers alone."""
     found = {target: checkpoint.tensors[source].shape for target, source in plan.renames.items()}
-    source_of = dict(plan.renames)
     for row, source, target, parts in plan.merges:
         zeros = {part: mx.zeros(checkpoint.tensors[name].shape) for part, name in parts.items()}
         try:
@@ -150,8 +143,7 @@ def _check_shapes(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> No
         except (ValueError, IndexError, KeyError) as error:
             raise CheckpointError(f"the tensors under {source!r} do not fit each other ({error}).") from error
         found |= {f"{target}.{part}": tuple(array.shape) for part, array in merged.items()}
-        source_of |= {f"{target}.{part}": f"{source}.*" for part in merged}
-    published.check(found, config, source_of)
+    published.check(found, config, lambda name: source_name(name, layout))
 
 
 def _published(plan: Plan, checkpoint: Checkpoint) -> dict[str, mx.array]:

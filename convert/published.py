@@ -3,6 +3,8 @@
 Apple's names for the reparameterised tower (apple/ml-fastvlm at 592b4ad), with `vision.`, `projector.` and `text.` before.
 """
 
+from collections.abc import Callable
+
 from fastvlm_mlx.config import ATTENTION_STAGES, ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import CheckpointError, listed
 from fastvlm_mlx.vision import SE_RATIO
@@ -29,20 +31,19 @@ def shapes(config: ModelConfig) -> Shapes:
     return {**_tower(config.vision), **_projector(config), **_decoder(config.text)}
 
 
-def check(found: Shapes, config: ModelConfig, source_of: dict[str, str]) -> None:
-    """Raise CheckpointError unless `found` is exactly what the config asks for; `source_of` gives the names to report."""
+def check(found: Shapes, config: ModelConfig, source_name: Callable[[str], str]) -> None:
+    """Raise CheckpointError unless `found` is exactly what the config asks for, under the names the checkpoint uses."""
     expected = shapes(config)
-    missing = [source_of.get(name, name) for name in expected if name not in found]
+    missing = [source_name(name) for name in expected if name not in found]
     if missing:
         raise CheckpointError(f"tensors {listed(missing)} are missing; fetch the checkpoint again.")
-    surplus = [source_of.get(name, name) for name in found if name not in expected]
+    surplus = [source_name(name) for name in found if name not in expected]
     if surplus:
         raise CheckpointError(f"tensors {listed(surplus)} are more than config.json's sizes call for; do the two belong together?")
     for name, shape in expected.items():
         if found[name] != shape:
             raise CheckpointError(
-                f"{source_of.get(name, name)!r} has shape {found[name]}, config.json calls for {shape}; "
-                "do the two belong together?"
+                f"{source_name(name)!r} has shape {found[name]}, config.json calls for {shape}; do the two belong together?"
             )
 
 

@@ -81,9 +81,7 @@ class TextConfig:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type == "int"}
         _positive(**sizes)
         heads, kv = self.num_attention_heads, self.num_key_value_heads
-        check(
-            self.hidden_size % heads == 0, f"hidden_size {self.hidden_size} is not a multiple of its {heads} attention heads"
-        )
+        check(self.hidden_size % heads == 0, f"hidden_size {self.hidden_size} is not a multiple of its {heads} attention heads")
         check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd; rotary positions need an even one")
         check(heads % kv == 0, f"{heads} attention heads cannot share {kv} key-value heads evenly")
 

@@ -94,7 +94,9 @@ class Answer:
 
     def to_json(self, **extra: object) -> str:
         """One JSON object of the text, `extra` and every figure."""
-        return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **asdict(self.stats)}, ensure_ascii=False)
+        return json.dumps(
+            {"text": self.text, **extra, "finish_reason": self.finish_reason, **asdict(self.stats)}, ensure_ascii=False
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options:
             key, drawn = mx.random.split(key)
             following = choose(model.step(token, cache), options.temperature, options.top_p, drawn)
             mx.async_eval(following)
-        yield int(token.item())
+        yield int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
         token = following
 
 

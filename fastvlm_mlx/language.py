@@ -27,9 +27,7 @@ class Attention(nn.Module):
         B, L, D = x.shape
         qkv = self.qkv_proj(x).reshape(B, L, -1, self.head_dim).transpose(0, 2, 1, 3)
         turned = self.heads + self.kv_heads  # queries and keys turn with their position, values do not
-        qk = mx.fast.rope(
-            qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=cache.length
-        )
+        qk = mx.fast.rope(qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=cache.length)
         keys, values = cache.update(qk[:, self.heads :], qkv[:, turned:])
         y = mx.fast.scaled_dot_product_attention(
             qk[:, : self.heads], keys, values, scale=self.head_dim**-0.5, mask="causal" if L > 1 else None
@@ -80,11 +78,13 @@ class Qwen2(nn.Module):
         """Hidden states (B, L, D) after the last layer's norm; x continues the positions already in the cache."""
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, layer_cache)
-        return self.norm(x)
+        hidden: mx.array = self.norm(x)
+        return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Scores (..., V) of every token of the vocabulary, from hidden states (..., D)."""
-        return self.lm_head(hidden) if "lm_head" in self else self.embed_tokens.as_linear(hidden)
+        scores: mx.array = self.lm_head(hidden) if "lm_head" in self else self.embed_tokens.as_linear(hidden)
+        return scores
 
     def make_cache(self) -> list[KVCache]:
         """An empty cache, one entry per layer."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from .backend import Backend
 from .cache import KVCache
@@ -31,7 +32,12 @@ class FastVLM(nn.Module):
     @property
     def dtype(self) -> mx.Dtype:
         """The type activations are computed in."""
-        return self.text.norm.weight.dtype
+        weight: mx.array = self.text.norm.weight
+        return weight.dtype
+
+    def places(self) -> dict[str, mx.array]:
+        """Every parameter by its path, as our folder names it."""
+        return dict(tree_flatten(self.parameters()))
 
     def encode(self, pixels: mx.array) -> mx.array:
         """Image embeddings (B, N, D) of pixels (B, H, W, 3), RGB, uint8."""

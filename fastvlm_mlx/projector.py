@@ -16,4 +16,5 @@ class Projector(nn.Module):
         self.linear_2 = nn.Linear(out_width, out_width)
 
     def __call__(self, features: mx.array) -> mx.array:
-        return self.linear_2(gelu(self.linear_1(features), self.backend))
+        y: mx.array = self.linear_2(gelu(self.linear_1(features), self.backend))
+        return y

@@ -48,5 +48,3 @@ def apply(model: nn.Module, chosen: Plan) -> None:
         return {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
 
     nn.quantize(model, class_predicate=settings)
-
-

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -67,7 +68,7 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
     return OpenModel(name, config, Tokenizer.open(tokenizer or folder / "tokenizer.json"), weights)
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds a table; raises CheckpointError otherwise."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -167,7 +168,7 @@ def _save_weights(folder: Path, weights: Named) -> None:
     if len(shards) == 1:
         shards[0][0].rename(folder / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (path, names) in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         path.rename(folder / file)

@@ -100,7 +100,7 @@ class VLM:
         quantize.apply(model, self.config.quantization)
         _fill(model, self._opened, kind)
         quantize.apply(model, chosen)
-        mx.eval(model.parameters())
+        mx.eval(model.places())
         self._model = model
         self.load_seconds += time.perf_counter() - started
 
@@ -168,9 +168,7 @@ class VLM:
         """Stream the answer to a prepared question."""
         text = self.config.text
         stop = self.config.eos_token_ids
-        return generation.stream(
-            self.model, self.tokenizer, request, options, stop=stop, context=text.max_position_embeddings
-        )
+        return generation.stream(self.model, self.tokenizer, request, options, stop=stop, context=text.max_position_embeddings)
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
@@ -196,7 +194,7 @@ def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:
 
 def _fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype) -> None:
     """Put every weight in its place, in the type to compute in; raises CheckpointError unless they match exactly."""
-    places = dict(_flat(model.parameters()))
+    places = model.places()
     for name, array in opened.weights():
         expected = places.pop(name, None)
         if expected is None:
@@ -211,12 +209,6 @@ def _fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype) -> None:
         model.load_weights([(name, array)], strict=False)
     if places:
         raise CheckpointError(f"{opened.name}: {listed(places)} are missing from its weights; convert it again.")
-
-
-def _flat(tree: object) -> list[tuple[str, mx.array]]:
-    from mlx.utils import tree_flatten
-
-    return list(tree_flatten(tree))
 
 
 def _as_list(image: Images) -> list[Source]:

@@ -1,11 +1,15 @@
 """Shared by all tests: a small byte-level tokenizer in the published form, and small checkpoints of Apple's layout."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-import fastvlm_mlx  # noqa: F401  (first, so that OpenBLAS is in place before MLX)
+import fastvlm_mlx  # first, so that OpenBLAS is in place before MLX
+from fastvlm_mlx import VLM
+
+from . import checkpoint
 
 CORPUS = [
     "Describe the image. What is on the table? A red circle and a blue square, left of the star.",
@@ -40,3 +44,20 @@ def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": described, "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|endoftext|>", "unk_token": None}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def _apple(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> Path:
+    return checkpoint.write(tmp_path_factory.mktemp("apple") / "checkpoint", tokenizer_files)
+
+
+@pytest.fixture
+def apple(_apple: Path, tmp_path: Path) -> Path:
+    """A small random checkpoint in Apple's layout, the test's own to change."""
+    return Path(shutil.copytree(_apple, tmp_path / "apple"))
+
+
+@pytest.fixture(scope="session")
+def small(_apple: Path) -> VLM:
+    """That checkpoint, loaded."""
+    return fastvlm_mlx.load(str(_apple))

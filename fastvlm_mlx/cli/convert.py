@@ -34,7 +34,7 @@ def convert(
     if tokenizer is not None and not tokenizer.is_dir():
         raise OptionError(f"{tokenizer_path!r}: no such folder to take the tokenizer from.")
     source = find(folder, agree=agree_to_download(yes))
-    with typer.progressbar(length=1000, label="Converting", file=sys.stderr) as bar:  # type: ignore[var-annotated]
+    with typer.progressbar(length=1000, label="Converting", file=sys.stderr) as bar:
         run(
             source,
             out.expanduser(),

@@ -18,7 +18,7 @@ from fastvlm_mlx.generate import Options, _decode
 from fastvlm_mlx.model import LEVELS, FastVLM
 from fastvlm_mlx.vlm import VLM, _fill
 
-from .. import original
+from . import original
 
 TOLERANCE = 1e-4
 TIGHT = 2e-5  # what is in fact reached, so that a real mistake of this size does not hide below the promise
@@ -187,7 +187,9 @@ def test_bfloat16_features(pair: tuple[torch.nn.Module, VLM], tmp_path: Path, to
 
 
 @pytest.mark.parametrize("backend", ["metal", "cuda"])
-def test_the_gpu_forms_of_the_tower(pair: tuple[torch.nn.Module, VLM], tmp_path: Path, tokenizer_files: Path, backend: Backend) -> None:
+def test_the_gpu_forms_of_the_tower(
+    pair: tuple[torch.nn.Module, VLM], tmp_path: Path, tokenizer_files: Path, backend: Backend
+) -> None:
     """The graphs built for Metal and CUDA, run here by MLX's general CPU kernels (maps no smaller than a 7x7 kernel's
     reach: MLX's grouped convolution on a CPU writes outside smaller ones)."""
     theirs, _ = pair

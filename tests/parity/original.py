@@ -4,23 +4,11 @@ Layer scales, norms and batch-norm statistics are moved away from their initial 
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-os.environ["TIMM_FUSED_ATTN"] = "0"
-
 import torch
-
-# PyPI's torchvision does not import beside a CPU build of torch until its two missing operators are declared.
-_missing = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    try:
-        _missing.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except RuntimeError:
-        pass
-
 from safetensors.torch import save_file
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, Qwen2Config
 
@@ -31,7 +19,9 @@ ODD = {"depths": (2, 1, 1, 2, 1), "widths": (16, 48, 96, 96, 192)}  # widened by
 TEXT = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 320}
 
 
-def build(vision: dict[str, Any], *, seed: int = 0, tied: bool = True, training: bool = False, vocab: int = 512, **text: Any) -> Any:
+def build(
+    vision: dict[str, Any], *, seed: int = 0, tied: bool = True, training: bool = False, vocab: int = 512, **text: Any
+) -> Any:
     """transformers' FastVLM of the given sizes, in evaluation mode; `training` builds the tower with its branches."""
     torch.manual_seed(seed)
     sizes = {**TEXT, **text}

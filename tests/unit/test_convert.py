@@ -1,0 +1,191 @@
+"""The converter: every name accounted for, shards, heads, types, and a folder that is whole or not there."""
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from fastvlm_mlx import VLM, load, storage
+from fastvlm_mlx.convert import convert
+from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError
+
+from .. import checkpoint
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+
+
+def weights_of(vlm: VLM) -> dict[str, np.ndarray]:
+    from mlx.utils import tree_flatten
+
+    return {name: np.array(array) for name, array in tree_flatten(vlm.model.parameters())}
+
+
+def assert_same(a: VLM, b: VLM) -> None:
+    ours, theirs = weights_of(a), weights_of(b)
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_saved_and_loaded_is_identical(apple: Path, tmp_path: Path) -> None:
+    """Folded to float32 and stored as such, a folder holds exactly what loading the checkpoint directly gives."""
+    convert(apple, tmp_path / "ours", dtype="float32")
+    direct, saved = load(str(apple)), load(str(tmp_path / "ours"))
+    assert_same(direct, saved)
+    assert (
+        direct.generate(IMAGE, "What is it?", max_tokens=12).token_ids
+        == saved.generate(IMAGE, "What is it?", max_tokens=12).token_ids
+    )
+
+
+def test_shards_load_as_one_file_does(apple: Path, small: VLM) -> None:
+    checkpoint.shard(apple, 3)
+    assert_same(load(str(apple)), small)
+
+
+def test_our_own_shards(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SHARD_BYTES", 100_000)
+    convert(apple, tmp_path / "ours", dtype="float32")
+    files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert_same(load(str(tmp_path / "ours")), load(str(apple)))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_types(apple: Path, tmp_path: Path, dtype: str) -> None:
+    config = convert(apple, tmp_path / "ours", dtype=dtype)  # type: ignore[arg-type]
+    stored = mx.load(str(tmp_path / "ours" / "model.safetensors"))
+    assert {array.dtype for array in stored.values()} == {getattr(mx, dtype)}
+    assert config.dtype == dtype == json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"]
+
+
+def test_the_stored_type_is_kept_unless_told(apple: Path, tmp_path: Path) -> None:
+    assert convert(apple, tmp_path / "ours").dtype == "bfloat16"
+
+
+def test_folder_contents(apple: Path, tmp_path: Path) -> None:
+    (apple / "LICENSE").write_text("the agreement")
+    convert(apple, tmp_path / "ours")
+    names = {path.name for path in (tmp_path / "ours").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE"}
+    assert (tmp_path / "ours" / "LICENSE").read_text() == "the agreement"
+    assert "Apple Machine Learning Research Model is licensed under" in (tmp_path / "ours" / "README.md").read_text()
+
+
+def test_a_tied_head_that_equals_the_embedding_is_dropped(small: VLM) -> None:
+    assert small.config.text.tie_word_embeddings
+    assert not any("lm_head" in name for name in weights_of(small))
+
+
+def test_a_head_said_to_be_tied_that_differs_is_kept(apple: Path) -> None:
+    weights = checkpoint.read(apple)
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 2
+    checkpoint.save(apple / "model.safetensors", weights)
+    vlm = load(str(apple))
+    assert not vlm.config.text.tie_word_embeddings
+    assert np.array_equal(np.array(vlm.model.text.lm_head.weight), 2 * np.array(vlm.model.text.embed_tokens.weight))
+
+
+def test_an_untied_head(tmp_path: Path, tokenizer_files: Path) -> None:
+    vlm = load(str(checkpoint.write(tmp_path / "untied", tokenizer_files, tied=False)))
+    assert "text.lm_head.weight" in weights_of(vlm)
+
+
+def test_an_untied_head_that_is_missing(tmp_path: Path, tokenizer_files: Path) -> None:
+    folder = checkpoint.write(tmp_path / "untied", tokenizer_files, tied=False)
+    weights = checkpoint.read(folder)
+    del weights["lm_head.weight"]
+    checkpoint.save(folder / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match=r"lm_head.*missing"):
+        load(str(folder))
+
+
+def all_names() -> list[str]:
+    return sorted(checkpoint.random_weights(512))
+
+
+def droppable(name: str) -> bool:
+    return name.endswith(("num_batches_tracked", "head.proj")) or name == "lm_head.weight"
+
+
+@pytest.mark.parametrize("name", [name for name in all_names() if not droppable(name)][::7])
+def test_a_missing_tensor_is_named(apple: Path, name: str) -> None:
+    weights = checkpoint.read(apple)
+    del weights[name]
+    checkpoint.save(apple / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match="missing") as caught:
+        load(str(apple))
+    assert repr(name) in str(caught.value)
+
+
+def test_an_unknown_tensor_is_named(apple: Path) -> None:
+    weights = checkpoint.read(apple) | {"model.layers.0.self_attn.rotary_emb.inv_freq": mx.zeros((16,))}
+    checkpoint.save(apple / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match=r"rotary_emb\.inv_freq"):
+        load(str(apple))
+
+
+def test_a_layer_too_many_is_named(apple: Path) -> None:
+    weights = checkpoint.read(apple)
+    weights["model.layers.2.input_layernorm.weight"] = weights["model.layers.0.input_layernorm.weight"]
+    checkpoint.save(apple / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.2\.input_layernorm\.weight.*more than"):
+        load(str(apple))
+
+
+@pytest.mark.parametrize("name", [name for name in all_names() if not droppable(name)][3::11])
+def test_a_wrong_shape_is_named_with_both_shapes(apple: Path, name: str) -> None:
+    weights = checkpoint.read(apple)
+    weights[name] = mx.zeros((*weights[name].shape[:-1], weights[name].shape[-1] + 1), dtype=mx.bfloat16)
+    checkpoint.save(apple / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match="shape") as caught:
+        load(str(apple))
+    assert name in str(caught.value)
+
+
+def test_values_that_do_not_fit_float16(apple: Path, tmp_path: Path) -> None:
+    weights = checkpoint.read(apple)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1e6
+    checkpoint.save(apple / "model.safetensors", weights)
+    with pytest.raises(CheckpointError, match=r"norm\.weight does not fit float16"):
+        convert(apple, tmp_path / "ours", dtype="float16")
+    assert not (tmp_path / "ours").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["apple"]
+
+
+def test_an_unknown_type(apple: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="float8"):
+        convert(apple, tmp_path / "ours", dtype="float8")  # type: ignore[arg-type]
+
+
+def test_a_folder_that_exists_is_kept_unless_forced(apple: Path, tmp_path: Path) -> None:
+    convert(apple, tmp_path / "ours")
+    before = (tmp_path / "ours" / "model.safetensors").stat().st_mtime_ns
+    with pytest.raises(OutputError, match="exists already"):
+        convert(apple, tmp_path / "ours", dtype="float32")
+    assert (tmp_path / "ours" / "model.safetensors").stat().st_mtime_ns == before
+    convert(apple, tmp_path / "ours", dtype="float32", force=True)
+    assert load(str(tmp_path / "ours")).config.dtype == "float32"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apple", "ours"]
+
+
+def test_force_does_not_replace_what_is_no_model(apple: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="not a model folder"):
+        convert(apple, tmp_path / "thesis", force=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+
+
+def test_a_converted_folder_is_not_converted_again(apple: Path, tmp_path: Path) -> None:
+    convert(apple, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="converted already"):
+        convert(tmp_path / "ours", tmp_path / "again")
+
+
+def test_progress_reaches_the_end(apple: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    convert(apple, tmp_path / "ours", progress=lambda done, total: seen.append((done, total)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1][0] == seen[-1][1]
