@@ -13,7 +13,7 @@ from .cache import KVCache
 from .errors import OptionError
 from .image import Pixels
 from .model import FastVLM
-from .prompt import ImageSlot, Piece
+from .prompt import Piece
 from .sampling import choose
 from .tokenizer import Tokenizer
 
@@ -122,9 +122,8 @@ def _stream(
     started = time.perf_counter()
     images = [model.encode(mx.array(pixels[None]))[0] for pixels in request.pixels]
     mx.async_eval(images)
-    segments = [images[piece.index] if isinstance(piece, ImageSlot) else piece for piece in request.pieces]
     cache = model.text.make_cache()
-    logits = model.prefill(model.embed([segment for segment in segments if len(segment)]), cache)
+    logits = model.prefill(model.embed(request.pieces, images), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, context - request.prompt_tokens))
 
     decoder = tokenizer.decoder()

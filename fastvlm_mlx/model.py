@@ -12,6 +12,7 @@ from .cache import KVCache
 from .config import ModelConfig
 from .language import Qwen2
 from .projector import Projector
+from .prompt import ImageSlot, Piece
 from .vision import FastViTHD
 
 # Level / 255 as float32 divides it, for each of the 256 levels: looked up, so that it is the same on every backend.
@@ -44,9 +45,13 @@ class FastVLM(nn.Module):
         levels = mx.array(LEVELS).astype(self.dtype)
         return self.projector(self.vision(levels[pixels]))
 
-    def embed(self, segments: Sequence[list[int] | mx.array]) -> mx.array:
-        """Embeddings (1, L, D) of a prompt given in order as token ids and image embeddings (N, D)."""
-        parts = [self.text.embed_tokens(mx.array(s)) if isinstance(s, list) else s.astype(self.dtype) for s in segments]
+    def embed(self, pieces: Sequence[Piece], images: Sequence[mx.array] = ()) -> mx.array:
+        """Embeddings (1, L, D) of a prompt: its runs of token ids, and each image's embeddings (N, D) in its slot."""
+        parts = [
+            images[piece.index] if isinstance(piece, ImageSlot) else self.text.embed_tokens(mx.array(piece))
+            for piece in pieces
+            if piece
+        ]
         return mx.concatenate(parts)[None]
 
     def prefill(self, embeddings: mx.array, cache: Sequence[KVCache]) -> mx.array:

@@ -16,6 +16,7 @@ from fastvlm_mlx.backend import Backend
 from fastvlm_mlx.convert import convert, open_foreign
 from fastvlm_mlx.generate import Options, _decode
 from fastvlm_mlx.model import LEVELS, FastVLM
+from fastvlm_mlx.prompt import ImageSlot
 from fastvlm_mlx.vlm import VLM, _fill
 
 from . import original
@@ -100,7 +101,7 @@ def test_prefill_and_cached_decode(pair: tuple[torch.nn.Module, VLM]) -> None:
         hidden = theirs.model.language_model(inputs_embeds=torch.cat([embeddings, following], dim=1)).last_hidden_state
         expected = theirs.lm_head(hidden)[:, -len(ids) - 1 :]
     model = ours.model
-    prompt = model.embed([before, model.encode(mx.array(image))[0], after])
+    prompt = model.embed([before, ImageSlot(0), after], model.encode(mx.array(image)))
     assert difference(prompt, embeddings) < TIGHT
     cache = model.text.make_cache()
     logits = [model.prefill(prompt, cache)]
@@ -147,7 +148,7 @@ def test_32_greedy_tokens(tmp_path: Path, tokenizer_files: Path, tied: bool) -> 
             embeddings = torch.cat([embeddings, theirs.model.language_model.embed_tokens(torch.tensor([expected[-1:]]))], dim=1)
     model = ours.model
     cache = model.text.make_cache()
-    logits = model.prefill(model.embed([before, model.encode(mx.array(image))[0], after]), cache)
+    logits = model.prefill(model.embed([before, ImageSlot(0), after], model.encode(mx.array(image))), cache)
     assert list(_decode(model, cache, logits, Options(), 32)) == expected
     assert len(set(expected)) > 4  # a model stuck on one token would prove little
 

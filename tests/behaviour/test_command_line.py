@@ -1,0 +1,141 @@
+"""The real commands, as processes: what comes on stdout, on stderr, and the exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastvlm_mlx import load
+
+KEYS = {
+    "text", "model", "images", "image_tokens", "prompt_tokens", "completion_tokens", "finish_reason", "load_seconds",
+    "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second", "peak_memory_bytes",
+}  # fmt: skip
+
+
+def run(*args: object, stdin: bytes = b"", **env: str) -> subprocess.CompletedProcess[bytes]:
+    import os
+
+    command = [sys.executable, "-m", "fastvlm_mlx", *map(str, args)]
+    return subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, check=False)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "photo of a café.png"
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (80, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_generate_prints_the_answer_and_nothing_else(apple: Path, picture: Path) -> None:
+    expected = load(str(apple)).generate(str(picture), "What is it?", max_tokens=12).text
+    done = run("generate", "--model", apple, "--image", picture, "--prompt", "What is it?", "--max-tokens", 12)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == expected + "\n"
+
+
+def test_apples_option_names(apple: Path, picture: Path) -> None:
+    plain = run(
+        "generate", "-m", apple, "-i", picture, "-p", "Hi", "--max-tokens", 6, "--temperature", 0.8, "--top-p", 0.9, "--seed", 4
+    )
+    apples = run(
+        "generate", "--model-path", apple, "--image-file", picture, "--prompt", "Hi", "--max-new-tokens", 6,
+        "--temp", 0.8, "--top_p", 0.9, "--seed", 4,
+    )  # fmt: skip
+    assert plain.returncode == apples.returncode == 0, plain.stderr + apples.stderr
+    assert plain.stdout == apples.stdout
+
+
+def test_json_has_every_key(apple: Path, picture: Path) -> None:
+    done = run("generate", "-m", apple, "-i", picture, "-i", picture, "--max-tokens", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer.keys() == KEYS
+    assert (answer["images"], answer["image_tokens"], answer["completion_tokens"]) == (2, 8, 5)
+    assert answer["model"] == str(apple)
+
+
+def test_a_prompt_from_stdin(apple: Path, picture: Path) -> None:
+    question = "图里有什么？\nAnd what else? 😀"
+    typed = run("generate", "-m", apple, "-i", picture, "-p", question, "--max-tokens", 6)
+    piped = run("generate", "-m", apple, "-i", picture, "-p", "-", "--max-tokens", 6, stdin=question.encode() + b"\n")
+    assert typed.returncode == piped.returncode == 0
+    assert typed.stdout == piped.stdout
+
+
+def test_the_model_from_the_environment(apple: Path, picture: Path) -> None:
+    assert run("generate", "-i", picture, "--max-tokens", 2, FASTVLM_MODEL=str(apple)).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["--bits", "8"], ["--load-8bit"]])
+def test_bits(apple: Path, picture: Path, flags: list[str]) -> None:
+    assert run("generate", "-m", apple, "-i", picture, "--max-tokens", 2, *flags).returncode == 0
+
+
+def test_tokenizer_from_another_folder(apple: Path, picture: Path, tokenizer_files: Path) -> None:
+    whole = run("generate", "-m", apple, "-i", picture, "--max-tokens", 6)
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"):
+        (apple / name).unlink()
+    lacking = run("generate", "-m", apple, "-i", picture, "--max-tokens", 6)
+    assert lacking.returncode == 1 and b"--tokenizer-path" in lacking.stderr
+    given = run("generate", "-m", apple, "-i", picture, "--max-tokens", 6, "--tokenizer-path", tokenizer_files)
+    assert (given.returncode, given.stdout) == (0, whole.stdout)
+
+
+def test_convert_then_generate(apple: Path, picture: Path, tmp_path: Path) -> None:
+    done = run("convert", apple, "--out", tmp_path / "ours", "--dtype", "float32")
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr
+    answers = [run("generate", "-m", folder, "-i", picture, "--max-tokens", 8).stdout for folder in (apple, tmp_path / "ours")]
+    assert answers[0] == answers[1] != b""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda apple: (apple / "model.safetensors").unlink(), "no *.safetensors"),
+        (lambda apple: (apple / "config.json").unlink(), "no config.json"),
+        (lambda apple: (apple / "config.json").write_text('{"model_type": "llama"}'), "'llama'"),
+        (lambda apple: (apple / "vocab.json").unlink(), "no vocab.json"),
+    ],
+)
+def test_mistakes_get_one_sentence_before_any_weights_are_read(apple: Path, picture: Path, change: object, says: str) -> None:
+    change(apple)  # type: ignore[operator]
+    done = run("generate", "-m", apple, "-i", picture)
+    message = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert says in message and message.count("\n") == 1 and "Traceback" not in message
+
+
+def test_a_picture_is_checked_before_the_weights(apple: Path, tmp_path: Path) -> None:
+    """The weights are cut short, which reading them would reveal; the picture is complained of first."""
+    (tmp_path / "empty.jpg").touch()
+    done = run("generate", "-m", apple, "-i", tmp_path / "empty.jpg")
+    assert done.returncode == 1 and b"is empty" in done.stderr
+
+
+def test_a_model_that_is_nowhere(picture: Path) -> None:
+    done = run("generate", "-m", "no/such/folder", "-i", picture)
+    assert done.returncode == 1 and b"no such folder, and not a Hub name" in done.stderr
+    done = run("generate", "-m", "some-one/some-model", "-i", picture)
+    assert done.returncode == 1 and b"no such folder" in done.stderr and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["generate", "convert", "download", "info", "--version"])
+def test_help(command: str) -> None:
+    done = run(command, *([] if command == "--version" else ["--help"]))
+    assert done.returncode == 0 and done.stdout
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    assert run("generate", "--no-such-option").returncode == 2
+    assert run("no-such-command").returncode == 2
+
+
+def test_info(apple: Path) -> None:
+    assert b"BLAS" in run("info").stdout
+    done = run("info", apple)
+    assert done.returncode == 0 and b"apple-amlr" in done.stdout
