@@ -22,14 +22,18 @@ Named = Iterator[tuple[str, mx.array]]
 
 
 class Published:
-    """The tensors of the published form under a prefix, handed out once each, in float32."""
+    """The tensors of the published form under a prefix, handed out once each."""
 
     def __init__(self, tensors: dict[str, mx.array], prefix: str):
         self.tensors, self.prefix = tensors, prefix
 
     def take(self, name: str) -> mx.array:
         """Remove and return one tensor; taking it out frees its memory as soon as the caller is done."""
-        return self.tensors.pop(f"{self.prefix}.{name}").astype(mx.float32)
+        return self.tensors.pop(f"{self.prefix}.{name}")
+
+    def exactly(self, name: str) -> mx.array:
+        """The same in float32, for tensors that are computed with and not only moved."""
+        return self.take(name).astype(mx.float32)
 
     def under(self, name: str) -> "Published":
         """The tensors below a further name."""
@@ -37,7 +41,7 @@ class Published:
 
 
 def fold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
-    """Yield our tensors by name, float32 and unevaluated, emptying `tensors` (whose names and shapes have been checked)."""
+    """Yield our tensors by name, unevaluated, float32 where they were computed with, emptying `tensors` (whose names and shapes have been checked)."""
     yield from _tower(Published(tensors, "vision"), config.vision)
     yield from _projector(Published(tensors, "projector"))
     yield from _decoder(Published(tensors, "text"), config.text.num_hidden_layers, config.text.tie_word_embeddings)
@@ -59,10 +63,10 @@ def _tower(source: Published, config: VisionConfig) -> Named:
             block = source.under(f"network.{blocks}.{i}")
             if stage in ATTENTION_STAGES:
                 yield from _attention(block, f"{ours}.blocks.{i}")
-                yield from _convffn(block.under("convffn"), block.take("layer_scale_2"), f"{ours}.blocks.{i}.convffn")
+                yield from _convffn(block.under("convffn"), block.exactly("layer_scale_2"), f"{ours}.blocks.{i}.convffn")
             else:
                 yield from _depthwise(block.under("token_mixer.reparam_conv"), f"{ours}.blocks.{i}.token_mixer")
-                yield from _convffn(block.under("convffn"), block.take("layer_scale"), f"{ours}.blocks.{i}.convffn")
+                yield from _convffn(block.under("convffn"), block.exactly("layer_scale"), f"{ours}.blocks.{i}.convffn")
     yield from _conv_exp(source.under("conv_exp"))
 
 
@@ -98,22 +102,22 @@ def _downsample(source: Published, ours: str, widen: int) -> Named:
 
 def _convffn(source: Published, layer_scale: mx.array, ours: str) -> Named:
     scale, shift = batch_norm({name: source.take(f"conv.bn.{name}") for name in ("weight", "bias", "running_mean", "running_var")})
-    yield f"{ours}.conv.weight", source.take("conv.conv.weight").transpose(0, 2, 3, 1) * scale[:, None, None, None]
-    fc1 = source.take("fc1.weight").squeeze((2, 3))
-    yield f"{ours}.fc1.bias", source.take("fc1.bias") + fc1 @ shift
+    yield f"{ours}.conv.weight", source.exactly("conv.conv.weight").transpose(0, 2, 3, 1) * scale[:, None, None, None]
+    fc1 = source.exactly("fc1.weight").squeeze((2, 3))
+    yield f"{ours}.fc1.bias", source.exactly("fc1.bias") + fc1 @ shift
     yield f"{ours}.fc1.weight", fc1
     layer_scale = layer_scale.reshape(-1)
-    yield f"{ours}.fc2.weight", source.take("fc2.weight").squeeze((2, 3)) * layer_scale[:, None]
-    yield f"{ours}.fc2.bias", source.take("fc2.bias") * layer_scale
+    yield f"{ours}.fc2.weight", source.exactly("fc2.weight").squeeze((2, 3)) * layer_scale[:, None]
+    yield f"{ours}.fc2.bias", source.exactly("fc2.bias") * layer_scale
 
 
 def _attention(source: Published, ours: str) -> Named:
-    layer_scale = source.take("layer_scale_1").reshape(-1)
+    layer_scale = source.exactly("layer_scale_1").reshape(-1)
     yield f"{ours}.norm.weight", source.take("norm.weight")
     yield f"{ours}.norm.bias", source.take("norm.bias")
     yield f"{ours}.token_mixer.qkv.weight", source.take("token_mixer.qkv.weight")
-    yield f"{ours}.token_mixer.proj.weight", source.take("token_mixer.proj.weight") * layer_scale[:, None]
-    yield f"{ours}.token_mixer.proj.bias", source.take("token_mixer.proj.bias") * layer_scale
+    yield f"{ours}.token_mixer.proj.weight", source.exactly("token_mixer.proj.weight") * layer_scale[:, None]
+    yield f"{ours}.token_mixer.proj.bias", source.exactly("token_mixer.proj.bias") * layer_scale
 
 
 def _conv_exp(source: Published) -> Named:
