@@ -1,5 +1,6 @@
 """The way of a foreign checkpoint: read -> map -> fold -> cast -> save, or straight into a model's memory."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import mlx.core as mx
 
 from fastvlm_mlx.config import DTYPES, Dtype, ModelConfig
-from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError, listed, shown
 from fastvlm_mlx.model import FastVLM
-from fastvlm_mlx.storage import OpenModel, is_ours, save
+from fastvlm_mlx.storage import OpenModel, check_finite, check_words, is_ours, save
 from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
 
 from . import published
@@ -34,7 +35,7 @@ def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> Open
     checkpoint = read_checkpoint(folder)
     if checkpoint.config.get("model_type") != "llava_qwen2":
         raise CheckpointError(
-            f"{folder}: model_type is {checkpoint.config.get('model_type')!r}, expected 'llava_qwen2' (Apple's FastVLM) "
+            f"{folder}: model_type is {shown(checkpoint.config.get('model_type'))}, expected 'llava_qwen2' (Apple's FastVLM) "
             "or a folder written by 'fastvlm-mlx convert'."
         )
     layout = recognise(checkpoint.tensors)
@@ -44,11 +45,7 @@ def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> Open
     plan = match(checkpoint.tensors, layout)
     config = _settle_head(config, plan, checkpoint)
     _check_shapes(config, plan, checkpoint, layout)
-    if len(words) > config.text.vocab_size:
-        raise CheckpointError(
-            f"{words.origin}: its {len(words)} tokens are more than the model's {config.text.vocab_size}; "
-            "the tokenizer belongs to another model."
-        )
+    check_words(words, config)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         yield from fold(_published(plan, checkpoint), config)
@@ -72,9 +69,11 @@ def convert(
     written; nothing is left half-written.
     """
     if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype is {dtype!r}, expected one of {listed(DTYPES)}.")
+        raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
+    if folder.resolve().is_relative_to(Path(os.path.realpath(out))):
+        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
     opened = open_foreign(folder, str(folder), tokenizer)
     config = replace(opened.config, dtype=dtype or opened.config.dtype)
     places = FastVLM(config, "cpu").places()
@@ -83,7 +82,7 @@ def convert(
     def cast() -> Iterator[tuple[str, mx.array]]:
         for done, (name, array) in enumerate(opened.weights(), start=1):
             stored = array.astype(getattr(mx, config.dtype))
-            _check_finite(name, array, stored, config.dtype)
+            check_finite(str(folder), name, stored, array)
             if progress:
                 progress(done, len(places))
             yield name, stored
@@ -91,14 +90,6 @@ def convert(
     texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder)}
     save(out, config, cast(), texts, nbytes=nbytes, force=force)
     return config
-
-
-def _check_finite(name: str, array: mx.array, stored: mx.array, dtype: Dtype) -> None:
-    """Evaluate the cast tensor and refuse one with values that are not numbers, or no longer."""
-    if not mx.isfinite(stored).all().item():
-        was = mx.isfinite(array).all().item()
-        cause = f"does not fit {dtype}; choose --dtype bfloat16 or float32" if was else "holds values that are not finite numbers"
-        raise CheckpointError(f"{name} {cause}.")
 
 
 def _with_stored_dtype(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:

@@ -3,7 +3,6 @@
 Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers' Qwen2Tokenizer.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,9 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers.models import BPE
 
-from fastvlm_mlx.errors import TokenizerError
+from fastvlm_mlx import files
+from fastvlm_mlx.errors import CheckpointError, TokenizerError, shown
+from fastvlm_mlx.jsonfile import MAX_JSON, parse_table
 from fastvlm_mlx.tokenizer import Tokenizer
 
 # How Qwen2 cuts text before merging: English contractions, words with one leading mark, single digits, runs of other
@@ -35,7 +36,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     try:
         bpe = BPETokenizer(BPE(vocab=vocab, merges=merges))
     except Exception as error:  # the Rust side raises plain Exception
-        raise TokenizerError(f"{folder}: vocab.json and merges.txt do not fit together ({error}); fetch them again.") from error
+        raise TokenizerError(
+            f"{folder}: vocab.json and merges.txt do not fit together ({str(error)[:200]}); fetch them again."
+        ) from error
     bpe.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -46,29 +49,29 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read(path, MAX_JSON).decode("utf-8")
     except FileNotFoundError as error:
         raise TokenizerError(
             f"{path.parent}: no {path.name}; expected tokenizer.json, or vocab.json and merges.txt. "
             "Another folder with the tokenizer can be named with --tokenizer-path."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read ({error}); fetch it again.") from error
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise TokenizerError(f"{path}: cannot be read ({reason}); fetch it again.") from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        table = json.loads(_read(path))
-    except ValueError as error:
-        raise TokenizerError(f"{path}: not valid JSON ({error}); fetch it again.") from error
-    if not isinstance(table, dict):
-        raise TokenizerError(f"{path}: expected a table; fetch it again.")
-    return table
+        return parse_table(_read(path).encode(), str(path))
+    except TokenizerError:
+        raise
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def _vocab(path: Path) -> dict[str, int]:
     vocab = _json(path)
-    if not all(isinstance(token, int) and token >= 0 for token in vocab.values()):
+    if not all(type(token) is int and 0 <= token < 1 << 31 for token in vocab.values()):
         raise TokenizerError(f"{path}: expected a table of tokens and their ids; fetch it again.")
     return vocab
 
@@ -85,8 +88,13 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
     """Add the tokens beyond the vocabulary, each under the id its file gives it, flagged as tokenizer_config.json says."""
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    described = {entry["content"]: entry for entry in settings.get("added_tokens_decoder", {}).values()}
-    ids = {str(entry["content"]): int(token) for token, entry in settings.get("added_tokens_decoder", {}).items()}
+    try:
+        described = {str(entry["content"]): dict(entry) for entry in settings.get("added_tokens_decoder", {}).values()}
+        ids = {str(entry["content"]): int(token) for token, entry in settings.get("added_tokens_decoder", {}).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"{folder / 'tokenizer_config.json'}: 'added_tokens_decoder' is no table of ids and tokens; fetch it again."
+        ) from error
     if (folder / "added_tokens.json").exists():
         ids |= _vocab(folder / "added_tokens.json")
     for name, token in sorted(ids.items(), key=lambda item: item[1]):
@@ -96,6 +104,6 @@ def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
         bpe.add_tokens([AddedToken(name, special=special, **flags)])
         if bpe.token_to_id(name) != token:
             raise TokenizerError(
-                f"{folder}: {name} should have id {token} and follows the vocabulary as {bpe.token_to_id(name)}; "
-                "vocab.json and added_tokens.json do not belong together."
+                f"{folder}: {shown(name)} should have id {token} and follows the vocabulary as {bpe.token_to_id(name)}; "
+                "vocab.json and added_tokens.json do not belong together; fetch them again."
             )

@@ -9,13 +9,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from .errors import CheckpointError, listed
+from .errors import CheckpointError, listed, shown
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "fastvlm_mlx"
 STAGES = 5
 ATTENTION_STAGES = (3, 4)  # the others mix tokens with a depthwise convolution (RepMixer)
 HEAD_DIM = 32  # of the tower's attention
+MAX_BLOCKS = 1000  # layers of the decoder, blocks of a stage: bounds what a lying config can make us build
+MAX_IMAGE = 4096  # pixels of a side
 STRIDE = 64  # pixels of the image per image token, along each side: stem 4, then four downsamplers of 2
 
 Fit = Literal["pad", "crop"]
@@ -27,13 +29,19 @@ DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 def check(condition: bool, message: str) -> None:
     """Raise CheckpointError about config.json unless the condition holds."""
     if not condition:
-        raise CheckpointError(f"config.json: {message}.")
+        raise CheckpointError(f"config.json: {message}; fetch or convert the model again.")
 
 
-def _positive(**sizes: int) -> None:
+def _positive(most: int = 1 << 24, /, **sizes: int) -> None:
     for name, size in sizes.items():
-        valid = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= 1 << 24
-        check(valid, f"{name} is {size!r}, expected a positive whole number")
+        valid = isinstance(size, int) and not isinstance(size, bool) and 0 < size <= most
+        check(valid, f"{name} is {shown(size)}, expected a whole number from 1 to {most}")
+
+
+def _real(**values: float) -> None:
+    for name, value in values.items():
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e12
+        check(valid, f"{name} is {shown(value)}, expected a positive number")
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,9 @@ class VisionConfig:
     def __post_init__(self) -> None:
         for name, sizes in (("depths", self.depths), ("widths", self.widths)):
             check(len(sizes) == STAGES, f"vision {name} has {len(sizes)} entries, expected {STAGES}")
-            _positive(**{f"vision {name}[{i}]": size for i, size in enumerate(sizes)})
+            _positive(MAX_BLOCKS if name == "depths" else 1 << 24, **{f"vision {name}[{i}]": size for i, size in enumerate(sizes)})
         _positive(mlp_ratio=self.mlp_ratio)
+        _real(layer_norm_eps=self.layer_norm_eps)
         for before, after in zip(self.widths, self.widths[1:], strict=False):
             check(after % before == 0, f"vision width {after} is not a whole multiple of the one before, {before}")
         for stage in ATTENTION_STAGES:
@@ -80,6 +89,8 @@ class TextConfig:
     def __post_init__(self) -> None:
         sizes = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.type == "int"}
         _positive(**sizes)
+        _positive(MAX_BLOCKS, num_hidden_layers=self.num_hidden_layers)
+        _real(rope_theta=self.rope_theta, rms_norm_eps=self.rms_norm_eps)
         heads, kv = self.num_attention_heads, self.num_key_value_heads
         check(self.hidden_size % heads == 0, f"hidden_size {self.hidden_size} is not a multiple of its {heads} attention heads")
         check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd; rotary positions need an even one")
@@ -99,8 +110,8 @@ class ImageConfig:
     fit: Fit = "pad"
 
     def __post_init__(self) -> None:
-        _positive(image_size=self.size)
-        check(self.fit in ("pad", "crop"), f"image fit is {self.fit!r}, expected 'pad' or 'crop'")
+        _positive(MAX_IMAGE, image_size=self.size)
+        check(self.fit in ("pad", "crop"), f"image fit is {shown(self.fit)}, expected 'pad' or 'crop'")
 
 
 @dataclass(frozen=True)
@@ -134,11 +145,11 @@ class ModelConfig:
     quantization: dict[str, QuantConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.dtype in DTYPES, f"dtype is {self.dtype!r}, expected one of {listed(DTYPES)}")
+        check(self.dtype in DTYPES, f"dtype is {shown(self.dtype)}, expected one of {listed(DTYPES)}")
         for token in self.eos_token_ids:
             check(
                 isinstance(token, int) and 0 <= token < self.text.vocab_size,
-                f"stop token {token!r} is outside the vocabulary of {self.text.vocab_size}",
+                f"stop token {shown(token)} is outside the vocabulary of {self.text.vocab_size}",
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,11 +161,11 @@ class ModelConfig:
         """The inverse of `to_dict`; raises CheckpointError naming an unknown, missing or misshapen field."""
         data = dict(data)
         found = data.pop("model_type", None)
-        check(found == MODEL_TYPE, f"model_type is {found!r}, expected {MODEL_TYPE!r}")
+        check(found == MODEL_TYPE, f"model_type is {shown(found)}, expected {MODEL_TYPE!r}")
         version = data.pop("format_version", None)
         check(
             version == FORMAT_VERSION,
-            f"format_version is {version!r}, this release reads {FORMAT_VERSION}; convert the model again or update fastvlm-mlx",
+            f"format_version is {shown(version)}, this release of fastvlm-mlx reads {FORMAT_VERSION}, so update it",
         )
         quantization = data.pop("quantization", {})
         check(isinstance(quantization, dict), "quantization is not a table")
@@ -185,5 +196,5 @@ def _build(cls: type[T], prefix: str, data: Any) -> T:
     for name, value in data.items():
         kind = kinds.get(fields[name].type)
         right = kind is None or (isinstance(value, kind) and (bool in kind or not isinstance(value, bool)))
-        check(right, f"{prefix}{name} is {value!r}, expected a value of type {fields[name].type}")
+        check(right, f"{prefix}{name} is {shown(value)}, expected a value of type {fields[name].type}")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

@@ -47,11 +47,25 @@ class OutputError(FastVLMError):
     """A result that could not be written."""
 
 
+class FastVLMWarning(UserWarning):
+    """Something worth knowing about an input that was used all the same."""
+
+
 LISTED = 5
+SHOWN = 200  # characters of a name or a value
+
+
+def shown(value: object) -> str:
+    """A value from outside as it appears in a message: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = f"a very large {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def listed(names: Iterable[object]) -> str:
     """Up to five names, quoted and comma-separated, with the number left out: "'a', 'b' and 7 more"."""
-    every = [repr(str(name)) for name in names]
-    shown = ", ".join(every[:LISTED])
-    return shown if len(every) <= LISTED else f"{shown} and {len(every) - LISTED} more"
+    every = [shown(str(name)) for name in names]
+    first = ", ".join(every[:LISTED])
+    return first if len(every) <= LISTED else f"{first} and {len(every) - LISTED} more"

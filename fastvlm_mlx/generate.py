@@ -10,14 +10,17 @@ from dataclasses import asdict, dataclass
 import mlx.core as mx
 
 from .cache import KVCache
-from .errors import OptionError
+from .errors import OptionError, shown
 from .image import Pixels
+from .imagecache import ImageCache, digest
 from .model import FastVLM
-from .prompt import Piece
+from .prefix import Position, Prefix, positions
+from .prompt import ImageSlot, Piece
 from .sampling import choose
 from .tokenizer import Tokenizer
 
 MAX_TEMPERATURE = 100.0
+LEAST_TEMPERATURE, LEAST_TOP_P = 1e-6, 1e-30  # below, they would be zero, or logits infinite, in float32
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,16 @@ class Options:
 
     def __post_init__(self) -> None:
         if not _whole(self.max_tokens) or self.max_tokens < 1:
-            raise OptionError(f"max_tokens is {self.max_tokens!r}, expected a whole number of at least 1.")
-        if not _number(self.temperature) or not 0 <= self.temperature <= MAX_TEMPERATURE:
-            raise OptionError(f"temperature is {self.temperature!r}, expected a number from 0 (greedy) to {MAX_TEMPERATURE:g}.")
-        if not _number(self.top_p) or not 0 < self.top_p <= 1:
-            raise OptionError(f"top_p is {self.top_p!r}, expected a number above 0 and up to 1 (everything).")
+            raise OptionError(f"max_tokens is {shown(self.max_tokens)}, expected a whole number of at least 1.")
+        if not _number(self.temperature) or not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
+            raise OptionError(
+                f"temperature is {shown(self.temperature)}, expected 0 (greedy) or a number from {LEAST_TEMPERATURE:g} "
+                f"to {MAX_TEMPERATURE:g}."
+            )
+        if not _number(self.top_p) or not LEAST_TOP_P <= self.top_p <= 1:
+            raise OptionError(f"top_p is {shown(self.top_p)}, expected a number above 0 and up to 1 (everything).")
         if self.seed is not None and (not _whole(self.seed) or not 0 <= self.seed < 1 << 64):
-            raise OptionError(f"seed is {self.seed!r}, expected a whole number from 0 to 2**64 - 1.")
+            raise OptionError(f"seed is {shown(self.seed)}, expected a whole number from 0 to 2**64 - 1.")
 
     def key(self) -> mx.array:
         """The random key drawing starts from."""
@@ -50,9 +56,17 @@ class Request:
 
     pixels: list[Pixels]
     pieces: list[Piece]
-    image_tokens: int
-    prompt_tokens: int
     preprocess_seconds: float
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions taken by images."""
+        return sum(len(piece) for piece in self.pieces if isinstance(piece, ImageSlot))
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Positions taken by everything."""
+        return sum(map(len, self.pieces))
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ class Stats:
     images: int
     image_tokens: int
     prompt_tokens: int
+    reused_tokens: int
     completion_tokens: int
     preprocess_seconds: float
     vision_seconds: float
@@ -108,34 +123,63 @@ class Chunk:
 
 
 def stream(
-    model: FastVLM, tokenizer: Tokenizer, request: Request, options: Options, *, stop: Sequence[int], context: int
+    model: FastVLM,
+    tokenizer: Tokenizer,
+    request: Request,
+    options: Options,
+    *,
+    stop: Sequence[int],
+    context: int,
+    images: ImageCache,
+    prefix: Prefix | None = None,
 ) -> Iterator[Chunk]:
-    """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context (in positions)."""
+    """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context (in positions).
+
+    What `images` and `prefix` hold already is not computed again; they are left holding what was. `prefix` stays true to
+    its caches also where the stream is closed early.
+    """
+    prefix = prefix or Prefix(model.text.make_cache())
+    digests = [digest(pixels) for pixels in request.pixels]
+    known = positions(request.pieces, digests)
     mx.reset_peak_memory()
     with _wired():
-        yield from _stream(model, tokenizer, request, options, stop, context)
+        try:
+            yield from _stream(model, tokenizer, request, options, stop, context, images, digests, prefix, known)
+        finally:
+            prefix.settle(known)
 
 
 def _stream(
-    model: FastVLM, tokenizer: Tokenizer, request: Request, options: Options, stop: Sequence[int], context: int
+    model: FastVLM,
+    tokenizer: Tokenizer,
+    request: Request,
+    options: Options,
+    stop: Sequence[int],
+    context: int,
+    images: ImageCache,
+    digests: Sequence[bytes],
+    prefix: Prefix,
+    known: list[Position],
 ) -> Iterator[Chunk]:
     started = time.perf_counter()
-    images = [model.encode(mx.array(pixels[None]))[0] for pixels in request.pixels]
-    mx.async_eval(images)
-    cache = model.text.make_cache()
-    logits = model.prefill(model.embed(request.pieces, images), cache)
+    kept = prefix.keep(known)
+    shown = _encode(model, request, digests, images, kept)
+    mx.async_eval(list(shown.values()))
+    cache = prefix.layers
+    logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, context - request.prompt_tokens))
 
     decoder = tokenizer.decoder()
     tokens: list[int] = []
     text, reason = "", "length"
-    mx.eval(images)  # waits for what is under way already; the prefill is queued behind it
+    mx.eval(list(shown.values()))  # waits for what is under way already; the prefill is queued behind it
     seen = time.perf_counter()
     answered = seen
     for token in ids:
         if not tokens:
             answered = time.perf_counter()
         tokens.append(token)
+        known.append(token)
         if token in stop:
             reason = "stop"
             break
@@ -149,6 +193,7 @@ def _stream(
         images=len(request.pixels),
         image_tokens=request.image_tokens,
         prompt_tokens=request.prompt_tokens,
+        reused_tokens=kept,
         completion_tokens=len(tokens),
         preprocess_seconds=request.preprocess_seconds,
         vision_seconds=seen - started if request.pixels else 0.0,
@@ -158,6 +203,19 @@ def _stream(
         peak_memory_bytes=mx.get_peak_memory(),
     )
     yield Chunk(rest, Answer(text + rest, tokens, reason, stats))
+
+
+def _encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: ImageCache, kept: int) -> dict[int, mx.array]:
+    """Embeddings (N, D) of the images that do not lie in the first `kept` positions whole, by index, unevaluated."""
+    shown: dict[int, mx.array] = {}
+    for piece in request.pieces:
+        if isinstance(piece, ImageSlot) and kept < len(piece):
+            pixels, key = request.pixels[piece.index], digests[piece.index]
+            found = images.get(key)
+            shown[piece.index] = found if found is not None else model.encode(mx.array(pixels[None]))[0]
+            images.put(key, shown[piece.index])
+        kept = max(0, kept - len(piece))
+    return shown
 
 
 def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options: Options, limit: int) -> Iterator[int]:
@@ -194,4 +252,4 @@ def _whole(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

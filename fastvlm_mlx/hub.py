@@ -3,11 +3,13 @@
 An existing folder wins over a Hub name of the same spelling, and "tiny" is always the built-in model.
 """
 
+import errno
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import HubError
+from .errors import CheckpointError, HubError, shown
 
 BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -15,6 +17,8 @@ FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
     "merges.txt", "added_tokens.json", "special_tokens_map.json", "LICENSE*", "preprocessor_config.json",
 )  # fmt: skip
+
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 Agree = Callable[[str], bool]  # shown what is about to be fetched; False stops it
 
@@ -29,17 +33,20 @@ def find(model: str, *, revision: str | None = None, agree: Agree | None = None)
         if not folder.is_dir():
             raise HubError("The built-in model 'tiny' is not part of this installation; name a folder or a Hub model.")
         return folder
-    folder = Path(model).expanduser()
+    if not model:
+        raise HubError("The model's name is empty; name a folder, a Hub model, or 'tiny'.")
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111  (leaves what it cannot expand as it is)
     try:
         if folder.is_dir():
             return folder
         exists = folder.exists()
     except (OSError, ValueError) as error:
-        raise HubError(f"{model[:200]!r} cannot be a folder ({error}), and is not a Hub name; check --model.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise HubError(f"{shown(model)} cannot be a folder ({reason}), and is not a Hub name; check --model.") from error
     if exists:
-        raise HubError(f"{model!r} is a file; expected the folder that holds config.json and the weights.")
+        raise HubError(f"{shown(model)} is a file; expected the folder that holds config.json and the weights.")
     if not HUB_NAME.fullmatch(model):
-        raise HubError(f"{model[:200]!r}: no such folder, and not a Hub name (OWNER/NAME); check --model.")
+        raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME); check --model.")
     return _from_hub(model, revision, agree)
 
 
@@ -57,11 +64,15 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
     except LocalEntryNotFoundError:
         pass
     except HFValidationError as error:
-        raise HubError(f"{name!r}: no such folder, and not a Hub name ({error}).") from error
+        raise HubError(f"{shown(name)}: no such folder, and not a Hub name ({error}); check --model.") from error
+    except (CheckpointError, OSError, ValueError):  # a cache that is damaged or cannot be read: fetch again
+        pass
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
         size = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
-        notice = f"{name} takes {size / 1e9:.1f} GB to download. Its weights are for research use only unless its licence says more."
+        notice = (
+            f"{name} takes {size / 1e9:.1f} GB to download. Its weights are for research use only unless its licence says more."
+        )
         if agree is not None and not agree(notice):
             raise HubError(f"{name} was not downloaded; run 'fastvlm-mlx download {name}' or pass --yes, or try --model tiny.")
         return fetch(local_only=False)
@@ -72,11 +83,22 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
         if status in (401, 403, 404):
             raise HubError(f"{name!r}: no such folder, and the Hub has no such model open to you (HTTP {status}).") from error
         raise HubError(f"{name!r}: no such folder, and the Hub answered with an error (HTTP {status}); try again.") from error
-    except Exception as error:  # connection errors come from several libraries
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise _unreachable(name, error) from error
         raise HubError(
-            f"{name!r}: no such folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
-            "check the name and the connection."
+            f"{name!r} cannot be stored in the cache ({error.strerror}); make {error.filename or 'it'} writable, or set HF_HOME "
+            "to a folder that is."
         ) from error
+    except Exception as error:  # connection errors come from several libraries
+        raise _unreachable(name, error) from error
+
+
+def _unreachable(name: str, error: Exception) -> HubError:
+    return HubError(
+        f"{name!r}: no such folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
+        "check the name and the connection."
+    )
 
 
 def _wanted(file: str) -> bool:
@@ -85,11 +107,12 @@ def _wanted(file: str) -> bool:
 
 def _complete(folder: Path) -> bool:
     """Whether a cached snapshot has its config and weights, so that an interrupted download is taken up again."""
-    from .storage import INDEX, read_json
+    from .jsonfile import read_table
+    from .shards import INDEX
 
     if not (folder / "config.json").exists():
         return False
     if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
+        weight_map = read_table(folder / INDEX).get("weight_map")
         return isinstance(weight_map, dict) and all((folder / str(file)).exists() for file in weight_map.values())
     return any(folder.glob("*.safetensors"))

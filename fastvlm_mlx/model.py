@@ -1,6 +1,6 @@
 """The whole network: pixels -> image embeddings -> spliced between the text's -> logits. No files, no text, no pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -45,13 +45,17 @@ class FastVLM(nn.Module):
         levels = mx.array(LEVELS).astype(self.dtype)
         return self.projector(self.vision(levels[pixels]))
 
-    def embed(self, pieces: Sequence[Piece], images: Sequence[mx.array] = ()) -> mx.array:
-        """Embeddings (1, L, D) of a prompt: its runs of token ids, and each image's embeddings (N, D) in its slot."""
-        parts = [
-            images[piece.index] if isinstance(piece, ImageSlot) else self.text.embed_tokens(mx.array(piece))
-            for piece in pieces
-            if piece
-        ]
+    def embed(self, pieces: Sequence[Piece], images: Mapping[int, mx.array], skip: int = 0) -> mx.array:
+        """Embeddings (1, L, D) of a prompt: its runs of token ids, and each image's embeddings (N, D) in its slot.
+
+        The first `skip` positions are left out; images that lie in them whole need not be given.
+        """
+        parts = []
+        for piece in pieces:
+            if skip < len(piece):
+                part = images[piece.index] if isinstance(piece, ImageSlot) else self.text.embed_tokens(mx.array(piece))
+                parts.append(part[skip:])
+            skip = max(0, skip - len(piece))
         return mx.concatenate(parts)[None]
 
     def prefill(self, embeddings: mx.array, cache: Sequence[KVCache]) -> mx.array:

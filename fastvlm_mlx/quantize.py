@@ -7,7 +7,7 @@ every token passes them; the tower stays as it is.
 import mlx.nn as nn
 
 from .config import QuantConfig
-from .errors import OptionError, listed
+from .errors import CheckpointError, OptionError, listed, shown
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
@@ -20,9 +20,9 @@ Plan = dict[str, QuantConfig]
 def plan(model: nn.Module, bits: int, group_size: int = 64) -> tuple[Plan, dict[str, str]]:
     """(layers to quantise by path, layers left alone by path with the reason), for affine quantising."""
     if bits not in BITS:
-        raise OptionError(f"bits is {bits}, expected one of {listed(BITS)}.")
+        raise OptionError(f"bits is {shown(bits)}, expected one of {listed(BITS)}.")
     if group_size not in GROUP_SIZES:
-        raise OptionError(f"group_size is {group_size}, expected one of {listed(GROUP_SIZES)}.")
+        raise OptionError(f"group_size is {shown(group_size)}, expected one of {listed(GROUP_SIZES)}.")
     chosen: Plan = {}
     left: dict[str, str] = {}
     for path, layer in model.named_modules():
@@ -47,4 +47,7 @@ def apply(model: nn.Module, chosen: Plan) -> None:
         layer = chosen[path]
         return {"bits": layer.bits, "group_size": layer.group_size, "mode": layer.mode}
 
-    nn.quantize(model, class_predicate=settings)
+    try:
+        nn.quantize(model, class_predicate=settings)
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"MLX cannot quantise as config.json says ({str(error)[:200]}); convert the model again.") from error

@@ -3,19 +3,21 @@
 Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from .errors import CheckpointError, listed
+from . import files
+from .errors import CheckpointError, shown
+from .jsonfile import parse_table
 
 BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
 }  # fmt: skip
-MAX_HEADER = 100_000_000  # bytes, as the reference implementation allows
+MAX_HEADER = 20_000_000  # bytes; 7B's takes a hundredth of that
+MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
 
 
 class Tensor(NamedTuple):
@@ -34,7 +36,7 @@ class Tensor(NamedTuple):
 def read_header(path: Path) -> dict[str, Tensor]:
     """Name -> tensor of one file; raises CheckpointError where the header and the file disagree."""
     try:
-        size = path.stat().st_size
+        size = files.size_of(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
@@ -45,12 +47,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
-    try:
-        header = json.loads(text, object_pairs_hook=lambda pairs: _unique(path, pairs))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its header is not valid JSON, so it is damaged; fetch it again.") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is not a table of tensors, so it is damaged; fetch it again.")
+    header = parse_table(text, f"{path}, header")
     header.pop("__metadata__", None)
     _check_layout(path, header, size - 8 - length)
     return {name: Tensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
@@ -60,17 +57,10 @@ def load(path: Path) -> dict[str, mx.array]:
     """The tensors of a file whose header has been checked; each is read when it is first evaluated."""
     try:
         return dict(mx.load(str(path), format="safetensors"))  # type: ignore[arg-type]
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path}: MLX cannot open a path that is not UTF-8; rename the folder.") from error
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: MLX cannot read it ({error}); fetch it again.") from error
-
-
-def _unique(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = {name for name in names if names.count(name) > 1}
-        raise CheckpointError(f"{path}: {listed(sorted(twice))} appear twice in its header; fetch it again.")
-    return table
 
 
 def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
@@ -79,12 +69,12 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
     for name, entry in header.items():
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            whole = all(isinstance(n, int) and n >= 0 for n in (*shape, start, end))
-            right = whole and end - start == BYTES[dtype] * math.prod(shape)
-        except (KeyError, TypeError, ValueError):
+            whole = all(type(n) is int and 0 <= n <= MAX_SIZE for n in shape) and type(start) is type(end) is int
+            right = whole and len(shape) <= MAX_DIMENSIONS and 0 <= start <= end and end - start == BYTES[dtype] * math.prod(shape)
+        except (KeyError, TypeError, ValueError):  # not a table, no such entry, not three parts
             right = False
         if not right:
-            raise CheckpointError(f"{path}: the header's entry for {name!r} is malformed or of an unknown type; fetch it again.")
+            raise CheckpointError(f"{path}: the header's entry for {shown(name)} is malformed or of unknown type; fetch it again.")
         spans.append((start, end))
     position = 0
     for start, end in sorted(spans):

@@ -1,27 +1,30 @@
 """Our folder: opened strictly, saved whole or not at all.
 
-    config.json  model.safetensors (or shards with an index)  tokenizer.json  README.md  LICENSE
+config.json  model.safetensors (or shards with an index)  tokenizer.json  README.md  LICENSE
 """
 
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
-from . import safetensors
-from .config import ModelConfig
-from .errors import CheckpointError, OutputError, listed
+from . import safetensors, shards
+from .config import MODEL_TYPE, ModelConfig
+from .errors import CheckpointError, OutputError, TokenizerError, listed
+from .jsonfile import read_table
+from .shards import INDEX
 from .tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
-INDEX = "model.safetensors.index.json"
+NO_ROOM = "is the disk full?); make room or choose another --out"
+PARTIAL, REPLACED = ".fastvlm-partial", ".fastvlm-replaced"
 
 Named = Iterable[tuple[str, mx.array]]
 
@@ -39,48 +42,59 @@ class OpenModel:
 def is_ours(folder: Path) -> bool:
     """Whether config.json says the folder is in our format; an unreadable one is left to the reader's error."""
     try:
-        return '"fastvlm_mlx"' in (folder / "config.json").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_table(folder / "config.json").get("model_type") == MODEL_TYPE
+    except CheckpointError:
         return False
 
 
 def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
     """Open our folder; raises CheckpointError where a file is missing or contradicts another."""
-    config = ModelConfig.from_dict(read_json(folder / "config.json"))
-    files = sorted(folder.glob("*.safetensors"))
-    tensors: dict[str, safetensors.Tensor] = {}
-    for file in files:
-        tensors |= safetensors.read_header(file)
-    if (folder / INDEX).exists():
-        promised = read_json(folder / INDEX).get("weight_map", {})
-        missing = sorted({file for file in promised.values() if not (folder / str(file)).is_file()})
-        if missing:
-            raise CheckpointError(f"{folder}: shard {listed(missing)} is missing; convert the model again.")
-    if not files:
-        raise CheckpointError(f"{folder}: no model.safetensors in it; convert the model again.")
+    config = ModelConfig.from_dict(read_table(folder / "config.json"))
+    tensors = shards.read_headers(folder)
+    if not tensors:
+        raise CheckpointError(f"{folder}: no weights in it; expected model.safetensors or its shards; convert the model again.")
+    words = Tokenizer.open(tokenizer or folder / "tokenizer.json")
+    check_words(words, config)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
-        for file in files:
+        for file in sorted({tensor.file for tensor in tensors.values()}):
             arrays = safetensors.load(file)
             for key in list(arrays):
                 yield key, arrays.pop(key)
 
-    return OpenModel(name, config, Tokenizer.open(tokenizer or folder / "tokenizer.json"), weights)
+    return OpenModel(name, config, words, weights)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table; raises CheckpointError otherwise."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent}: no {path.name}, so this is not a FastVLM folder; check the path.") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}); fetch the file again.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a {type(data).__name__}, expected a table of settings; fetch the file again.")
-    return data
+def check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
+    if len(tokenizer) > config.text.vocab_size:
+        raise TokenizerError(
+            f"{tokenizer.origin}: its {len(tokenizer)} tokens are more than the model's {config.text.vocab_size}, so it belongs "
+            "to another model; name the right one with --tokenizer-path."
+        )
+    ordinary = [token for token in config.eos_token_ids if not tokenizer.is_special(token)]
+    if ordinary:
+        raise TokenizerError(
+            f"{tokenizer.origin}: the model stops at token {listed(ordinary)}, which is no special token here, so the tokenizer "
+            "belongs to another model; name the right one with --tokenizer-path."
+        )
+
+
+def check_finite(origin: str, name: str, stored: mx.array, array: mx.array) -> None:
+    """Evaluate `stored`, cast from `array`; raise CheckpointError where it holds infinities or NaN, and say which step made them.
+
+    The sum of a tensor is a number unless a value is not, or unless it overflows: only then is every value looked at.
+    """
+    mx.eval(stored)
+    if not mx.issubdtype(stored.dtype, mx.floating):
+        return
+    total = stored.sum().item()
+    if (isinstance(total, float) and math.isfinite(total)) or mx.isfinite(stored).all().item():
+        return
+    if mx.isfinite(array).all().item():
+        kind = str(stored.dtype).removeprefix("mlx.core.")
+        raise CheckpointError(f"{origin}: {name} does not fit {kind}; choose --dtype bfloat16 or float32.")
+    raise CheckpointError(f"{origin}: {name} holds values that are not finite numbers, so it is damaged; fetch it again.")
 
 
 def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], *, nbytes: int, force: bool = False) -> None:
@@ -96,43 +110,77 @@ def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], 
 def new_folder(out: Path, nbytes: int, force: bool) -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
 
-    What a killed run left behind is removed by the next one; two runs at once are told apart by a lock.
+    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks.
     """
-    out = out.absolute()
-    if out.exists() and not force:
-        raise OutputError(f"{out} exists already; give another --out, or --force to replace it.")
-    if out.exists() and not (out / "config.json").exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise OutputError(f"{out} is not a model folder, so it is not replaced even with --force; give another --out.")
-    partial = out.parent / f".{out.name}.partial"
     try:
+        out = Path(os.path.realpath(out))
+        _clear_leftovers(out)
+        _check_free(out, force)
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
-        if free < nbytes:
-            raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.")
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out} cannot be written ({_reason(error)}); choose another --out.") from error
+    if free < nbytes:
+        raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.")
+    partial = out.parent / f".{out.name}{PARTIAL}"
+    lock = -1
+    try:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY)
+        if not _lock(lock):
+            os.close(lock)
+            lock = -1
+            raise OutputError(f"{out} is being written by another process; wait for it to end.")
+        for leftover in partial.iterdir():
+            leftover.unlink()
+        yield partial
+        _take_place(partial, out)
     except OSError as error:
-        raise OutputError(f"{out.parent} cannot be written ({error.strerror}); choose another --out.") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"{out} is being written by another process; wait for it to end.") from error
-        try:
-            for leftover in partial.iterdir():
-                leftover.unlink()
-            yield partial
-            _take_place(partial, out)
-        except OSError as error:
-            raise OutputError(f"{out} cannot be written ({error.strerror or error}); nothing was left behind.") from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        raise OutputError(f"{out} cannot be written ({_reason(error)}); nothing is left of it. Choose another --out.") from error
     finally:
-        os.close(lock)
+        if lock >= 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Raise OutputError unless `out` is free, or an empty folder or one of ours that `force` lets us replace."""
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out} exists already; give another --out, or --force to replace it.")
+    if not out.is_dir() or (any(out.iterdir()) and not is_ours(out)):
+        raise OutputError(f"{out} is not a model folder of ours, so it is not replaced even with --force; give another --out.")
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Undo what a run killed in the middle of a rename did, and remove the unfinished folders beside `out` nobody works on."""
+    old = out.parent / f".{out.name}{REPLACED}"
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for leftover in (*out.parent.glob(f".*{PARTIAL}"), *out.parent.glob(f".*{REPLACED}")):
+        if leftover.is_symlink() or not leftover.is_dir():
+            continue
+        lock = os.open(leftover, os.O_RDONLY)
+        try:
+            if _lock(lock):
+                shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _take_place(partial: Path, out: Path) -> None:
-    old = out.parent / f".{out.name}.replaced"
+    old = out.parent / f".{out.name}{REPLACED}"
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
@@ -140,20 +188,25 @@ def _take_place(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
 def _save_weights(folder: Path, weights: Named) -> None:
     """Shards of up to SHARD_BYTES, one of them in memory at a time; a single one is plain model.safetensors."""
-    shards: list[tuple[Path, list[str]]] = []
+    done: list[tuple[Path, list[str]]] = []
     total = 0
 
     def flush(shard: dict[str, mx.array]) -> None:
-        path = folder / f"shard-{len(shards)}.safetensors"
+        path = folder / f"shard-{len(done)}.safetensors"
         try:
             mx.save_safetensors(str(path), shard, metadata={"format": "mlx"})
-        except RuntimeError as error:
-            raise OutputError(f"{folder.parent} cannot take the weights ({error}); is the disk full?") from error
-        if path.stat().st_size < sum(array.nbytes for array in shard.values()):
-            raise OutputError(f"{folder.parent} took only part of the weights; is the disk full?")
-        shards.append((path, list(shard)))
+            written = safetensors.read_header(path).keys()
+        except (RuntimeError, ValueError, CheckpointError) as error:
+            raise OutputError(f"{folder.parent} cannot take the weights ({NO_ROOM}.") from error
+        if written != shard.keys():
+            raise OutputError(f"{folder.parent} took only part of the weights ({NO_ROOM}.")
+        done.append((path, list(shard)))
 
     shard: dict[str, mx.array] = {}
     size = 0
@@ -165,12 +218,12 @@ def _save_weights(folder: Path, weights: Named) -> None:
         size += array.nbytes
         total += array.nbytes
     flush(shard)
-    if len(shards) == 1:
-        shards[0][0].rename(folder / "model.safetensors")
+    if len(done) == 1:
+        done[0][0].rename(folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
-    for number, (path, names) in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for number, (path, names) in enumerate(done, start=1):
+        file = f"model-{number:05d}-of-{len(done):05d}.safetensors"
         path.rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

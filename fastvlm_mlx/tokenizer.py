@@ -11,7 +11,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as BPETokenizer
 
+from . import files
 from .errors import PromptError, TokenizerError
+from .jsonfile import MAX_JSON
 
 ROLE_TOKENS = ("<|im_start|>", "<|im_end|>")
 END_OF_TEXT = "<|endoftext|>"
@@ -33,13 +35,15 @@ class Tokenizer:
     def open(cls, path: Path) -> "Tokenizer":
         """Read a tokenizer.json."""
         try:
-            return cls(BPETokenizer.from_str(path.read_text(encoding="utf-8")), str(path))
+            return cls(BPETokenizer.from_str(files.read(path, MAX_JSON).decode("utf-8")), str(path))
         except FileNotFoundError as error:
             raise TokenizerError(f"{path.parent}: no tokenizer.json in it; fetch or convert the model again.") from error
-        except TokenizerError:
+        except (TokenizerError, KeyboardInterrupt):
             raise
-        except Exception as error:  # the Rust side raises plain Exception
-            raise TokenizerError(f"{path}: not a tokenizer ({error}); fetch or convert the model again.") from error
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+        except BaseException as error:  # the Rust side raises plain Exception, and where it panics not even that
+            raise TokenizerError(f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again.") from error
 
     def __len__(self) -> int:
         """One more than the largest id."""
@@ -58,6 +62,10 @@ class Tokenizer:
         if token is None:
             raise TokenizerError(f"{self.origin}: no {name} among its tokens; expected a Qwen2 tokenizer.")
         return int(token)
+
+    def is_special(self, token: int) -> bool:
+        """Whether an id is a special token's."""
+        return token in self._special_ids
 
     def find(self, name: str) -> int | None:
         """Id of a token, or None."""

@@ -1,5 +1,6 @@
 """The four lines of the front page: load a model, ask about pictures, stream, or take the image embeddings."""
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,18 +11,20 @@ import mlx.core as mx
 from . import backend as backends
 from . import generate as generation
 from . import hub, quantize
+from .chat import Chat
 from .config import DTYPES, STRIDE, Dtype, ModelConfig
-from .errors import CheckpointError, OptionError, PromptError, listed
+from .errors import CheckpointError, OptionError, PromptError, listed, shown
 from .generate import Answer, Chunk, Options, Request
-from .image import Source, load_image, preprocess
+from .image import Images, Pixels, Source, as_list, load_image, preprocess
+from .imagecache import ImageCache
+from .imagefile import MAX_PIXELS
 from .model import FastVLM
-from .prompt import ImageSlot, render
-from .storage import OpenModel, is_ours, open_ours
+from .prefix import Prefix
+from .prompt import Piece, Turn, render
+from .storage import OpenModel, check_finite, is_ours, open_ours
 
 PROMPT = "Describe the image."
 RESOLUTIONS = range(STRIDE, 4096 + 1, STRIDE)
-
-Images = Source | Sequence[Source] | None
 
 
 def load(
@@ -54,6 +57,7 @@ class VLM:
         self.name = opened.name
         self.config: ModelConfig = opened.config
         self.tokenizer = opened.tokenizer
+        self.images = ImageCache()
         self.load_seconds = 0.0
         self._opened = opened
         self._model: FastVLM | None = None
@@ -72,11 +76,11 @@ class VLM:
         started = time.perf_counter()
         if resolution is not None and resolution not in RESOLUTIONS:
             raise OptionError(
-                f"resolution is {resolution}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels."
+                f"resolution is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels."
             )
-        words = Path(tokenizer).expanduser() if tokenizer else None
+        words = Path(os.path.expanduser(tokenizer)) if tokenizer is not None else None  # noqa: PTH111  (raises nothing)
         if words is not None and not words.is_dir():
-            raise OptionError(f"{tokenizer!r}: no such folder to take the tokenizer from.")
+            raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from.")
         folder = hub.find(model, revision=revision, agree=agree)
         vlm = cls(_open_folder(folder, model, words))
         if resolution is not None:
@@ -89,7 +93,7 @@ class VLM:
         started = time.perf_counter()
         backend = backends.current()
         if dtype is not None and dtype not in DTYPES:
-            raise OptionError(f"dtype is {dtype!r}, expected one of {listed(DTYPES)}.")
+            raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
         kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else self.config.dtype))
         model = FastVLM(self.config, backend)
         chosen: quantize.Plan = {}
@@ -111,20 +115,41 @@ class VLM:
             raise CheckpointError("The weights have not been read yet; call load_weights() first.")
         return self._model
 
-    def prepare(self, image: Images, prompt: str = PROMPT, *, system: str | None = None) -> Request:
-        """Check and prepare a question without needing the weights; raises ImageError and PromptError."""
+    def prepare(self, image: Images, prompt: str = PROMPT, *, system: str | None = None, max_pixels: int = MAX_PIXELS) -> Request:
+        """Check and prepare a question without needing the weights; raises ImageError and PromptError.
+
+        A picture file of more than `max_pixels` is refused before it is decoded.
+        """
         started = time.perf_counter()
-        pixels = [preprocess(load_image(source), self.config.image) for source in _as_list(image)]
-        pieces = render(self.tokenizer, prompt, len(pixels), system)
-        per_image = (-(-self.config.image.size // STRIDE)) ** 2
-        tokens = sum(per_image if isinstance(piece, ImageSlot) else len(piece) for piece in pieces)
-        limit = self.config.text.max_position_embeddings
+        sources = as_list(image)
+        pieces = self.render([Turn(prompt, len(sources))], system)
+        pixels = [self.pixels(source, max_pixels=max_pixels) for source in sources]
+        return Request(pixels, pieces, time.perf_counter() - started)
+
+    def render(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
+        """A conversation as the decoder's input; raises PromptError where it is longer than the context."""
+        pieces = render(self.tokenizer, turns, self.image_tokens, system)
+        tokens, limit = sum(map(len, pieces)), self.config.text.max_position_embeddings
         if tokens >= limit:
+            images = sum(turn.images for turn in turns)
             raise PromptError(
-                f"The prompt takes {tokens} tokens, {per_image * len(pixels)} of them for {len(pixels)} images, and the model "
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {images} images, and the model "
                 f"has room for {limit}; shorten the text or show fewer images."
             )
-        return Request(pixels, pieces, per_image * len(pixels), tokens, time.perf_counter() - started)
+        return pieces
+
+    def pixels(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """The prepared pixels (S, S, 3) of a picture; raises ImageError."""
+        return preprocess(load_image(source, max_pixels=max_pixels), self.config.image)
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions one picture takes."""
+        return (-(-self.config.image.size // STRIDE)) ** 2
+
+    def chat(self, *, system: str | None = None) -> Chat:
+        """A conversation that keeps pictures and everything said, so that a follow-up costs its own tokens only."""
+        return Chat(self, system=system)
 
     def generate(
         self,
@@ -164,17 +189,24 @@ class VLM:
         options = Options(max_tokens, temperature, top_p, seed)
         return self.answer(self.prepare(image, prompt, system=system), options)
 
-    def answer(self, request: Request, options: Options) -> Iterator[Chunk]:
-        """Stream the answer to a prepared question."""
-        text = self.config.text
-        stop = self.config.eos_token_ids
-        return generation.stream(self.model, self.tokenizer, request, options, stop=stop, context=text.max_position_embeddings)
+    def answer(self, request: Request, options: Options, prefix: Prefix | None = None) -> Iterator[Chunk]:
+        """Stream the answer to a prepared question; with a `prefix`, what it holds of the question is not computed again."""
+        return generation.stream(
+            self.model,
+            self.tokenizer,
+            request,
+            options,
+            stop=self.config.eos_token_ids,
+            context=self.config.text.max_position_embeddings,
+            images=self.images,
+            prefix=prefix,
+        )
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
         embeddings = []
-        for source in _as_list(image):
-            pixels = preprocess(load_image(source), self.config.image)
+        for source in as_list(image):
+            pixels = self.pixels(source)
             embeddings.append(self.model.encode(mx.array(pixels[None]))[0])
         mx.eval(embeddings)
         return embeddings if isinstance(image, (list, tuple)) else embeddings[0]
@@ -198,20 +230,18 @@ def _fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype) -> None:
     for name, array in opened.weights():
         expected = places.pop(name, None)
         if expected is None:
-            raise CheckpointError(f"{opened.name}: it holds {name!r}, which its config.json does not call for; convert it again.")
+            raise CheckpointError(
+                f"{opened.name}: it holds {shown(name)}, which its config.json does not call for; convert it again."
+            )
         if expected.shape != array.shape:
             raise CheckpointError(
                 f"{opened.name}: {name!r} has shape {array.shape}, its config.json calls for {expected.shape}; convert it again."
             )
-        if mx.issubdtype(array.dtype, mx.floating):
-            array = array.astype(dtype)
-        mx.eval(array)
-        model.load_weights([(name, array)], strict=False)
+        floating = mx.issubdtype(array.dtype, mx.floating)
+        if floating != mx.issubdtype(expected.dtype, mx.floating):
+            raise CheckpointError(f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again.")
+        stored = array.astype(dtype) if floating else array
+        check_finite(opened.name, name, stored, array)
+        model.load_weights([(name, stored)], strict=False)
     if places:
         raise CheckpointError(f"{opened.name}: {listed(places)} are missing from its weights; convert it again.")
-
-
-def _as_list(image: Images) -> list[Source]:
-    if image is None:
-        return []
-    return list(image) if isinstance(image, (list, tuple)) else [image]  # type: ignore[list-item]

@@ -1,54 +1,90 @@
-"""The command line: one file per command, each of which parses, calls the library and prints.
+"""The command line's outermost layer: every way a command can end becomes an exit code and at most one line on stderr.
 
-stdout carries the answer; everything else goes to stderr. Exit codes: 0 done, 1 a FastVLMError (its message, no traceback),
-2 wrong usage, 130 interrupted.
+stdout carries the answer; everything else goes to stderr. Exit codes: 0 done, 1 an error (one sentence, no traceback),
+2 wrong usage, 130 interrupted. For developers FASTVLM_TRACEBACK=1 shows where an error came from.
 """
 
 import os
+import signal
 import sys
 from typing import NoReturn
 
-import typer
-
-from .convert import convert
-from .download import download
-from .generate import generate
-from .info import info
-
-app = typer.Typer(
-    name="fastvlm-mlx",
-    help="FastVLM on Apple Silicon: a picture and a question in, an answer out.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (generate, convert, download, info):
-    app.command()(command)
-
-
-@app.callback()
-def _options(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
-    if version:
-        from fastvlm_mlx import __version__
-
-        print(__version__)
-        raise typer.Exit
+REPORT = "please report it with the command at the project's page (FASTVLM_TRACEBACK=1 shows where it happened)"
+LONGEST = 1000  # characters of a message
 
 
 def main() -> NoReturn:
     """Entry point of `fastvlm-mlx` and `python -m fastvlm_mlx`."""
-    from fastvlm_mlx.errors import FastVLMError
-
     try:
-        app(standalone_mode=True)
-    except FastVLMError as error:
-        print(f"fastvlm-mlx: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 1
+        from . import streams
+
+        streams.make_usable()
+        code = _run()
+        streams.flush()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = 130
     except BrokenPipeError:  # the reader has left: no complaint, and none at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
-    else:
-        code = 0
+    except BaseException as error:
+        code = _explain(error)
     sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command; returns its exit code, or raises what ended it."""
+    import typer
+
+    from .app import app
+
+    try:
+        code = app(standalone_mode=False, prog_name="fastvlm-mlx")
+    except typer.Abort:  # an interrupt, or the end of input where a question was asked
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: BaseException) -> int:
+    """Print what went wrong; returns the exit code."""
+    from ..errors import FastVLMError
+
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if os.environ.get("FASTVLM_TRACEBACK", "0") not in ("", "0"):
+        import traceback
+
+        traceback.print_exception(error)
+    if isinstance(error, FastVLMError):
+        say(str(error))
+        return 1
+    if hasattr(error, "format_message"):  # wrong usage
+        return _explain_usage(error)
+    if isinstance(error, OSError) and error.strerror:
+        name = repr(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else "The output"
+        say(f"{name} cannot be used ({error.strerror}); check the path, its permissions and the space left.")
+    elif isinstance(error, MemoryError):
+        say("There is not enough memory; use a smaller model, --bits 4 or a lower --resolution.")
+    else:
+        say(f"An error of its own, {type(error).__name__} ({str(error) or 'no message'}); {REPORT}.")
+    return 1
+
+
+def _explain_usage(error: BaseException) -> int:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "fastvlm-mlx"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
+    else:
+        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
+        say(f"{message.rstrip('.')}; see '{command} --help'.")
+    return int(getattr(error, "exit_code", 2))
+
+
+def say(message: str) -> None:
+    """One line on stderr, whatever the message holds: no line ends, no control characters, no thousands of characters."""
+    line = " ".join(message.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"
+    print(f"fastvlm-mlx: {line}", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """`fastvlm-mlx convert`: a checkpoint as published -> a folder of ours."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -27,21 +28,24 @@ def convert(
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """
     from ..convert import convert as run
-    from ..errors import OptionError
+    from ..errors import OptionError, OutputError, shown
     from ..hub import find
 
-    tokenizer = Path(tokenizer_path).expanduser() if tokenizer_path else None
+    tokenizer = Path(os.path.expanduser(tokenizer_path)) if tokenizer_path is not None else None  # noqa: PTH111  (raises nothing)
+    out = Path(os.path.expanduser(out))  # noqa: PTH111
     if tokenizer is not None and not tokenizer.is_dir():
-        raise OptionError(f"{tokenizer_path!r}: no such folder to take the tokenizer from.")
+        raise OptionError(f"{shown(tokenizer_path)}: no such folder to take the tokenizer from.")
+    if out == Path():
+        raise OutputError("The path of the output is empty; give the name of a new folder to --out.")
     source = find(folder, agree=agree_to_download(yes))
-    with typer.progressbar(length=1000, label="Converting", file=sys.stderr) as bar:
+    with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
             source,
-            out.expanduser(),
+            out,
             dtype=dtype,  # type: ignore[arg-type]  # checked by convert
             tokenizer=tokenizer,
             force=force,
             progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
         )
-    size = sum(file.stat().st_size for file in out.expanduser().iterdir())
+    size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {size / 1e9:.2f} GB. Try: fastvlm-mlx generate --model {out} --image PICTURE", file=sys.stderr)

@@ -7,14 +7,16 @@ import typer
 
 from .options import DEFAULT_MODEL, Model, TokenizerPath, Yes, agree_to_download
 
-MAX_STDIN = 10_000_000  # characters
+MAX_STDIN = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
 
 def generate(
     model: Model = DEFAULT_MODEL,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", "--image-file", help="A picture: JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF. Repeat for several."),
+        typer.Option(
+            "--image", "-i", "--image-file", help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF); repeat for several."
+        ),
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question; '-' reads it from stdin.")] = "Describe the image.",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Longest answer, in tokens.")] = 256,
@@ -33,6 +35,7 @@ def generate(
     resolution: Annotated[
         int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
     ] = None,
+    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures before decoding them.")] = 1 << 26,
     tokenizer_path: TokenizerPath = None,
     yes: Yes = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the answer and all figures.")] = False,
@@ -44,16 +47,20 @@ def generate(
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
-    from ..errors import OptionError
+    from ..errors import OptionError, PromptError
     from ..generate import Options
+    from ..imagefile import check_max_pixels
     from ..vlm import VLM
 
     if sum((bits is not None, load_4bit, load_8bit)) > 1:
         raise OptionError("--bits, --load-4bit and --load-8bit were given together; choose one.")
     bits = 4 if load_4bit else 8 if load_8bit else bits
     options = Options(max_tokens, temperature, top_p, seed)
+    check_max_pixels(max_pixels)
+    if not prompt.strip():
+        raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
     vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree_to_download(yes))
-    request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system)
+    request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
     vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
     for chunk in vlm.answer(request, options):
         if not json:
@@ -71,10 +78,13 @@ def generate(
 def _read_stdin() -> str:
     from ..errors import PromptError
 
-    data = sys.stdin.buffer.read(MAX_STDIN + 1)
+    data = sys.stdin.buffer.read(MAX_STDIN + 1) if sys.stdin is not None else b""
     if len(data) > MAX_STDIN:
         raise PromptError(f"The prompt on stdin is longer than {MAX_STDIN} bytes; shorten it.")
     try:
-        return data.decode("utf-8").removesuffix("\n")
+        text = data.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise PromptError(f"The prompt on stdin is not UTF-8 (byte {error.start}); convert it first.") from error
+    if not text.strip():
+        raise PromptError("The prompt on stdin is empty; write a question to it, or use --prompt TEXT.")
+    return text

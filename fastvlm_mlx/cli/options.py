@@ -33,4 +33,3 @@ def agree_to_download(yes: bool) -> Agree:
         return sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm("Download it?", err=True)
 
     return agree
-

@@ -22,6 +22,7 @@ from fastvlm_mlx.vlm import VLM, _fill
 from . import original
 
 TOLERANCE = 1e-4
+PICTURE = 4  # positions of a picture of 128 x 128 pixels
 TIGHT = 2e-5  # what is in fact reached, so that a real mistake of this size does not hide below the promise
 
 
@@ -101,7 +102,7 @@ def test_prefill_and_cached_decode(pair: tuple[torch.nn.Module, VLM]) -> None:
         hidden = theirs.model.language_model(inputs_embeds=torch.cat([embeddings, following], dim=1)).last_hidden_state
         expected = theirs.lm_head(hidden)[:, -len(ids) - 1 :]
     model = ours.model
-    prompt = model.embed([before, ImageSlot(0), after], model.encode(mx.array(image)))
+    prompt = model.embed([before, ImageSlot(0, PICTURE), after], {0: model.encode(mx.array(image))[0]})
     assert difference(prompt, embeddings) < TIGHT
     cache = model.text.make_cache()
     logits = [model.prefill(prompt, cache)]
@@ -114,22 +115,22 @@ def test_cached_equals_uncached(pair: tuple[torch.nn.Module, VLM]) -> None:
     model = pair[1].model
     ids = np.random.default_rng(1).integers(0, 500, 300).tolist()  # over the cache's first growth, at 256
     cache = model.text.make_cache()
-    model.prefill(model.embed([ids[:250]]), cache)
+    model.prefill(model.embed([ids[:250]], {}), cache)
     for token in ids[250:-1]:
         model.step(mx.array([token]), cache)
     cached = model.step(mx.array(ids[-1:]), cache)
-    whole = model.prefill(model.embed([ids]), model.text.make_cache())
+    whole = model.prefill(model.embed([ids], {}), model.text.make_cache())
     assert np.abs(np.array(cached - whole)).max() / np.abs(np.array(whole)).max() < 1e-5
 
 
 def test_prefill_in_chunks_equals_one_pass(pair: tuple[torch.nn.Module, VLM], monkeypatch: pytest.MonkeyPatch) -> None:
     model = pair[1].model
     ids = np.random.default_rng(2).integers(0, 500, 200).tolist()
-    whole = model.prefill(model.embed([ids]), model.text.make_cache())
+    whole = model.prefill(model.embed([ids], {}), model.text.make_cache())
     for chunk in (1, 64, 100, 199, 200):
         monkeypatch.setattr("fastvlm_mlx.model.PREFILL_CHUNK", chunk)
         cache = model.text.make_cache()
-        parts = model.prefill(model.embed([ids]), cache)
+        parts = model.prefill(model.embed([ids], {}), cache)
         assert [layer.length for layer in cache] == [200] * len(cache)
         assert np.abs(np.array(parts - whole)).max() / np.abs(np.array(whole)).max() < 1e-5
 
@@ -148,7 +149,7 @@ def test_32_greedy_tokens(tmp_path: Path, tokenizer_files: Path, tied: bool) -> 
             embeddings = torch.cat([embeddings, theirs.model.language_model.embed_tokens(torch.tensor([expected[-1:]]))], dim=1)
     model = ours.model
     cache = model.text.make_cache()
-    logits = model.prefill(model.embed([before, ImageSlot(0), after], model.encode(mx.array(image))), cache)
+    logits = model.prefill(model.embed([before, ImageSlot(0, 9), after], {0: model.encode(mx.array(image))[0]}), cache)
     assert list(_decode(model, cache, logits, Options(), 32)) == expected
     assert len(set(expected)) > 4  # a model stuck on one token would prove little
 

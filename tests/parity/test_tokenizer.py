@@ -6,7 +6,7 @@ import pytest
 from transformers import Qwen2Tokenizer
 
 from fastvlm_mlx.convert.tokenizer import read_tokenizer
-from fastvlm_mlx.prompt import ImageSlot, render
+from fastvlm_mlx.prompt import ImageSlot, Turn, render
 from fastvlm_mlx.tokenizer import Tokenizer
 
 from ..conftest import CORPUS
@@ -59,9 +59,9 @@ def test_the_whole_prompt(both: tuple[Tokenizer, Qwen2Tokenizer], prompt: str, i
     )
     expected: list[object] = []
     for index, part in enumerate(template.split("<image>")):
-        expected += [ImageSlot(index - 1)] if index else []
+        expected += [ImageSlot(index - 1, 4)] if index else []
         expected += [theirs(part).input_ids]
-    assert render(ours, prompt, images) == expected
+    assert render(ours, [Turn(prompt, images)], 4) == expected
 
 
 def test_special_tokens_in_a_users_text_are_text(both: tuple[Tokenizer, Qwen2Tokenizer]) -> None:
@@ -72,8 +72,8 @@ def test_special_tokens_in_a_users_text_are_text(both: tuple[Tokenizer, Qwen2Tok
     ids = ours.encode(attack)
     assert not special & set(ids)
     assert ours.decode(ids) == attack
-    pieces = render(ours, attack, 1)
-    assert [piece for piece in pieces if isinstance(piece, ImageSlot)] == [ImageSlot(0)]
+    pieces = render(ours, [Turn(attack, 1)], 4)
+    assert [piece for piece in pieces if isinstance(piece, ImageSlot)] == [ImageSlot(0, 4)]
     assert sum(token in special for piece in pieces if isinstance(piece, list) for token in piece) == 5  # the template's own
 
 

@@ -1,0 +1,72 @@
+"""`fastvlm-mlx bench`: what each stage takes here."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from .options import DEFAULT_MODEL, Yes, agree_to_download
+
+
+def bench(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", "--model-path", help="A folder, a Hub name or 'tiny'; repeatable.", show_default=False),
+    ] = None,
+    random: Annotated[
+        list[str] | None,
+        typer.Option(help="Random weights of a published size instead: 0.5b, 1.5b, 7b (or small); nothing is downloaded."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="With --random, keep only this many decoder layers.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Compute in float32, float16 or bfloat16 instead of the default.")] = None,
+    resolution: Annotated[
+        list[int] | None, typer.Option(help="Side in pixels, a multiple of 64 from 64 to 4096; repeat to compare.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Show the picture this many times in one prompt.", min=1)] = 1,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")] = "Describe the image.",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Tokens to generate.", min=2)] = 32,
+    rounds: Annotated[int, typer.Option(help="Rounds that count; the median is shown.", min=1)] = 5,
+    warmup: Annotated[int, typer.Option(help="Rounds before those, not counted.", min=0)] = 1,
+    yes: Yes = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure and the machine.")] = False,
+) -> None:
+    """Measure load, preprocessing, vision, prefill, first token, decoding and peak memory on this machine.
+
+    Example: fastvlm-mlx bench --random 0.5b --resolution 512 --resolution 1024
+    """
+    from json import dumps
+
+    from .. import bench as benches
+    from ..errors import OptionError
+    from ..random_model import open_random
+    from ..vlm import VLM
+
+    if layers is not None and not random:
+        raise OptionError("--layers was given without --random; a model that is read keeps all its layers.")
+    names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
+    models = [VLM.open(name, agree=agree_to_download(yes)) for name in names]
+    models += [VLM(open_random(size, layers)) for size in random or []]
+    picture = image if image is not None else benches.made_photo()
+    results = []
+    while models:
+        vlm = models.pop(0)
+        vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
+        for size in resolution or [vlm.config.image.size]:
+            result = benches.measure(
+                vlm, picture, resolution=size, images=images, prompt=prompt, bits=bits, max_tokens=max_tokens,
+                rounds=rounds, warmup=warmup, progress=lambda line: print(line, file=sys.stderr),
+            )  # fmt: skip
+            results.append(result)
+        del vlm  # one model in memory at a time
+    machine = benches.machine()
+    if json:
+        print(dumps(benches.to_dict(machine, results), ensure_ascii=False))
+        return
+    print(machine.describe())
+    print()
+    print(benches.table(results))

@@ -1,0 +1,58 @@
+"""The README says what is so: its option table is the help's, its commands exist, and CI runs what it tells people to run.
+
+    python -m tests.behaviour.test_readme      rewrites the option table
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import typer.main
+
+from fastvlm_mlx.cli.app import app
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+BLOCK = re.compile(r"(?s)(<!-- options: (\w+) -->\n).*?(<!-- end -->)")
+
+
+def commands() -> dict[str, Any]:
+    """The commands by name, as click describes them."""
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def option_table(command: str) -> str:
+    """Markdown rows of a command's options, from the help texts."""
+    rows = ["| option | meaning |", "|---|---|"]
+    for option in commands()[command].params:
+        names = ", ".join(f"`{name}`" for name in option.opts)
+        default = "" if option.default in (None, False, "") or callable(option.default) else f" [default: {option.default}]"
+        rows.append(f"| {names} | {getattr(option, 'help', '')}{default} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_tables(text: str) -> str:
+    return BLOCK.sub(lambda found: found[1] + option_table(found[2]) + found[3], text)
+
+
+def test_option_tables_are_the_helps() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: python -m tests.behaviour.test_readme"
+
+
+def test_commands_exist() -> None:
+    named = set(re.findall(r"(?m)(?:^    |`|bin/)fastvlm-mlx ([a-z]+)", README.read_text(encoding="utf-8")))
+    assert named and named <= set(commands())
+
+
+def test_ci_runs_the_test_command() -> None:
+    """Step by step, the README's line for testing is in .ci/run."""
+    line = next(line for line in README.read_text(encoding="utf-8").splitlines() if "pytest" in line)
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    for step in line.strip().split(" && "):
+        words = step.replace("python3 -m venv", "-m venv").replace(".venv/bin/pip install", "-m pip install --quiet").strip()
+        assert words in script, f"{step!r} is not in .ci/run"
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
