@@ -1,6 +1,6 @@
-"""Which of MLX's backends computes, and the three operations whose best form depends on it.
+"""Which of MLX's backends computes, and the four operations whose best form depends on it.
 
-Model code calls `gelu`, `depthwise` and `attention` and reads the same everywhere; weights and folders are the same too.
+Model code calls `gelu`, `swiglu`, `depthwise` and `attention` and reads the same everywhere; weights and folders are the same too.
 """
 
 from typing import Literal
@@ -29,6 +29,18 @@ def gelu(x: mx.array, backend: Backend) -> mx.array:
     return nn.gelu(x)
 
 
+def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
+    """silu(gate) * up, element by element: one fused kernel on a GPU; MLX would need a C++ compiler to fuse it on a CPU."""
+    return _swiglu(gate, up) if backend == "cpu" else _fused_swiglu(gate, up)
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+_fused_swiglu = mx.compile(_swiglu, shapeless=True)
+
+
 def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> mx.array:
     """Centred depthwise convolution: x (B, H, W, C), weight (C, k, k, 1), k odd -> (B, ceil(H/stride), ceil(W/stride), C)."""
     if backend == "cpu":
@@ -36,16 +48,14 @@ def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> m
     return mx.conv2d(x, weight, stride=stride, padding=weight.shape[1] // 2, groups=x.shape[-1])
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, backend: Backend) -> mx.array:
-    """Full softmax attention: q, k, v (B, heads, L, head_dim) -> (B, heads, L, head_dim), scale head_dim ** -0.5.
+def attention(qkv: mx.array, backend: Backend) -> mx.array:
+    """Full softmax attention: qkv (3, B, heads, L, head_dim) -> (B, heads, L, head_dim), scale head_dim ** -0.5.
 
     On Metal a narrow head is filled up with zeros to the width of the fused kernel: zeros add nothing to a score, and the
     columns they produce are cut off again, so the result is the same.
     """
-    head_dim = q.shape[-1]
-    scale = head_dim**-0.5
-    if backend != "metal" or head_dim >= FUSED_HEAD_DIM:
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    zeros = [(0, 0), (0, 0), (0, 0), (0, FUSED_HEAD_DIM - head_dim)]
-    q, k, v = (mx.pad(heads, zeros) for heads in (q, k, v))
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[..., :head_dim]
+    head_dim = qkv.shape[-1]
+    if backend == "metal" and head_dim < FUSED_HEAD_DIM:
+        qkv = mx.pad(qkv, [(0, 0)] * 4 + [(0, FUSED_HEAD_DIM - head_dim)])
+    q, k, v = (part.squeeze(0) for part in mx.split(qkv, 3))
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]

@@ -1,7 +1,7 @@
 """What each stage takes on this machine: load, preprocess, vision, prefill, first token, decode, peak memory.
 
-Enters: a loaded `VLM` and a picture. Leaves: medians over rounds that follow a warm-up, with the spread between them. All
-figures come from the same `generate.stream` that answers questions, except that nothing ends an answer early.
+Enters: a loaded `VLM` and pictures. Leaves: medians over rounds that follow a warm-up, with the spread between them. All
+figures come from the same `VLM.answer` that answers questions, except that nothing ends an answer early or is remembered.
 """
 
 import platform
@@ -20,11 +20,9 @@ import mlx.core as mx
 import numpy as np
 
 from . import __version__, backend, blas
-from . import generate as generation
 from .errors import OptionError
 from .generate import Options, Stats
 from .image import Source
-from .imagecache import ImageCache
 from .vlm import PROMPT, RESOLUTIONS, VLM
 
 LIBRARIES = ("mlx", "numpy", "pillow", "tokenizers")
@@ -88,10 +86,9 @@ class Machine:
 
 def measure(
     vlm: VLM,
-    image: Source,
+    images: Sequence[Source],
     *,
     resolution: int | None = None,
-    images: int = 1,
     prompt: str = PROMPT,
     bits: int | None = None,
     max_tokens: int = 32,
@@ -99,37 +96,43 @@ def measure(
     warmup: int = 1,
     progress: Progress | None = None,
 ) -> Result:
-    """Answer the same question `rounds` times, after `warmup` times that do not count; `vlm` has its weights.
+    """Answer the same question about `images` `rounds` times, after `warmup` times that do not count.
 
-    `images` shows the picture that many times in one prompt, `resolution` is the side in pixels it is brought to, and `bits`
-    only says how the weights were quantised. Raises OptionError, ImageError and PromptError.
+    `vlm` has its weights. `resolution` is the side in pixels that pictures are brought to; `bits` only says how the weights
+    were quantised. Raises OptionError, ImageError and PromptError.
     """
     if rounds < 1 or warmup < 0:
         raise OptionError(f"rounds is {rounds} and warmup {warmup}, expected at least 1 and at least 0.")
-    size = vlm.config.image.size if resolution is None else resolution
+    config = vlm.config
+    size = config.image.size if resolution is None else resolution
     if size not in RESOLUTIONS:
         raise OptionError(f"resolution is {size}, expected a multiple of 64 from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels.")
-    vlm.config = replace(vlm.config, image=replace(vlm.config.image, size=size))
     options = Options(max_tokens)
     reset_peak_memory()
     taken: list[Stats] = []
-    for number in range(warmup + rounds):
-        stats = _answer(vlm, [image] * images, prompt, options)
-        if number >= warmup:
-            taken.append(stats)
-        if progress:
-            progress(f"{vlm.name} at {size}: {'warm-up' if number < warmup else f'round {number - warmup + 1}'}")
+    try:
+        vlm.config = replace(config, image=replace(config.image, size=size), eos_token_ids=())  # nothing ends an answer early
+        for number in range(warmup + rounds):
+            vlm.images.clear()  # every round looks at its pictures anew
+            stats = _answer(vlm, images, prompt, options)
+            if number >= warmup:
+                taken.append(stats)
+            if progress:
+                progress(f"{vlm.name} at {size}: {'warm-up' if number < warmup else f'round {number - warmup + 1}'}")
+    finally:
+        vlm.config = config
+        vlm.images.clear()
     figures = {name: sorted(float(getattr(stats, name)) for stats in taken) for name in TIMES}
     return Result(
         model=vlm.name,
         bits=bits,
         dtype=str(vlm.model.dtype).removeprefix("mlx.core."),
         resolution=size,
-        images=images,
+        images=len(images),
         image_tokens=taken[0].image_tokens,
         prompt_tokens=taken[0].prompt_tokens,
         completion_tokens=taken[0].completion_tokens,
-        load_seconds=None if vlm.config.source.layout == "random" else vlm.load_seconds,
+        load_seconds=None if config.source.layout == "random" else vlm.load_seconds,
         **{name: statistics.median(values) for name, values in figures.items()},
         peak_memory_bytes=peak_memory(),
         mlx_peak_memory_bytes=max(stats.peak_memory_bytes for stats in taken),
@@ -139,19 +142,17 @@ def measure(
 
 
 def _answer(vlm: VLM, images: Sequence[Source], prompt: str, options: Options) -> Stats:
-    request = vlm.prepare(list(images), prompt)
-    context = vlm.config.text.max_position_embeddings
-    for chunk in generation.stream(vlm.model, vlm.tokenizer, request, options, stop=(), context=context, images=ImageCache(0)):
+    for chunk in vlm.answer(vlm.prepare(images, prompt), options):
         if chunk.answer is not None:
             return chunk.answer.stats
     raise AssertionError("a stream ends with the answer")
 
 
-def made_photo(width: int = PHOTO[0], height: int = PHOTO[1]) -> bytes:
-    """A JPEG of soft colours and some grain, the same every time: about as much work to decode as a photograph."""
+def made_photo(width: int = PHOTO[0], height: int = PHOTO[1], *, seed: int = 0) -> bytes:
+    """A JPEG of soft colours and some grain, the same for the same seed: about as much work to decode as a photograph."""
     from PIL import Image
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     soft = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
     grain = rng.integers(-12, 13, (256, 256, 1), dtype=np.int16)
     rows, columns = -(-height // 256), -(-width // 256)

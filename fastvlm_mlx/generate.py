@@ -109,9 +109,9 @@ class Answer:
 
     def to_json(self, **extra: object) -> str:
         """One JSON object of the text, `extra` and every figure."""
-        return json.dumps(
-            {"text": self.text, **extra, "finish_reason": self.finish_reason, **asdict(self.stats)}, ensure_ascii=False
-        )
+        figures = asdict(self.stats)
+        del figures["reused_tokens"]  # always 0 outside a conversation
+        return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **figures}, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def stream(
     *,
     stop: Sequence[int],
     context: int,
-    images: ImageCache,
+    images: ImageCache | None = None,
     prefix: Prefix | None = None,
 ) -> Iterator[Chunk]:
     """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context (in positions).
@@ -139,6 +139,7 @@ def stream(
     its caches also where the stream is closed early.
     """
     prefix = prefix or Prefix(model.text.make_cache())
+    images = images if images is not None else ImageCache()
     digests = [digest(pixels) for pixels in request.pixels]
     known = positions(request.pieces, digests)
     mx.reset_peak_memory()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from .backend import Backend, swiglu
 from .cache import KVCache
 from .config import TextConfig
 
@@ -38,25 +39,26 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
+        self.backend = backend
         self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(gate * mx.sigmoid(gate) * up)
+        return self.down_proj(swiglu(gate, up, self.backend))
 
 
 class Block(nn.Module):
     """One decoder layer: attention and MLP, each on a normed copy, each added back."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, backend)
 
     def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), cache)
@@ -66,10 +68,10 @@ class Block(nn.Module):
 class Qwen2(nn.Module):
     """The decoder with its embedding and its head, which share one matrix where the config says they are tied."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = [Block(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [Block(config, backend) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

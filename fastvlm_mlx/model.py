@@ -28,7 +28,7 @@ class FastVLM(nn.Module):
         super().__init__()
         self.vision = FastViTHD(config.vision, backend)
         self.projector = Projector(config.vision.out_width, config.text.hidden_size, backend)
-        self.text = Qwen2(config.text)
+        self.text = Qwen2(config.text, backend)
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -52,7 +52,7 @@ def config(size: str, layers: int | None = None) -> ModelConfig:
 def open_random(size: str, layers: int | None = None) -> OpenModel:
     """A model of random weights, made when they are asked for and the same every time."""
     chosen = config(size, layers)
-    name = f"random {size}" + (f", {layers} layers" if layers else "")
+    name = f"random {size}" + (f", {layers} decoder layers" if layers else "")
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         noise = np.random.default_rng(0).uniform(-1, 1, NOISE).astype(np.float32)

@@ -111,7 +111,7 @@ class MHSA(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
         qkv = self.qkv(x).reshape(B, H * W, 3, C // HEAD_DIM, HEAD_DIM).transpose(2, 0, 3, 1, 4)
-        y = attention(qkv[0], qkv[1], qkv[2], self.backend)
+        y = attention(qkv, self.backend)
         return self.proj(y.transpose(0, 2, 1, 3).reshape(B, H, W, C))
 
 

@@ -25,9 +25,10 @@ def bench(
         list[int] | None, typer.Option(help="Side in pixels, a multiple of 64 from 64 to 4096; repeat to compare.")
     ] = None,
     image: Annotated[
-        str | None, typer.Option("--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG.")
+        list[str] | None,
+        typer.Option("--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG; repeat for several."),
     ] = None,
-    images: Annotated[int, typer.Option(help="Show the picture this many times in one prompt.", min=1)] = 1,
+    images: Annotated[int, typer.Option(help="How many pictures to make, all shown in one prompt.", min=1)] = 1,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")] = "Describe the image.",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Tokens to generate.", min=2)] = 32,
     rounds: Annotated[int, typer.Option(help="Rounds that count; the median is shown.", min=1)] = 5,
@@ -43,6 +44,7 @@ def bench(
 
     from .. import bench as benches
     from ..errors import OptionError
+    from ..image import Source
     from ..random_model import open_random
     from ..vlm import VLM
 
@@ -51,14 +53,16 @@ def bench(
     names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
     models = [VLM.open(name, agree=agree_to_download(yes)) for name in names]
     models += [VLM(open_random(size, layers)) for size in random or []]
-    picture = image if image is not None else benches.made_photo()
+    if image and images > 1:
+        raise OptionError("--images was given together with --image; repeat --image for several pictures.")
+    pictures: list[Source] = list(image or []) or [benches.made_photo(seed=number) for number in range(images)]
     results = []
     while models:
         vlm = models.pop(0)
         vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
         for size in resolution or [vlm.config.image.size]:
             result = benches.measure(
-                vlm, picture, resolution=size, images=images, prompt=prompt, bits=bits, max_tokens=max_tokens,
+                vlm, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens,
                 rounds=rounds, warmup=warmup, progress=lambda line: print(line, file=sys.stderr),
             )  # fmt: skip
             results.append(result)
