@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import repeat
 
 import mlx.core as mx
 
@@ -45,9 +46,14 @@ class Options:
         if self.seed is not None and (not _whole(self.seed) or not 0 <= self.seed < 1 << 64):
             raise OptionError(f"seed is {shown(self.seed)}, expected a whole number from 0 to 2**64 - 1.")
 
-    def key(self) -> mx.array:
-        """The random key drawing starts from."""
-        return mx.random.key(self.seed if self.seed is not None else time.time_ns())
+    def keys(self) -> Iterator[mx.array | None]:
+        """A random key for every token, or None where the likeliest is taken."""
+        if self.temperature == 0:
+            yield from repeat(None)
+        key = mx.random.key(self.seed if self.seed is not None else time.time_ns())
+        while True:
+            key, drawn = mx.random.split(key)
+            yield drawn
 
 
 @dataclass(frozen=True)
@@ -220,15 +226,21 @@ def _encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: 
 
 
 def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options: Options, limit: int) -> Iterator[int]:
-    """Token ids, the next one under way before the last is handed out."""
-    key, drawn = mx.random.split(options.key())
-    token = choose(logits, options.temperature, options.top_p, drawn)
+    """The token that `logits` give and up to `limit` in all; the first is under way when this returns."""
+    keys = options.keys()
+    token = choose(logits, options.temperature, options.top_p, next(keys))
     mx.async_eval(token)
+    return _tokens(model, cache, token, keys, options, limit)
+
+
+def _tokens(
+    model: FastVLM, cache: Sequence[KVCache], token: mx.array, keys: Iterator[mx.array | None], options: Options, limit: int
+) -> Iterator[int]:
+    """Token ids, the next one under way before the last is handed out."""
     for count in range(1, limit + 1):
         following = token
         if count < limit:
-            key, drawn = mx.random.split(key)
-            following = choose(model.step(token, cache), options.temperature, options.top_p, drawn)
+            following = choose(model.step(token, cache), options.temperature, options.top_p, next(keys))
             mx.async_eval(following)
         yield int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
         token = following

@@ -3,8 +3,8 @@
 import mlx.core as mx
 
 
-def choose(logits: mx.array, temperature: float, top_p: float, key: mx.array) -> mx.array:
-    """Token ids (B,) from logits (B, V). Temperature 0 takes the likeliest; otherwise drawn with the random key.
+def choose(logits: mx.array, temperature: float, top_p: float, key: mx.array | None) -> mx.array:
+    """Token ids (B,) from logits (B, V). Temperature 0 takes the likeliest and needs no key; otherwise drawn with it.
 
     top_p keeps the smallest set of tokens whose probabilities add up to at least that much (nucleus sampling,
     arXiv:1904.09751); the likeliest token is always in it.
