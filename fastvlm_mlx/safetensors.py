@@ -56,9 +56,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def load(path: Path) -> dict[str, mx.array]:
     """The tensors of a file whose header has been checked; each is read when it is first evaluated."""
     try:
-        return dict(mx.load(str(path), format="safetensors"))  # type: ignore[arg-type]
+        str(path).encode()
     except UnicodeEncodeError as error:
         raise CheckpointError(f"{path}: MLX cannot open a path that is not UTF-8; rename the folder.") from error
+    try:
+        return dict(mx.load(str(path), format="safetensors"))  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: MLX cannot read it ({error}); fetch it again.") from error
 

@@ -80,7 +80,7 @@ class VLM:
             )
         words = Path(os.path.expanduser(tokenizer)) if tokenizer is not None else None  # noqa: PTH111  (raises nothing)
         if words is not None and not words.is_dir():
-            raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from.")
+            raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from; check --tokenizer-path.")
         folder = hub.find(model, revision=revision, agree=agree)
         vlm = cls(_open_folder(folder, model, words))
         if resolution is not None:

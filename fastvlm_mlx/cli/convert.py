@@ -34,7 +34,7 @@ def convert(
     tokenizer = Path(os.path.expanduser(tokenizer_path)) if tokenizer_path is not None else None  # noqa: PTH111  (raises nothing)
     out = Path(os.path.expanduser(out))  # noqa: PTH111
     if tokenizer is not None and not tokenizer.is_dir():
-        raise OptionError(f"{shown(tokenizer_path)}: no such folder to take the tokenizer from.")
+        raise OptionError(f"{shown(tokenizer_path)}: no such folder to take the tokenizer from; check --tokenizer-path.")
     if out == Path():
         raise OutputError("The path of the output is empty; give the name of a new folder to --out.")
     source = find(folder, agree=agree_to_download(yes))

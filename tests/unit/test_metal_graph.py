@@ -1,0 +1,113 @@
+"""The graph that Metal gets, checked without Metal: the kernels it takes, its copies, and the waits of the host.
+
+`benchmarks/metal_graph.py` has the rules, with the file and function of MLX's source that each was read in.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from benchmarks import metal_graph
+from benchmarks.metal_graph import Graph, Layout, in_order
+from fastvlm_mlx.generate import Options
+from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx.vlm import VLM
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, Graph]:
+    return metal_graph.our_graphs("0.5b", 1024)
+
+
+def test_metal_takes_every_operation_the_fast_way(graphs: dict[str, Graph]) -> None:
+    assert metal_graph.faults(graphs) == []
+
+
+@pytest.mark.parametrize(("size", "resolution"), [("1.5b", 512), ("7b", 768)])
+def test_other_sizes_and_resolutions_do_too(size: str, resolution: int) -> None:
+    assert metal_graph.faults(metal_graph.our_graphs(size, resolution, layers=2), size, resolution) == []
+
+
+def test_every_norm_and_attention_is_one_kernel(graphs: dict[str, Graph]) -> None:
+    tower, decode = graphs["tower and projector"].kernels, graphs["decode step"].kernels
+    assert (tower["LayerNorm"], tower["Attention"]) == (6, 6)
+    assert (decode["RMSNorm"], decode["RoPE"], decode["Attention"]) == (49, 24, 24)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "stride", "groups", "kernel"),
+    [
+        ((1, 256, 256, 96), (96, 7, 7, 1), 1, 96, "depthwise"),
+        ((1, 256, 256, 96), (192, 7, 7, 1), 2, 96, "implicit gemm, grouped"),  # two outputs per group
+        ((1, 16, 16, 24), (24, 3, 3, 1), 1, 24, "implicit gemm, grouped"),  # channels no multiple of 16
+        ((1, 1024, 1024, 3), (96, 3, 3, 3), 2, 1, "implicit gemm"),
+        ((1, 64, 64, 384), (1536, 1, 1, 384), 1, 1, "implicit gemm"),
+        ((1, 64, 64, 128), (128, 3, 3, 128), 1, 1, "winograd"),
+    ],
+)
+def test_convolutions_are_sent_to_the_kernel_metal_would_choose(
+    x: tuple[int, ...], weight: tuple[int, ...], stride: int, groups: int, kernel: str
+) -> None:
+    pad = weight[1] // 2
+    arguments = [[stride] * 2, [pad] * 2, [pad] * 2, [1, 1], [1, 1], groups, False]
+    assert metal_graph.convolution_kernel(x, weight, arguments) == kernel
+
+
+def test_a_reshape_copies_just_where_numpy_has_to() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shape = tuple(rng.choice([1, 2, 3, 4, 6], size=rng.integers(2, 5)))
+        order = rng.permutation(len(shape))
+        array = np.zeros(shape, np.int8).transpose(order)
+        flat = rng.permutation([*array.shape])
+        cut = rng.integers(1, len(flat) + 1)
+        target = (*(int(size) for size in flat[:cut]), int(np.prod(flat[cut:])))
+        expected = np.shares_memory(array.reshape(target), array)
+        layout = Layout(tuple(int(n) for n in array.shape), tuple(int(n) for n in array.strides))
+        strides = metal_graph.reshape_strides(layout, target)
+        assert (strides is not None) == expected, (layout, target)
+
+
+def test_layout_of_a_fresh_array() -> None:
+    assert in_order((2, 3, 4)).strides == (12, 4, 1)
+    assert in_order((2, 3, 4)).row_contiguous
+    swapped = Layout((3, 2, 4), (4, 12, 1))
+    assert swapped.dense
+    assert not swapped.row_contiguous
+    assert not Layout((2, 3), (4, 1)).dense
+
+
+@pytest.fixture
+def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What the host asks of the device, in order: "queue" goes on at once, "wait" stands until it is done."""
+    seen: list[str] = []
+
+    def noting(name: str, original: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            seen.append(name)
+            return original(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(mx, "async_eval", noting("queue", mx.async_eval))
+    for name in ("eval", "synchronize"):
+        monkeypatch.setattr(mx, name, noting("wait", getattr(mx, name)))
+    for name in ("item", "tolist", "__array__", "__int__", "__bool__"):
+        if hasattr(mx.array, name):
+            monkeypatch.setattr(mx.array, name, noting("wait", getattr(mx.array, name)))
+    yield seen
+
+
+def test_the_host_waits_once_between_picture_and_first_token(events: list[str]) -> None:
+    """For the picture's features, so that their time is known, when the prefill is queued already; then for the token."""
+    vlm = VLM(open_random("small"))
+    vlm.load_weights()
+    request = vlm.prepare(np.zeros((64, 64, 3), np.uint8), "What is this?")
+    events.clear()
+    list(vlm.answer(request, Options(max_tokens=1)))
+    waits = [number for number, event in enumerate(events) if event == "wait"]
+    assert len(waits) == 2, events
+    assert events[: waits[0]].count("queue") >= 2, "the tower and the prefill are queued before anybody waits"

@@ -1,0 +1,68 @@
+"""Starting stays cheap: heavy libraries are not imported on the way to `--help` and to a local model's first token.
+
+No clock is read here; what each module costs shows in `python -X importtime -m fastvlm_mlx generate --help`.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastvlm_mlx import storage
+from fastvlm_mlx.random_model import open_random
+
+# Each takes between a tenth of a second and several seconds to import.
+HEAVY = {
+    "cv2", "datasets", "gradio", "matplotlib", "mlx_lm", "mlx_vlm", "numba", "pandas", "requests", "rich", "scipy", "sklearn",
+    "timm", "torch", "torchvision", "transformers",
+}  # fmt: skip
+FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
+FOR_OTHER_WORK = {"fastvlm_mlx.convert", "fastvlm_mlx.bench", "fastvlm_mlx.random_model"}
+FOR_A_MODEL = {"mlx", "numpy", "PIL", "tokenizers"}
+
+RUN = """
+import atexit, json, sys
+atexit.register(lambda: open({out!r}, "w").write(json.dumps(sorted(sys.modules))))
+sys.argv = ["fastvlm-mlx", *{arguments!r}]
+from fastvlm_mlx.cli import main
+main()
+"""
+
+
+def imported(code: str, out: Path) -> set[str]:
+    """Names of the modules that a fresh process has imported at its end, and their parents."""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return set(json.loads(out.read_text()))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    opened = open_random("small", layers=1)
+    folder = tmp_path_factory.mktemp("startup") / "model"
+    storage.save(folder, opened.config, opened.weights(), {"tokenizer.json": opened.tokenizer.to_json()}, nbytes=0)
+    return folder
+
+
+def test_importing_the_package_imports_no_library(tmp_path: Path) -> None:
+    out = tmp_path / "modules"
+    code = f"import fastvlm_mlx, json, sys; open({str(out)!r}, 'w').write(json.dumps(sorted(sys.modules)))"
+    assert not imported(code, out) & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK | FOR_A_MODEL)
+
+
+def test_help_imports_only_what_parses(tmp_path: Path) -> None:
+    out = tmp_path / "modules"
+    found = imported(RUN.format(out=str(out), arguments=["generate", "--help"]), out)
+    assert not found & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK | FOR_A_MODEL)
+
+
+def test_a_local_model_answers_without_heavy_modules(tmp_path: Path, model: Path) -> None:
+    picture, out = tmp_path / "picture.png", tmp_path / "modules"
+    from PIL import Image
+
+    Image.new("RGB", (40, 30), "red").save(picture)
+    arguments = ["generate", "-m", str(model), "-i", str(picture), "--max-tokens", "2", "--resolution", "64"]
+    found = imported(RUN.format(out=str(out), arguments=arguments), out)
+    assert not found & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK)
+    assert found >= FOR_A_MODEL
