@@ -1,6 +1,7 @@
-"""Which of MLX's backends computes, and the four operations whose best form depends on it.
+"""Which of MLX's backends computes, and the operations whose best form depends on it.
 
-Model code calls `gelu`, `swiglu`, `depthwise` and `attention` and reads the same everywhere; weights and folders are the same too.
+Model code calls `gelu`, `swiglu`, `linear`, `depthwise` and `attention` and reads the same everywhere; weights and folders are
+the same too.
 """
 
 from typing import Literal
@@ -39,6 +40,15 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
+
+
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend) -> mx.array:
+    """x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
+    if backend == "cpu" and x.size == x.shape[-1]:
+        y = cpu.row_product(x, weight, bias)
+        if y is not None:
+            return y
+    return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
 
 
 def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> mx.array:

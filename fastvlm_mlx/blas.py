@@ -6,19 +6,19 @@ OpenBLAS is not installed: everything still runs, slowly, and `status` says what
 """
 
 import ctypes
-import ctypes.util
 import os
 import sys
 
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
 HINT = "install OpenBLAS (Debian, Ubuntu: apt-get install libopenblas0-pthread; Fedora: dnf install openblas)"
 
+library: ctypes.CDLL | None = None  # OpenBLAS, where it was loaded
 _state = "not used"
 
 
 def preload() -> None:
     """Load OpenBLAS so that MLX finds it; does nothing elsewhere than on Linux, or once MLX is already in the process."""
-    global _state
+    global library, _state
     if sys.platform != "linux" or _state != "not used":
         return
     if "mlx.core" in sys.modules and "openblas" not in os.environ.get("LD_PRELOAD", ""):
@@ -26,7 +26,7 @@ def preload() -> None:
         return
     for name in LIBRARIES:
         try:
-            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
         _state = "loaded"

@@ -193,6 +193,7 @@ def _build(cls: type[T], prefix: str, data: Any) -> T:
     missing = [prefix + f.name for f in required if f.name not in data]
     check(not missing, f"missing entries {listed(missing)}")
     kinds: dict[object, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+    kinds |= {"tuple[int, ...]": (list, tuple), "Fit": (str,), "Dtype": (str,)}
     for name, value in data.items():
         kind = kinds.get(fields[name].type)
         right = kind is None or (isinstance(value, kind) and (bool in kind or not isinstance(value, bool)))

@@ -94,8 +94,8 @@ class Stats:
     def describe(self, *, load_seconds: float) -> str:
         """The figures in two lines for people."""
         return (
-            f"load {load_seconds:.2f} s, preprocess {self.preprocess_seconds * 1e3:.0f} ms, vision {self.vision_seconds * 1e3:.0f} ms"
-            f" ({self.image_tokens} tokens), prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
+            f"load {load_seconds:.2f} s, preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
+            f"vision {self.vision_seconds * 1e3:.0f} ms ({self.image_tokens} tokens), prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
             f"first token after {self.ttft_seconds:.2f} s, then {self.decode_tokens_per_second:.1f} tokens/s"
             f" ({self.completion_tokens} tokens), peak memory {self.peak_memory_bytes / 1e9:.2f} GB"
         )
@@ -171,7 +171,11 @@ def _stream(
     started = time.perf_counter()
     kept = prefix.keep(known)
     shown = _encode(model, request, digests, images, kept)
-    mx.async_eval(list(shown.values()))
+    encoded = [embeddings[0, 0] for embeddings in shown.values()]  # to wait for: mx.eval would wait for the prefill as well
+    mx.async_eval(list(shown.values()), encoded)
+    if model.backend == "cpu":  # which gains nothing from a queue
+        mx.eval(encoded)
+        seen = time.perf_counter()
     cache = prefix.layers
     logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, context - request.prompt_tokens))
@@ -179,8 +183,10 @@ def _stream(
     decoder = tokenizer.decoder()
     tokens: list[int] = []
     text, reason = "", "length"
-    mx.eval(list(shown.values()))  # waits for what is under way already; the prefill is queued behind it
-    seen = time.perf_counter()
+    if model.backend != "cpu":
+        for value in encoded:  # under way already; the prefill is queued behind it
+            value.item()
+        seen = time.perf_counter()
     answered = seen
     for token in ids:
         if not tokens:

@@ -9,20 +9,32 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import Backend, swiglu
+from .backend import Backend, linear, swiglu
 from .cache import KVCache
 from .config import TextConfig
+
+
+class Linear(nn.Linear):
+    """A linear layer (..., I) -> (..., O) that knows its backend; quantised as any other."""
+
+    def __init__(self, in_width: int, out_width: int, *, bias: bool, backend: Backend):
+        super().__init__(in_width, out_width, bias=bias)
+        self.backend = backend
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return linear(x, self.weight, self.bias if "bias" in self else None, self.backend)
 
 
 class Attention(nn.Module):
     """Causal attention with rotary positions and grouped key-value heads."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.rope_theta = config.rope_theta
-        self.qkv_proj = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=True)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        width = (self.heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = Linear(config.hidden_size, width, bias=True, backend=backend)
+        self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False, backend=backend)
 
     def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
         B, L, D = x.shape
@@ -42,8 +54,8 @@ class MLP(nn.Module):
     def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
         self.backend = backend
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False, backend=backend)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
         gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
@@ -56,7 +68,7 @@ class Block(nn.Module):
     def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, backend)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config, backend)
 
@@ -70,11 +82,12 @@ class Qwen2(nn.Module):
 
     def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
+        self.backend = backend
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [Block(config, backend) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, backend=backend)
 
     def __call__(self, x: mx.array, cache: Sequence[KVCache]) -> mx.array:
         """Hidden states (B, L, D) after the last layer's norm; x continues the positions already in the cache."""
@@ -85,7 +98,12 @@ class Qwen2(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Scores (..., V) of every token of the vocabulary, from hidden states (..., D)."""
-        scores: mx.array = self.lm_head(hidden) if "lm_head" in self else self.embed_tokens.as_linear(hidden)
+        if "lm_head" in self:
+            scores: mx.array = self.lm_head(hidden)
+        elif isinstance(self.embed_tokens, nn.QuantizedEmbedding):
+            scores = self.embed_tokens.as_linear(hidden)
+        else:
+            scores = linear(hidden, self.embed_tokens.weight, None, self.backend)
         return scores
 
     def make_cache(self) -> list[KVCache]:

@@ -26,6 +26,7 @@ class FastVLM(nn.Module):
 
     def __init__(self, config: ModelConfig, backend: Backend):
         super().__init__()
+        self.backend = backend
         self.vision = FastViTHD(config.vision, backend)
         self.projector = Projector(config.vision.out_width, config.text.hidden_size, backend)
         self.text = Qwen2(config.text, backend)

@@ -39,9 +39,9 @@ class Turn:
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, system: str | None = None) -> list[Piece]:
     """A conversation up to where its last answer begins (or ends), as runs of token ids and image slots.
 
-    Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA; slots count through all turns. An answer
-    is the ids that were generated, as they are, and ends its turn also where it was cut short. Raises PromptError for text
-    that is no Unicode or far too long.
+    Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA; slots
+    count through all turns. An answer is the ids that were generated, as they are, and ends its turn also where it was cut
+    short. Raises PromptError for text that is no Unicode or far too long.
     """
     start, end = (tokenizer.special(name) for name in ("<|im_start|>", "<|im_end|>"))
     closing = [end, *tokenizer.encode("\n")]

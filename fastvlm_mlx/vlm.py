@@ -9,8 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import backend as backends
+from . import cpu, hub, quantize
 from . import generate as generation
-from . import hub, quantize
 from .chat import Chat
 from .config import DTYPES, STRIDE, Dtype, ModelConfig
 from .errors import CheckpointError, OptionError, PromptError, listed, shown
@@ -92,6 +92,8 @@ class VLM:
         """Read the weights into a model for the default device; see `load` for the options."""
         started = time.perf_counter()
         backend = backends.current()
+        if backend == "cpu":
+            cpu.keep_memory()
         if dtype is not None and dtype not in DTYPES:
             raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
         kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else self.config.dtype))

@@ -12,7 +12,7 @@ from .options import TokenizerPath, Yes, agree_to_download
 
 def convert(
     folder: Annotated[str, typer.Argument(help="Apple's checkpoint: a folder or a Hub name.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.", show_default=False)],
     dtype: Annotated[
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
     ] = None,
@@ -32,20 +32,20 @@ def convert(
     from ..hub import find
 
     tokenizer = Path(os.path.expanduser(tokenizer_path)) if tokenizer_path is not None else None  # noqa: PTH111  (raises nothing)
-    out = Path(os.path.expanduser(out))  # noqa: PTH111
     if tokenizer is not None and not tokenizer.is_dir():
         raise OptionError(f"{shown(tokenizer_path)}: no such folder to take the tokenizer from; check --tokenizer-path.")
-    if out == Path():
+    target = Path(os.path.expanduser(out))  # noqa: PTH111
+    if target == Path():
         raise OutputError("The path of the output is empty; give the name of a new folder to --out.")
     source = find(folder, agree=agree_to_download(yes))
     with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
             source,
-            out,
+            target,
             dtype=dtype,  # type: ignore[arg-type]  # checked by convert
             tokenizer=tokenizer,
             force=force,
             progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
         )
-    size = sum(file.stat().st_size for file in out.iterdir())
+    size = sum(file.stat().st_size for file in target.iterdir())
     print(f"{out}: {size / 1e9:.2f} GB. Try: fastvlm-mlx generate --model {out} --image PICTURE", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The CPU's own forms of GELU and depthwise convolution against the definitions."""
+"""The CPU's own forms of GELU, depthwise convolution and one-row products against the definitions."""
 
 import math
 
@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import cpu
+from fastvlm_mlx import blas, cpu
 
 
 def slow_depthwise(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
@@ -45,3 +45,17 @@ def test_gelu(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_gelu_passes_on_what_is_not_a_number() -> None:
     y = np.array(cpu.gelu(mx.array([float("nan"), float("inf")])))
     assert np.isnan(y[0]) and np.isposinf(y[1])
+
+
+@pytest.mark.skipif(blas.library is None, reason="OpenBLAS is not installed")
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (1, 1, 5)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_row_product(shape: tuple[int, ...], biased: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in (shape, (7, 5), (7,)))
+    ours = cpu.row_product(mx.array(x), mx.array(weight), mx.array(bias) if biased else None)
+    assert ours is not None and ours.shape == (*shape[:-1], 7)
+    assert np.allclose(np.array(ours), x @ weight.T + (bias if biased else 0), atol=1e-5)
+    assert cpu.row_product(mx.array(x), mx.array(weight).astype(mx.bfloat16), None) is None
+    turned = mx.array(weight).T  # not in the order of rows
+    assert cpu.row_product(mx.array(np.ones(7, np.float32)), turned, None) is None

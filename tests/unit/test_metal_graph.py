@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,7 @@ import pytest
 
 from benchmarks import metal_graph
 from benchmarks.metal_graph import Graph, Layout, in_order
+from fastvlm_mlx.config import ImageConfig
 from fastvlm_mlx.generate import Options
 from fastvlm_mlx.random_model import open_random
 from fastvlm_mlx.vlm import VLM
@@ -101,9 +103,14 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield seen
 
 
-def test_the_host_waits_once_between_picture_and_first_token(events: list[str]) -> None:
-    """For the picture's features, so that their time is known, when the prefill is queued already; then for the token."""
+def test_the_host_waits_once_between_picture_and_first_token(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the picture's features, so that their time is known, when the prefill is queued already; then for the token.
+
+    The model is the one Metal would get, run by MLX's general CPU operations.
+    """
+    monkeypatch.setattr("fastvlm_mlx.backend.current", lambda: "metal")
     vlm = VLM(open_random("small"))
+    vlm.config = replace(vlm.config, image=ImageConfig(size=448))
     vlm.load_weights()
     request = vlm.prepare(np.zeros((64, 64, 3), np.uint8), "What is this?")
     events.clear()
