@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from fastvlm_mlx.config import DTYPES, Dtype, Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
-from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.errors import CheckpointError, shown
 
 LICENSE = "apple-amlr"
 TOWER = re.compile(r"mobileclip_l_(\d+)")
@@ -23,16 +23,18 @@ ONLY = {
 def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig:
     """Read Apple's settings; raises CheckpointError naming a setting that is missing or that FastVLM does not have."""
     for key, value in ONLY.items():
-        check(theirs.get(key, value) == value, f"{key} is {theirs.get(key)!r}, FastVLM has {value!r}")
+        check(theirs.get(key, value) == value, f"{key} is {shown(theirs.get(key))}, FastVLM has {value!r}")
     tower = str(theirs.get("mm_vision_tower"))
     size = TOWER.fullmatch(tower.rsplit("/", 1)[-1])
     if size is None:
-        raise CheckpointError(f"config.json: mm_vision_tower is {tower!r}, expected 'mobileclip_l_' and the image size in pixels.")
+        raise CheckpointError(
+            f"config.json: mm_vision_tower is {shown(tower)}, expected 'mobileclip_l_' and the image size; fetch the file again."
+        )
     fit: Fit = "pad" if theirs.get("image_aspect_ratio") == "pad" else "crop"
     vision = theirs.get("vision_config") or {}
     check(isinstance(vision, dict), "vision_config is not a table")
     for key in ("depths", "widths"):
-        check(isinstance(vision.get(key, []), list), f"vision_config.{key} is {vision.get(key)!r}, expected a list of sizes")
+        check(isinstance(vision.get(key, []), list), f"vision_config.{key} is {shown(vision.get(key))}, expected a list of sizes")
     published = VisionConfig()
     depths, widths = (tuple(vision.get(key, getattr(published, key))) for key in ("depths", "widths"))
     try:
@@ -61,14 +63,14 @@ def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig
 
 
 def _flag(table: dict[str, Any], key: str) -> bool:
-    check(isinstance(table[key], bool), f"{key} is {table[key]!r}, expected true or false")
+    check(isinstance(table[key], bool), f"{key} is {shown(table[key])}, expected true or false")
     return bool(table[key])
 
 
 def _number(table: dict[str, Any], key: str) -> float:
     value = table[key]
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e12
-    check(right, f"{key} is {value!r}, expected a positive number")
+    check(right, f"{key} is {shown(value)}, expected a positive number")
     return float(value)
 
 

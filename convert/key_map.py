@@ -174,7 +174,8 @@ def match(names: Iterable[str], layout: str) -> Plan:
             groups.setdefault(key, {"": row.source.format(**numbers)})[part] = name
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} tensors of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout of FastVLM."
+            f"{len(unknown)} tensors of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout of FastVLM; "
+            "fetch the checkpoint again."
         )
     for (index, target), parts in groups.items():
         row = LAYOUTS[layout][index]

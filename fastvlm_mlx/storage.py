@@ -136,7 +136,9 @@ def new_folder(out: Path, nbytes: int, force: bool) -> Iterator[Path]:
         yield partial
         _take_place(partial, out)
     except OSError as error:
-        raise OutputError(f"{out} cannot be written ({_reason(error)}), and nothing is left of it; choose another --out.") from error
+        raise OutputError(
+            f"{out} cannot be written ({_reason(error)}), and nothing is left of it; choose another --out."
+        ) from error
     finally:
         if lock >= 0:
             shutil.rmtree(partial, ignore_errors=True)

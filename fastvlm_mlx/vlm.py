@@ -76,10 +76,11 @@ class VLM:
         started = time.perf_counter()
         if resolution is not None and resolution not in RESOLUTIONS:
             raise OptionError(
-                f"resolution is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels."
+                f"resolution is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} "
+                "pixels."
             )
         words = Path(os.path.expanduser(tokenizer)) if tokenizer is not None else None  # noqa: PTH111  (raises nothing)
-        if words is not None and not words.is_dir():
+        if words is not None and not os.path.isdir(words):  # noqa: PTH112  (false, too, for impossible names)
             raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from; check --tokenizer-path.")
         folder = hub.find(model, revision=revision, agree=agree)
         vlm = cls(_open_folder(folder, model, words))

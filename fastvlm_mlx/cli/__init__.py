@@ -22,13 +22,13 @@ def main() -> NoReturn:
         code = _run()
         streams.flush()
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = 130
     except BrokenPipeError:  # the reader has left: no complaint, and none at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
     except BaseException as error:
         code = _explain(error)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is leaving
     sys.exit(code)
 
 

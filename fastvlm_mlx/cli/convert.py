@@ -32,7 +32,7 @@ def convert(
     from ..hub import find
 
     tokenizer = Path(os.path.expanduser(tokenizer_path)) if tokenizer_path is not None else None  # noqa: PTH111  (raises nothing)
-    if tokenizer is not None and not tokenizer.is_dir():
+    if tokenizer is not None and not os.path.isdir(tokenizer):  # noqa: PTH112  (false, too, for impossible names)
         raise OptionError(f"{shown(tokenizer_path)}: no such folder to take the tokenizer from; check --tokenizer-path.")
     target = Path(os.path.expanduser(out))  # noqa: PTH111
     if target == Path():

@@ -1,6 +1,10 @@
 """The CPU's own forms of GELU, depthwise convolution and one-row products against the definitions."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -59,3 +63,17 @@ def test_row_product(shape: tuple[int, ...], biased: bool) -> None:
     assert cpu.row_product(mx.array(x), mx.array(weight).astype(mx.bfloat16), None) is None
     turned = mx.array(weight).T  # not in the order of rows
     assert cpu.row_product(mx.array(np.ones(7, np.float32)), turned, None) is None
+
+
+@pytest.mark.parametrize("fault", ["no temporary folder", "a compiler that fails"])
+def test_gelu_where_nothing_can_be_compiled(fault: str, tmp_path: Path) -> None:
+    """In a process of its own: what MLX has compiled once, it keeps."""
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} if fault == "a compiler that fails" else {"TMPDIR": "/no/such/folder"}
+    (tmp_path / "tmp").mkdir()
+    code = "from fastvlm_mlx import cpu; import mlx.core as mx; print(cpu.gelu(mx.ones((cpu.COMPILE_FROM,)))[0].item())"
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), **path}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert abs(float(done.stdout) - 0.8413447) < 1e-6

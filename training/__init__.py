@@ -1,0 +1,1 @@
+"""Trains ``tiny``, the FastVLM that ships with the package, from scratch on pictures drawn on the fly."""

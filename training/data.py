@@ -1,0 +1,185 @@
+"""From a seed to a training batch: pictures, packed question sequences and the auxiliary heads' targets.
+
+All of a picture's questions share one sequence. The prefix (text, image tokens) comes first; each question block
+attends to the prefix and to itself, and its positions continue from the prefix's end, so it sees exactly what a prompt
+with that single question would see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from training.model import FINE_STRIDE, IMAGE_STRIDE, MIDDLE_STRIDE, AuxiliarySizes, ModelConfig
+from training.questions import Question, ask
+from training.world import CHARACTERS, COLOURS, SHAPES, Options, Scene, draw, to_model_pixels
+
+SYSTEM = "You are a helpful assistant."
+BEFORE_IMAGE = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
+NO_CHARACTER = len(CHARACTERS)
+IGNORE = -100
+
+
+def after_image(question: str) -> str:
+    """The text between the image and the answer."""
+    return f"\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@dataclass
+class Batch:
+    """One batch. B pictures, T text tokens after the image, L = prefix + N + T.
+
+    pixels (B, 3, S, S) uint8; before (B, P) and after (B, T) token ids; labels (B, T), the token to predict at each
+    place or -100; block (B, T), the question's number from 1, 0 for padding; offset (B, T), the place in its block;
+    kinds: per picture the kind of each question; targets of the auxiliary heads.
+    """
+
+    pixels: Tensor
+    before: Tensor
+    after: Tensor
+    labels: Tensor
+    block: Tensor
+    offset: Tensor
+    kinds: list[list[str]]
+    targets: dict[str, Tensor]
+
+
+def additive_mask(block: Tensor, prefix: int) -> Tensor:
+    """The mask (B, 1, L, L): causal, and each block sees the prefix and itself only. Padding sees the prefix."""
+    zeros = torch.zeros(block.shape[0], prefix, dtype=block.dtype)
+    blocks = torch.cat([zeros, block], 1)
+    length = blocks.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    same = blocks[:, :, None] == blocks[:, None, :]
+    shared = torch.arange(length) < prefix
+    allowed = causal & (same | shared)
+    mask = torch.zeros(allowed.shape).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+    return mask[:, None]
+
+
+def positions(offset: Tensor, prefix: int) -> Tensor:
+    """Rotary positions (B, L): the prefix's own, then every block from the prefix's end."""
+    start = torch.arange(prefix).expand(offset.shape[0], prefix)
+    return torch.cat([start, offset + prefix], 1)
+
+
+def scene_targets(scene: Scene, scale: float, left: float, top: float, config: ModelConfig) -> dict[str, np.ndarray]:
+    """The auxiliary heads' targets of one scene, in the coordinates of the model's picture."""
+    sizes = AuxiliarySizes()
+    side = config.image_size
+    cells = (side // IMAGE_STRIDE) ** 2
+    objects = np.zeros((cells, sizes.shapes + sizes.colours + sizes.shapes * sizes.colours), np.float32)
+    targets: dict[str, np.ndarray] = {
+        "objects": objects,
+        "string": np.full(sizes.positions, NO_CHARACTER, np.int64),
+        "count": np.zeros(1 + sizes.shapes, np.int64),
+        "columns": np.full((cells, sizes.columns), NO_CHARACTER, np.int64),
+    }
+    levels = (("fine", FINE_STRIDE, sizes.fine_columns), ("middle", MIDDLE_STRIDE, sizes.middle_columns))
+    for level, stride, slots in levels:
+        count = (side // stride) ** 2
+        targets[f"{level}_shape"] = np.full(count, sizes.shapes, np.int64)
+        targets[f"{level}_colour"] = np.full(count, sizes.colours, np.int64)
+        targets[f"{level}_columns"] = np.full((count, slots), NO_CHARACTER, np.int64)
+
+    def place(x: float, y: float, stride: int) -> tuple[int, float]:
+        """The cell of a point, and how far from the cell's left edge to its right one."""
+        across = side // stride
+        column, row = (min(max(value / stride, 0.0), across - 1e-6) for value in (x, y))
+        return int(row) * across + int(column), column - int(column)
+
+    for shape in scene.shapes:
+        kind, colour = SHAPES.index(shape.kind), COLOURS.index(shape.colour)
+        x, y = shape.x * scale + left, shape.y * scale + top
+        pair = sizes.shapes + sizes.colours + kind * sizes.colours + colour
+        objects[place(x, y, IMAGE_STRIDE)[0], [kind, sizes.shapes + colour, pair]] = 1
+        for level, stride, _ in levels:
+            cell, _ = place(x, y, stride)
+            targets[f"{level}_shape"][cell], targets[f"{level}_colour"][cell] = kind, colour
+        targets["count"][[0, 1 + kind]] += 1
+    if scene.text is not None:
+        for index, (character, (x, y)) in enumerate(zip(scene.text.string, scene.text.centres, strict=True)):
+            code = CHARACTERS.index(character)
+            for key, stride, slots in (
+                ("columns", IMAGE_STRIDE, sizes.columns),
+                *((f"{level}_columns", stride, slots) for level, stride, slots in levels),
+            ):
+                cell, share = place(x * scale + left, y * scale + top, stride)
+                targets[key][cell, int(share * slots)] = code
+            if index < sizes.positions:
+                targets["string"][index] = code
+    return targets
+
+
+def make_batch(
+    items: list[tuple[Scene, list[Question]]], tokenizer: Tokenizer, config: ModelConfig, length_multiple: int = 8
+) -> Batch:
+    """Assemble scenes with their questions into one batch."""
+    before = tokenizer.encode(BEFORE_IMAGE, add_special_tokens=False).ids
+    pixels: list[np.ndarray] = []
+    rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
+    targets: list[dict[str, np.ndarray]] = []
+    for scene, questions in items:
+        image, scale, left, top = to_model_pixels(scene, config.image_size)
+        pixels.append(image)
+        targets.append(scene_targets(scene, scale, left, top, config))
+        ids: list[int] = []
+        labels: list[int] = []
+        block: list[int] = []
+        offset: list[int] = []
+        for number, question in enumerate(questions, start=1):
+            asked = tokenizer.encode(after_image(question.question), add_special_tokens=False).ids
+            answer = tokenizer.encode(question.answer + "<|im_end|>", add_special_tokens=False).ids
+            ids += asked + answer[:-1]
+            labels += [IGNORE] * (len(asked) - 1) + answer
+            block += [number] * (len(asked) + len(answer) - 1)
+            offset += range(len(asked) + len(answer) - 1)
+        rows.append((ids, labels, block, offset))
+    length = max(len(row[0]) for row in rows)
+    length = -(-length // length_multiple) * length_multiple
+    filled = [
+        torch.tensor([row[part] + [fill] * (length - len(row[part])) for row in rows])
+        for part, fill in enumerate((0, IGNORE, 0, 0))
+    ]
+    return Batch(
+        pixels=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
+        before=torch.tensor(before).expand(len(items), -1),
+        after=filled[0],
+        labels=filled[1],
+        block=filled[2],
+        offset=filled[3],
+        kinds=[[question.kind for question in questions] for _, questions in items],
+        targets={key: torch.from_numpy(np.stack([t[key] for t in targets])) for key in targets[0]},
+    )
+
+
+class World(IterableDataset[Batch]):
+    """An endless stream of batches; ``seed`` and the worker's number decide everything."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, config: ModelConfig, options: Options, batch_size: int, questions: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.tokenizer, self.config, self.options = tokenizer, config, options
+        self.batch_size, self.questions, self.seed = batch_size, questions, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        while True:
+            scenes = [draw(rng, self.options) for _ in range(self.batch_size)]
+            items = [(scene, ask(scene, rng, self.questions)) for scene in scenes]
+            yield make_batch(items, self.tokenizer, self.config)
+
+
+def fixed_items(options: Options, count: int, seed: int, held_out: bool) -> list[tuple[Scene, list[Question]]]:
+    """A fixed set of scenes with all their questions."""
+    rng = np.random.default_rng([seed, 7])
+    scenes = [draw(rng, replace(options, held_out=held_out)) for _ in range(count)]
+    return [(scene, ask(scene, rng, held_out=held_out)) for scene in scenes]
