@@ -4,6 +4,8 @@ from pathlib import Path
 
 from fastvlm_mlx.config import ModelConfig
 
+from .config_map import LICENSE
+
 LICENSE_FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")
 ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
 TERMS = f"""{ATTRIBUTION}
@@ -14,23 +16,25 @@ derivative of the weights, such as this folder, is passed on with the agreement 
 """
 
 
-def licence_text(folder: Path) -> str:
+def licence_text(folder: Path, config: ModelConfig) -> str:
     """The licence found in the source folder, or where to find it."""
     for name in LICENSE_FILES:
         path = folder / name
         if path.is_file() and path.stat().st_size < 1_000_000:
             return path.read_text(encoding="utf-8", errors="replace")
-    return TERMS
+    return TERMS if config.source.license == LICENSE else f"{config.source.license}\n"
 
 
 def model_card(config: ModelConfig) -> str:
     """README.md of a converted folder."""
     vision, text, source = config.vision, config.text, config.source
+    base = f"\nbase_model: {source.name}" if "/" in source.name else ""
+    apples = source.license == LICENSE
+    terms = f"{ATTRIBUTION} Research purposes only; see LICENSE." if apples else f"{source.license}; see LICENSE."
     return f"""---
 library_name: mlx
 pipeline_tag: image-text-to-text
-license: {source.license}
-base_model: {source.name}
+license: {source.license}{base}
 tags: [mlx, fastvlm, fastvlm-mlx]
 ---
 # {Path(source.name).name} for MLX
@@ -54,5 +58,5 @@ and values rounded to {config.dtype}. Nothing was trained.
 
 ## Licence
 
-{ATTRIBUTION} Research purposes only; see LICENSE.
+{terms}
 """

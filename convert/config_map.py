@@ -56,10 +56,17 @@ def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig
         text=text,
         vision=VisionConfig(depths, widths),
         image=ImageConfig(size=int(size[1]), fit=fit),
-        source=SourceConfig(name=name, layout=layout, license=LICENSE),
+        source=SourceConfig(name=name, layout=layout, license=_license(theirs)),
         eos_token_ids=_eos(theirs),
         dtype=_dtype(theirs),
     )
+
+
+def _license(theirs: dict[str, Any]) -> str:
+    """Apple's, unless the config says it is not."""
+    stated = theirs.get("license", LICENSE)
+    check(isinstance(stated, str), f"license is {shown(stated)}, expected a name")
+    return str(stated)
 
 
 def _flag(table: dict[str, Any], key: str) -> bool:

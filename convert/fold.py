@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 
 from fastvlm_mlx.config import ATTENTION_STAGES, ModelConfig, VisionConfig
+from fastvlm_mlx.errors import listed
 
 from .branches import batch_norm
 from .published import network_indices
@@ -41,10 +42,15 @@ class Published:
 
 
 def fold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
-    """Yield our tensors by name, unevaluated, float32 where they were computed with, emptying `tensors` (whose names and shapes have been checked)."""
+    """Yield our tensors by name, unevaluated, float32 where they were computed with.
+
+    Empties `tensors`, whose names and shapes have been checked.
+    """
     yield from _tower(Published(tensors, "vision"), config.vision)
     yield from _projector(Published(tensors, "projector"))
     yield from _decoder(Published(tensors, "text"), config.text.num_hidden_layers, config.text.tie_word_embeddings)
+    if tensors:
+        raise AssertionError(f"folding left over {listed(tensors)}")
 
 
 def _tower(source: Published, config: VisionConfig) -> Named:

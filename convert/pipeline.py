@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
 
-from fastvlm_mlx.config import DTYPES, Dtype, ModelConfig
-from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError, listed, shown
+from fastvlm_mlx.config import Dtype, ModelConfig, check_dtype
+from fastvlm_mlx.errors import CheckpointError, OutputError, listed, shown
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.storage import OpenModel, check_finite, check_words, is_ours, save
 from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
@@ -22,8 +23,6 @@ from .read import Checkpoint, read_checkpoint
 from .tokenizer import read_tokenizer
 
 HEAD, EMBEDDING = "text.lm_head.weight", "text.embed_tokens.weight"
-CAST_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
@@ -40,23 +39,28 @@ def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> Open
         )
     layout = recognise(checkpoint.tensors)
     words = read_tokenizer(tokenizer or folder)
-    config = from_llava(checkpoint.config, name=Path(name).name if Path(name).exists() else name, layout=layout)
+    config = from_llava(checkpoint.config, name=name, layout=layout)
     check_words(words, config)
     config = replace(_with_stored_dtype(config, checkpoint), eos_token_ids=_stop_tokens(config, words))
     plan = match(checkpoint.tensors, layout)
-    config = _settle_head(config, plan, checkpoint)
     _check_shapes(config, plan, checkpoint, layout)
 
-    def weights() -> Iterator[tuple[str, mx.array]]:
-        yield from fold(_published(plan, checkpoint), config)
+    @cache
+    def settle() -> ModelConfig:
+        return _settle_head(config, plan, checkpoint)
 
-    return OpenModel(name, config, words, weights)
+    def weights() -> Iterator[tuple[str, mx.array]]:
+        settled = settle()
+        yield from fold(_published(plan, checkpoint), settled)
+
+    return OpenModel(name, config, words, weights, settle)
 
 
 def convert(
     folder: Path,
     out: Path,
     *,
+    name: str | None = None,
     dtype: Dtype | None = None,
     tokenizer: Path | None = None,
     force: bool = False,
@@ -64,30 +68,36 @@ def convert(
 ) -> ModelConfig:
     """Write `folder` as a folder of ours at `out` and return its config.
 
-    `dtype` is the type to store, by default the checkpoint's own. `progress` is called after every tensor. Raises
+    `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default the
+    checkpoint's own. `progress` is called after every tensor. Raises
     CheckpointError for a folder that cannot be used and OutputError where `out` exists (without `force`) or cannot be
     written; nothing is left half-written.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
+    check_dtype(dtype)
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
         raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
-    opened = open_foreign(folder, str(folder), tokenizer)
-    config = replace(opened.config, dtype=dtype or opened.config.dtype)
+    opened = open_foreign(folder, name or folder.resolve().name, tokenizer)
+    config = opened.settle()
+    config = replace(config, dtype=dtype or config.dtype)
     places = FastVLM(config, "cpu").places()
-    nbytes = sum(place.size for place in places.values()) * CAST_BYTES[config.dtype]
+    nbytes = sum(place.size for place in places.values()) * getattr(mx, config.dtype).size
+    total = len(places)
 
     def cast() -> Iterator[tuple[str, mx.array]]:
         for done, (name, array) in enumerate(opened.weights(), start=1):
             stored = array.astype(getattr(mx, config.dtype))
-            check_finite(str(folder), name, stored, array)
+            if places.pop(name).shape != stored.shape:
+                raise AssertionError(f"folding made {name} {stored.shape}")
+            check_finite(str(folder), [(name, stored, array)])
             if progress:
-                progress(done, len(places))
+                progress(done, total)
             yield name, stored
+        if places:
+            raise AssertionError(f"folding left out {listed(places)}")
 
-    texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder)}
+    texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder, config)}
     save(out, config, cast(), texts, nbytes=nbytes, force=force)
     return config
 
@@ -111,14 +121,10 @@ def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
 
 def _settle_head(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> ModelConfig:
     """Drop a stored head that equals the embedding it is said to be tied to; keep it, untied, where they differ."""
-    if not config.text.tie_word_embeddings or HEAD not in plan.renames or EMBEDDING not in plan.renames:
+    if not config.text.tie_word_embeddings or HEAD not in plan.renames:
         return config
-    head, embedding = plan.renames[HEAD], plan.renames[EMBEDDING]
-    same = checkpoint.tensors[head].shape == checkpoint.tensors[embedding].shape
-    if same:
-        arrays = checkpoint.load()
-        same = bool(mx.array_equal(arrays[head], arrays[embedding]).item())
-    if same:
+    arrays = checkpoint.load()
+    if mx.array_equal(arrays[plan.renames[HEAD]], arrays[plan.renames[EMBEDDING]]).item():
         plan.drops[plan.renames.pop(HEAD)] = "equal to the embedding it is tied to"
         return config
     return replace(config, text=replace(config.text, tie_word_embeddings=False))
@@ -134,6 +140,8 @@ def _check_shapes(config: ModelConfig, plan: Plan, checkpoint: Checkpoint, layou
         except (ValueError, IndexError, KeyError) as error:
             raise CheckpointError(f"the tensors under {source!r} do not fit each other ({error}).") from error
         found |= {f"{target}.{part}": tuple(array.shape) for part, array in merged.items()}
+    if config.text.tie_word_embeddings and HEAD in found:  # stored all the same: equal or not is settled on loading
+        config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     published.check(found, config, lambda name: source_name(name, layout))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -101,11 +102,12 @@ class Chat:
     ) -> Iterator[Chunk]:
         """The same, chunk by chunk. An answer that is not read to its end is not remembered, and costs nothing later."""
         options = Options(max_tokens, temperature, top_p, seed)
+        started = time.perf_counter()
         pictures = tuple(Picture(self._vlm.pixels(source), _path(source)) for source in as_list(image))
         turns = [exchange.turn for exchange in self._exchanges]
         pieces = self._vlm.render([*turns, Turn(prompt, len(pictures))], self.system)
         shown = [picture.pixels for exchange in self._exchanges for picture in exchange.pictures]
-        request = Request([*shown, *(picture.pixels for picture in pictures)], pieces, 0.0)
+        request = Request([*shown, *(picture.pixels for picture in pictures)], pieces, time.perf_counter() - started)
         return self._answer(prompt, pictures, request, options)
 
     def _answer(self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options) -> Iterator[Chunk]:

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from .errors import CheckpointError, listed, shown
+from .errors import CheckpointError, OptionError, listed, shown
 
 FORMAT_VERSION = 1
 MODEL_TYPE = "fastvlm_mlx"
@@ -32,6 +32,12 @@ def check(condition: bool, message: str) -> None:
     if not condition:
         message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
         raise CheckpointError(f"config.json: {message}; fetch or convert the model again.")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise OptionError unless it is one of DTYPES; None stands for the default."""
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
 
 
 def _positive(most: int = 1 << 24, /, **sizes: int) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from . import blas
 
+WINDOWS = 1 << 23  # elements of input windows laid out at a time: ten times the input they are taken from
 TILE = 16  # outputs of a row computed by one product: the band is TILE wide, its waste and the copied input balance there
 
 
@@ -81,11 +82,7 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     padding = [(0, 0), (0, 0), (p, p), (p, max(0, width - W - p))]
     planes = mx.contiguous(mx.pad(x.transpose(3, 0, 1, 2), padding))
     width = planes.shape[3]
-    windows = mx.as_strided(
-        planes,
-        (C, B, out_h, tiles, k, span),
-        (B * height * width, height * width, stride * width, tile * stride, width, 1),
-    ).reshape(C, B * out_h * tiles, k * span)
+    strides = (B * height * width, height * width, stride * width, tile * stride, width, 1)
 
     # Row t of the band is the kernel's row moved right by t * stride. Repeating the row with period span + stride and
     # reading it in lines of span elements does just that.
@@ -93,7 +90,14 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     lines = mx.broadcast_to(row[:, :, None], (C, k, tile, span + stride)).reshape(C, k, -1)
     band = lines[..., : tile * span].reshape(C, k, tile, span).transpose(0, 2, 1, 3).reshape(C, tile, k * span)
 
-    y = windows @ band.swapaxes(1, 2)
+    outputs = []
+    step = max(1, WINDOWS // (B * out_h * tiles * k * span))
+    for first in range(0, C, step):
+        channels = min(step, C - first)
+        windows = mx.as_strided(planes, (channels, B, out_h, tiles, k, span), strides, first * strides[0])
+        windows = windows.reshape(channels, B * out_h * tiles, k * span)
+        outputs.append(windows @ band[first : first + channels].swapaxes(1, 2))
+    y = mx.concatenate(outputs) if len(outputs) > 1 else outputs[0]
     return y.reshape(C, B, out_h, tiles * tile)[..., :out_w].transpose(1, 2, 3, 0)
 
 

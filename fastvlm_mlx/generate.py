@@ -10,11 +10,12 @@ from itertools import repeat
 
 import mlx.core as mx
 
+from .backend import Backend
 from .cache import KVCache
-from .errors import OptionError, shown
+from .errors import CheckpointError, OptionError, PromptError, shown
 from .image import Pixels
 from .imagecache import ImageCache, digest
-from .model import FastVLM
+from .model import PREFILL_CHUNK, FastVLM
 from .prefix import Position, Prefix, positions
 from .prompt import ImageSlot, Piece
 from .sampling import choose
@@ -95,7 +96,8 @@ class Stats:
         """The figures in two lines for people."""
         return (
             f"load {load_seconds:.2f} s, preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
-            f"vision {self.vision_seconds * 1e3:.0f} ms ({self.image_tokens} tokens), prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
+            f"vision {self.vision_seconds * 1e3:.0f} ms ({self.image_tokens} tokens), "
+            f"prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
             f"first token after {self.ttft_seconds:.2f} s, then {self.decode_tokens_per_second:.1f} tokens/s"
             f" ({self.completion_tokens} tokens), peak memory {self.peak_memory_bytes / 1e9:.2f} GB"
         )
@@ -149,11 +151,17 @@ def stream(
     digests = [digest(pixels) for pixels in request.pixels]
     known = positions(request.pieces, digests)
     mx.reset_peak_memory()
-    with _wired():
+    with _wired(model.backend):
+        kept = prefix.keep(known)
+        turn = prefix.turn
         try:
-            yield from _stream(model, tokenizer, request, options, stop, context, images, digests, prefix, known)
+            for chunk in _stream(model, tokenizer, request, options, stop, context, images, digests, prefix, known, kept):
+                yield chunk
+                if prefix.turn != turn:
+                    raise PromptError("Another question was asked in this conversation before the answer was read; ask again.")
         finally:
-            prefix.settle(known)
+            if prefix.turn == turn:
+                prefix.settle(known)
 
 
 def _stream(
@@ -167,15 +175,17 @@ def _stream(
     digests: Sequence[bytes],
     prefix: Prefix,
     known: list[Position],
+    kept: int,
 ) -> Iterator[Chunk]:
     started = time.perf_counter()
-    kept = prefix.keep(known)
     shown = _encode(model, request, digests, images, kept)
-    encoded = [embeddings[0, 0] for embeddings in shown.values()]  # to wait for: mx.eval would wait for the prefill as well
-    mx.async_eval(list(shown.values()), encoded)
-    if model.backend == "cpu":  # which gains nothing from a queue
-        mx.eval(encoded)
-        seen = time.perf_counter()
+    # A value per picture to wait for (mx.eval would wait for the prefill as well), which also tells of an overflow.
+    sound = [mx.isfinite(embeddings).all() for embeddings in shown.values()]
+    mx.async_eval(list(shown.values()), sound)
+    # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from a queue, and chunks wait in between anyway.
+    queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
+    if not queue:
+        seen = _wait(sound, images)
     cache = prefix.layers
     logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, context - request.prompt_tokens))
@@ -183,10 +193,8 @@ def _stream(
     decoder = tokenizer.decoder()
     tokens: list[int] = []
     text, reason = "", "length"
-    if model.backend != "cpu":
-        for value in encoded:  # under way already; the prefill is queued behind it
-            value.item()
-        seen = time.perf_counter()
+    if queue:
+        seen = _wait(sound, images)
     answered = seen
     for token in ids:
         if not tokens:
@@ -216,6 +224,14 @@ def _stream(
         peak_memory_bytes=mx.get_peak_memory(),
     )
     yield Chunk(rest, Answer(text + rest, tokens, reason, stats))
+
+
+def _wait(sound: Sequence[mx.array], images: ImageCache) -> float:
+    """Wait for the pictures' embeddings, and say when they were there; raises CheckpointError where they overflowed."""
+    if not all(flag.item() for flag in sound):
+        images.clear()
+        raise CheckpointError("The image encoder's numbers overflow; load the model with --dtype bfloat16 or float32.")
+    return time.perf_counter()
 
 
 def _encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: ImageCache, kept: int) -> dict[int, mx.array]:
@@ -252,18 +268,27 @@ def _tokens(
         token = following
 
 
+_answering = 0  # answers under way, so that the limit is put back when the last one ends
+_limit_before = 0
+
+
 @contextmanager
-def _wired() -> Iterator[None]:
+def _wired(backend: Backend) -> Iterator[None]:
     """On Metal, keep the weights resident while answering, as mlx-lm does; the limit before is put back."""
-    if not mx.metal.is_available():
+    global _answering, _limit_before
+    if backend != "metal" or not mx.metal.is_available():
         yield
         return
-    before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    if _answering == 0:
+        _limit_before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+    _answering += 1
     try:
         yield
     finally:
-        mx.synchronize()
-        mx.set_wired_limit(before)
+        _answering -= 1
+        if _answering == 0:
+            mx.synchronize()
+            mx.set_wired_limit(_limit_before)
 
 
 def _whole(value: object) -> bool:

@@ -6,16 +6,18 @@ An existing folder wins over a Hub name of the same spelling, and "tiny" is alwa
 import errno
 import os
 import re
+import warnings
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
-from .errors import CheckpointError, HubError, shown
+from .errors import CheckpointError, FastVLMWarning, HubError, shown
 
 BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "added_tokens.json", "special_tokens_map.json", "LICENSE*", "preprocessor_config.json",
+    "merges.txt", "added_tokens.json", "LICENSE*",
 )  # fmt: skip
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -23,11 +25,13 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 Agree = Callable[[str], bool]  # shown what is about to be fetched; False stops it
 
 
-def find(model: str, *, revision: str | None = None, agree: Agree | None = None) -> Path:
-    """The folder of a model; fetches a Hub repository that is not in the cache if `agree` (default: yes) says so.
+def find(model: str | os.PathLike[str], *, revision: str | None = None, agree: Agree | None = None) -> Path:
+    """The folder of a model; fetches a Hub repository that is not in the cache if `agree` says so.
 
+    Without `agree`, it is fetched with a FastVLMWarning of its size and terms.
     Raises HubError for a name that is neither, and where the Hub cannot be reached or has no such model.
     """
+    model = os.fspath(model)
     if model == BUILT_IN:
         folder = Path(__file__).parent / BUILT_IN
         if not folder.is_dir():
@@ -73,7 +77,9 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
         notice = (
             f"{name} takes {size / 1e9:.1f} GB to download. Its weights are for research use only unless its licence says more."
         )
-        if agree is not None and not agree(notice):
+        if agree is None:
+            warnings.warn(notice, FastVLMWarning, stacklevel=4)
+        elif not agree(notice):
             raise HubError(f"{name} was not downloaded; run 'fastvlm-mlx download {name}' or pass --yes, or try --model tiny.")
         return fetch(local_only=False)
     except HubError:
@@ -102,15 +108,16 @@ def _unreachable(name: str, error: Exception) -> HubError:
 
 
 def _wanted(file: str) -> bool:
-    return any(Path(file).match(pattern) for pattern in FILES)
+    return any(fnmatch(file, pattern) for pattern in FILES)
 
 
 def _complete(folder: Path) -> bool:
-    """Whether a cached snapshot has its config and weights, so that an interrupted download is taken up again."""
+    """Whether a cached snapshot has its config, tokenizer and weights, so that an interrupted download is taken up again."""
     from .jsonfile import read_table
     from .shards import INDEX
 
-    if not (folder / "config.json").exists():
+    words = (folder / "tokenizer.json").exists() or all((folder / name).exists() for name in ("vocab.json", "merges.txt"))
+    if not words or not (folder / "config.json").exists():
         return False
     if (folder / INDEX).exists():
         weight_map = read_table(folder / INDEX).get("weight_map")

@@ -88,7 +88,11 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         rgb = _to_rgb(image, name)
         turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-        return rgb.transpose(turn) if turn is not None else rgb
+        if turn is None:
+            return rgb
+        upright = rgb.transpose(turn)
+        upright.info = {}  # among it the orientation, which is now used up
+        return upright
     except (ValueError, MemoryError) as error:
         raise ImageError(f"{name} cannot be made RGB ({error or 'out of memory'}); save it as PNG or JPEG.") from error
 

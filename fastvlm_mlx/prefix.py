@@ -29,12 +29,14 @@ class Prefix:
     def __init__(self, layers: list[KVCache]):
         self.layers = layers
         self.held: list[Position] = []
+        self.turn = 0  # counts the answers begun, so that one left unfinished can tell that another has taken over
 
     def keep(self, wanted: Sequence[Position]) -> int:
         """Forget all but the beginning shared with `wanted`, and at least its last position, whose logits are still needed.
 
         Returns how many positions are left: the prefill starts there.
         """
+        self.turn += 1
         shared = 0
         for ours, theirs in zip(self.held, wanted[:-1], strict=False):
             if ours != theirs:

@@ -4,6 +4,7 @@ One rule decides (`plan`). The decoder's layers take the bits asked for; embeddi
 every token passes them; the tower stays as it is.
 """
 
+import mlx.core as mx
 import mlx.nn as nn
 
 from .config import QuantConfig
@@ -17,10 +18,15 @@ CAREFUL = ("text.embed_tokens", "text.lm_head", "projector.")
 Plan = dict[str, QuantConfig]
 
 
+def check_bits(bits: int | None) -> None:
+    """Raise OptionError unless MLX has a quantisation of so many bits; None stands for none."""
+    if bits is not None and bits not in BITS:
+        raise OptionError(f"bits is {shown(bits)}, expected one of {listed(BITS)}.")
+
+
 def plan(model: nn.Module, bits: int, group_size: int = 64) -> tuple[Plan, dict[str, str]]:
     """(layers to quantise by path, layers left alone by path with the reason), for affine quantising."""
-    if bits not in BITS:
-        raise OptionError(f"bits is {shown(bits)}, expected one of {listed(BITS)}.")
+    check_bits(bits)
     if group_size not in GROUP_SIZES:
         raise OptionError(f"group_size is {shown(group_size)}, expected one of {listed(GROUP_SIZES)}.")
     chosen: Plan = {}
@@ -51,3 +57,10 @@ def apply(model: nn.Module, chosen: Plan) -> None:
         nn.quantize(model, class_predicate=settings)
     except (ValueError, RuntimeError) as error:
         raise CheckpointError(f"MLX cannot quantise as config.json says ({str(error)[:200]}); convert the model again.") from error
+
+
+def quantized(name: str, weight: mx.array, settings: QuantConfig) -> list[tuple[str, mx.array]]:
+    """A weight "PATH.weight" (O, I) as its quantised layer's tensors: packed weight, scales, and biases if the mode has them."""
+    parts = mx.quantize(weight, group_size=settings.group_size, bits=settings.bits, mode=settings.mode)
+    path = name.removesuffix("weight")
+    return [(path + part, tensor) for part, tensor in zip(("weight", "scales", "biases"), parts, strict=False)]

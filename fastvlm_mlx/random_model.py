@@ -60,7 +60,7 @@ def open_random(size: str, layers: int | None = None) -> OpenModel:
         for path, place in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())):
             yield path, mx.array(_values(path, place.shape, noise))
 
-    return OpenModel(name, chosen, word_counter(), weights)
+    return OpenModel(name, chosen, word_counter(), weights, lambda: chosen)
 
 
 def _values(path: str, shape: tuple[int, ...], noise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,15 @@ import mlx.core as mx
 
 from . import safetensors, shards
 from .config import MODEL_TYPE, ModelConfig
-from .errors import CheckpointError, OutputError, TokenizerError, listed
+from .errors import CheckpointError, OutputError, TokenizerError, listed, shown
 from .jsonfile import read_table
+from .model import FastVLM
+from .quantize import Plan, quantized
 from .shards import INDEX
 from .tokenizer import Tokenizer
 
 SHARD_BYTES = 5_000_000_000
+BATCH_BYTES = 300_000_000
 NO_ROOM = "is the disk full?); make room or choose another --out"
 PARTIAL, REPLACED = ".fastvlm-partial", ".fastvlm-replaced"
 
@@ -31,12 +34,16 @@ Named = Iterable[tuple[str, mx.array]]
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model folder whose small files have been read and checked; `weights` reads the large ones, in our names."""
+    """A model folder whose small files have been read and checked.
+
+    `weights` reads the large ones, in our names. `settle` gives the config they fit, which may take a look at them.
+    """
 
     name: str
     config: ModelConfig
     tokenizer: Tokenizer
     weights: Callable[[], Named]
+    settle: Callable[[], ModelConfig]
 
 
 def is_ours(folder: Path) -> bool:
@@ -62,7 +69,7 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
             for key in list(arrays):
                 yield key, arrays.pop(key)
 
-    return OpenModel(name, config, words, weights)
+    return OpenModel(name, config, words, weights, lambda: config)
 
 
 def check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -80,21 +87,65 @@ def check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
         )
 
 
-def check_finite(origin: str, name: str, stored: mx.array, array: mx.array) -> None:
-    """Evaluate `stored`, cast from `array`; raise CheckpointError where it holds infinities or NaN, and say which step made them.
+def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) -> None:
+    """Evaluate tensors (name, as stored, before the cast); raise CheckpointError for infinities and NaN, naming their cause.
 
     The sum of a tensor is a number unless a value is not, or unless it overflows: only then is every value looked at.
     """
-    mx.eval(stored)
-    if not mx.issubdtype(stored.dtype, mx.floating):
-        return
-    total = stored.sum().item()
-    if (isinstance(total, float) and math.isfinite(total)) or mx.isfinite(stored).all().item():
-        return
-    if mx.isfinite(array).all().item():
-        kind = str(stored.dtype).removeprefix("mlx.core.")
-        raise CheckpointError(f"{origin}: {name} does not fit {kind}; choose --dtype bfloat16 or float32.")
-    raise CheckpointError(f"{origin}: {name} holds values that are not finite numbers, so it is damaged; fetch it again.")
+    sums = [stored.sum() if mx.issubdtype(stored.dtype, mx.floating) else mx.array(0.0) for _, stored, _ in cast]
+    mx.eval([stored for _, stored, _ in cast], sums)
+    for (name, stored, array), total in zip(cast, sums, strict=True):
+        if math.isfinite(float(total.item())) or mx.isfinite(stored).all().item():  # type: ignore[arg-type]
+            continue
+        if mx.isfinite(array).all().item():
+            kind = str(stored.dtype).removeprefix("mlx.core.")
+            raise CheckpointError(f"{origin}: {name} does not fit {kind}; choose --dtype bfloat16 or float32.")
+        raise CheckpointError(f"{origin}: {name} holds values that are not finite numbers, so it is damaged; fetch it again.")
+
+
+def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan) -> None:
+    """Put every weight in its place in the type to compute in, quantising those of `quantization` on the way.
+
+    A few hundred megabytes at a time, so that no more than the model itself is ever in memory for long. Raises
+    CheckpointError unless names, shapes and types match exactly.
+    """
+    places, done = model.places(), set[str]()
+    batch: list[tuple[str, mx.array, mx.array]] = []
+
+    def put() -> None:
+        check_finite(opened.name, batch)
+        tensors: list[tuple[str, mx.array]] = []
+        for name, stored, _ in batch:
+            settings = quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+            tensors += quantized(name, stored, settings) if settings is not None else [(name, stored)]
+        mx.eval([tensor for _, tensor in tensors])
+        model.load_weights(tensors, strict=False)
+        done.update(name for name, _ in tensors)
+        batch.clear()
+
+    for name, array in opened.weights():
+        path = name.removesuffix(".weight")
+        expected = places.get(name)
+        if expected is None or name in done:
+            raise CheckpointError(
+                f"{opened.name}: it holds {shown(name)}, which its config.json does not call for; convert it again."
+            )
+        settings = quantization.get(path) if name.endswith(".weight") else None
+        shape = expected.shape if settings is None else (expected.shape[0], expected.shape[1] * 32 // settings.bits)
+        if shape != array.shape:
+            raise CheckpointError(
+                f"{opened.name}: {name!r} has shape {array.shape}, its config.json calls for {shape}; convert it again."
+            )
+        floating = mx.issubdtype(array.dtype, mx.floating)
+        if settings is None and floating != mx.issubdtype(expected.dtype, mx.floating):
+            raise CheckpointError(f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again.")
+        batch.append((name, array.astype(dtype) if floating else array, array))
+        if sum(stored.nbytes for _, stored, _ in batch) > BATCH_BYTES:
+            put()
+    put()
+    missing = places.keys() - done
+    if missing:
+        raise CheckpointError(f"{opened.name}: {listed(sorted(missing))} are missing from its weights; convert it again.")
 
 
 def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], *, nbytes: int, force: bool = False) -> None:
@@ -157,9 +208,10 @@ def _check_free(out: Path, force: bool) -> None:
 
 def _clear_leftovers(out: Path) -> None:
     """Undo what a run killed in the middle of a rename did, and remove the unfinished folders beside `out` nobody works on."""
-    old = out.parent / f".{out.name}{REPLACED}"
-    if old.exists() and not out.exists():
-        old.rename(out)
+    for old in out.parent.glob(f".*{REPLACED}"):
+        home = old.with_name(old.name[1:].removesuffix(REPLACED))
+        if not home.exists() and not old.is_symlink():
+            old.rename(home)
     for leftover in (*out.parent.glob(f".*{PARTIAL}"), *out.parent.glob(f".*{REPLACED}")):
         if leftover.is_symlink() or not leftover.is_dir():
             continue

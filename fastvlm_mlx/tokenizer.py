@@ -43,10 +43,15 @@ class Tokenizer:
         except OSError as error:
             raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
         except BaseException as error:  # the Rust side raises plain Exception, and where it panics not even that
+            if isinstance(error, (SystemExit, MemoryError)):
+                raise
             raise TokenizerError(f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again.") from error
 
     def __len__(self) -> int:
         """One more than the largest id."""
+        dense = int(self.bpe.get_vocab_size(with_added_tokens=True))
+        if self.bpe.id_to_token(dense - 1) is not None and self.bpe.id_to_token(dense) is None:
+            return dense  # the usual case, without a table of every token
         return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:

@@ -12,8 +12,8 @@ from . import backend as backends
 from . import cpu, hub, quantize
 from . import generate as generation
 from .chat import Chat
-from .config import DTYPES, STRIDE, Dtype, ModelConfig
-from .errors import CheckpointError, OptionError, PromptError, listed, shown
+from .config import STRIDE, Dtype, ModelConfig, check_dtype
+from .errors import CheckpointError, ImageError, OptionError, PromptError, shown
 from .generate import Answer, Chunk, Options, Request
 from .image import Images, Pixels, Source, as_list, load_image, preprocess
 from .imagecache import ImageCache
@@ -21,14 +21,14 @@ from .imagefile import MAX_PIXELS
 from .model import FastVLM
 from .prefix import Prefix
 from .prompt import Piece, Turn, render
-from .storage import OpenModel, check_finite, is_ours, open_ours
+from .storage import OpenModel, fill, is_ours, open_ours
 
 PROMPT = "Describe the image."
 RESOLUTIONS = range(STRIDE, 4096 + 1, STRIDE)
 
 
 def load(
-    model: str,
+    model: str | os.PathLike[str],
     *,
     bits: int | None = None,
     group_size: int = 64,
@@ -65,7 +65,7 @@ class VLM:
     @classmethod
     def open(
         cls,
-        model: str,
+        model: str | os.PathLike[str],
         *,
         tokenizer: str | None = None,
         revision: str | None = None,
@@ -82,6 +82,7 @@ class VLM:
         words = Path(os.path.expanduser(tokenizer)) if tokenizer is not None else None  # noqa: PTH111  (raises nothing)
         if words is not None and not os.path.isdir(words):  # noqa: PTH112  (false, too, for impossible names)
             raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from; check --tokenizer-path.")
+        model = os.fspath(model)
         folder = hub.find(model, revision=revision, agree=agree)
         vlm = cls(_open_folder(folder, model, words))
         if resolution is not None:
@@ -93,22 +94,21 @@ class VLM:
         """Read the weights into a model for the default device; see `load` for the options."""
         started = time.perf_counter()
         backend = backends.current()
-        if backend == "cpu":
-            cpu.keep_memory()
-        if dtype is not None and dtype not in DTYPES:
-            raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
+        check_dtype(dtype)
         kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else self.config.dtype))
+        self.config = replace(self._opened.settle(), image=self.config.image)
         model = FastVLM(self.config, backend)
         chosen: quantize.Plan = {}
         if bits is not None:
             if self.config.quantization:
                 raise OptionError(f"{self.name} is quantised already; load it without bits.")
             chosen, _ = quantize.plan(model, bits, group_size)
-        quantize.apply(model, self.config.quantization)
-        _fill(model, self._opened, kind)
-        quantize.apply(model, chosen)
-        mx.eval(model.places())
+        quantize.apply(model, self.config.quantization or chosen)
+        fill(model, self._opened, kind, chosen)
+        if backend == "cpu":
+            cpu.keep_memory()  # of activations only: what loading frees goes back
         self._model = model
+        self.images.clear()
         self.load_seconds += time.perf_counter() - started
 
     @property
@@ -207,11 +207,14 @@ class VLM:
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
+        if image is None:
+            raise ImageError("There is no image; give a path, bytes, a PIL image, a uint8 array, or a list of these.")
         embeddings = []
         for source in as_list(image):
             pixels = self.pixels(source)
             embeddings.append(self.model.encode(mx.array(pixels[None]))[0])
-        mx.eval(embeddings)
+        if not all(mx.isfinite(each).all().item() for each in embeddings):
+            raise CheckpointError("The image encoder's numbers overflow; load the model with dtype='bfloat16' or 'float32'.")
         return embeddings if isinstance(image, (list, tuple)) else embeddings[0]
 
     def __repr__(self) -> str:
@@ -225,26 +228,3 @@ def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:
     from .convert import open_foreign
 
     return open_foreign(folder, name, tokenizer)
-
-
-def _fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype) -> None:
-    """Put every weight in its place, in the type to compute in; raises CheckpointError unless they match exactly."""
-    places = model.places()
-    for name, array in opened.weights():
-        expected = places.pop(name, None)
-        if expected is None:
-            raise CheckpointError(
-                f"{opened.name}: it holds {shown(name)}, which its config.json does not call for; convert it again."
-            )
-        if expected.shape != array.shape:
-            raise CheckpointError(
-                f"{opened.name}: {name!r} has shape {array.shape}, its config.json calls for {expected.shape}; convert it again."
-            )
-        floating = mx.issubdtype(array.dtype, mx.floating)
-        if floating != mx.issubdtype(expected.dtype, mx.floating):
-            raise CheckpointError(f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again.")
-        stored = array.astype(dtype) if floating else array
-        check_finite(opened.name, name, stored, array)
-        model.load_weights([(name, stored)], strict=False)
-    if places:
-        raise CheckpointError(f"{opened.name}: {listed(places)} are missing from its weights; convert it again.")

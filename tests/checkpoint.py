@@ -34,10 +34,12 @@ def apple_name(name: str) -> str:
     raise AssertionError(name)
 
 
-def random_weights(vocab: int, *, tied: bool = True, seed: int = 0, dtype: mx.Dtype = mx.bfloat16) -> Arrays:
+def random_weights(
+    vocab: int, *, tied: bool = True, seed: int = 0, dtype: mx.Dtype = mx.bfloat16, text: dict[str, Any] = TEXT
+) -> Arrays:
     """Every tensor of a small checkpoint by Apple's names, the pooled head, counters and a tied head among them."""
     rng = np.random.default_rng(seed)
-    config = ModelConfig(text=TextConfig(vocab_size=vocab, tie_word_embeddings=tied, **TEXT), vision=VISION)
+    config = ModelConfig(text=TextConfig(vocab_size=vocab, tie_word_embeddings=tied, **text), vision=VISION)
     weights: Arrays = {}
     for name, shape in published.shapes(config).items():
         noise = rng.standard_normal(shape).astype(np.float32)
@@ -70,7 +72,8 @@ def write(folder: Path, tokenizer: Path, weights: Arrays | None = None, *, tied:
         "vision_config": {"depths": list(VISION.depths), "widths": list(VISION.widths)}, **TEXT, **settings,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    save(folder / "model.safetensors", random_weights(vocab, tied=tied) if weights is None else weights)
+    text = {name: settings.get(name, size) for name, size in TEXT.items()}
+    save(folder / "model.safetensors", random_weights(vocab, tied=tied, text=text) if weights is None else weights)
     return folder
 
 

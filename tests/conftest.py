@@ -59,5 +59,5 @@ def apple(_apple: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small(_apple: Path) -> VLM:
-    """That checkpoint, loaded."""
-    return fastvlm_mlx.load(str(_apple))
+    """That checkpoint, loaded in float32, so that tests compare exactly on every backend."""
+    return fastvlm_mlx.load(str(_apple), dtype="float32")

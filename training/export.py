@@ -92,6 +92,7 @@ def config_dict(config: ModelConfig, end: int, end_of_text: int) -> dict[str, An
         "mm_vision_select_layer": -2,
         "mm_vision_tower": f"mobileclip_l_{config.image_size}",
         "model_type": "llava_qwen2",
+        "license": "mit",
         "num_attention_heads": config.heads,
         "num_hidden_layers": config.layers,
         "num_key_value_heads": config.kv_heads,

@@ -173,9 +173,7 @@ class FastVLM(nn.Module):
 
     def hidden(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Final hidden states (B, L, D) under an additive mask (B, 1, L, L)."""
-        output: Any = self.decoder.model(
-            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
-        )
+        output: Any = self.decoder.model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
         states: Tensor = output.last_hidden_state
         return states
 

@@ -55,9 +55,7 @@ def balanced(logits: Tensor, target: Tensor, nothing: int) -> Tensor:
     return (loss * things).sum() / things.sum().clamp(min=1) + (loss * (1 - things)).sum() / (1 - things).sum()
 
 
-def auxiliary_losses(
-    outputs: dict[str, Tensor], targets: dict[str, Tensor], sizes: AuxiliarySizes
-) -> dict[str, Tensor]:
+def auxiliary_losses(outputs: dict[str, Tensor], targets: dict[str, Tensor], sizes: AuxiliarySizes) -> dict[str, Tensor]:
     """One loss per auxiliary head."""
     objects = F.binary_cross_entropy_with_logits(outputs["objects"], targets["objects"], reduction="none")
     losses = {
@@ -301,9 +299,7 @@ def train(args: argparse.Namespace) -> None:
     options = Options(config.image_size, text_share=args.text_share, max_characters=args.max_characters)
     items = fixed_items(options, args.validation_pictures, seed=99, held_out=True)
     validation = [make_batch(items[i : i + 32], tokenizer, config) for i in range(0, len(items), 32)]
-    shared = Shared(
-        args, model, auxiliary, tokenizer, options, optimizer_state, time.monotonic(), context.Event(), *counts
-    )
+    shared = Shared(args, model, auxiliary, tokenizer, options, optimizer_state, time.monotonic(), context.Event(), *counts)
     others = [context.Process(target=assist, args=(shared, rank), daemon=True) for rank in range(1, args.processes)]
     for process in others:
         process.start()

@@ -29,7 +29,7 @@ def convert(
     """
     from ..convert import convert as run
     from ..errors import OptionError, OutputError, shown
-    from ..hub import find
+    from ..hub import HUB_NAME, find
 
     tokenizer = Path(os.path.expanduser(tokenizer_path)) if tokenizer_path is not None else None  # noqa: PTH111  (raises nothing)
     if tokenizer is not None and not os.path.isdir(tokenizer):  # noqa: PTH112  (false, too, for impossible names)
@@ -42,6 +42,7 @@ def convert(
         run(
             source,
             target,
+            name=folder if HUB_NAME.fullmatch(folder) and source != Path(folder) else None,
             dtype=dtype,  # type: ignore[arg-type]  # checked by convert
             tokenizer=tokenizer,
             force=force,

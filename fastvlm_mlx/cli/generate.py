@@ -47,9 +47,15 @@ def generate(
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
+    from dataclasses import replace
+    from time import perf_counter
+
+    from ..config import check_dtype
     from ..errors import OptionError, PromptError
     from ..generate import Options
+    from ..image import load_image
     from ..imagefile import check_max_pixels
+    from ..quantize import check_bits
     from ..vlm import VLM
 
     if sum((bits is not None, load_4bit, load_8bit)) > 1:
@@ -59,8 +65,14 @@ def generate(
     check_max_pixels(max_pixels)
     if not prompt.strip():
         raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
+    check_dtype(dtype)
+    check_bits(bits)
+    started = perf_counter()
+    pictures = [load_image(source, max_pixels=max_pixels) for source in image or []]
+    decoding = perf_counter() - started
     vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree_to_download(yes))
-    request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
+    request = vlm.prepare(pictures, _read_stdin() if prompt == "-" else prompt, system=system)
+    request = replace(request, preprocess_seconds=decoding + request.preprocess_seconds)
     vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
     for chunk in vlm.answer(request, options):
         if not json:
@@ -69,8 +81,8 @@ def generate(
             answer = chunk.answer
     if json:
         print(answer.to_json(model=vlm.name, load_seconds=vlm.load_seconds))
-        return
-    print()
+    else:
+        print()
     if verbose:
         print(answer.stats.describe(load_seconds=vlm.load_seconds), file=sys.stderr)
 

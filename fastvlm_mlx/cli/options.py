@@ -30,6 +30,6 @@ def agree_to_download(yes: bool) -> Agree:
         print(notice, file=sys.stderr)
         if yes:
             return True
-        return sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm("Download it?", err=True)
+        return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm("Download it?", err=True)
 
     return agree

@@ -52,6 +52,24 @@ def test_random_conversations(small: VLM, seed: int) -> None:
         assert chat.ask(prompt, pictures, max_tokens=length).token_ids == expected
 
 
+def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) -> None:
+    """As in a notebook, where an interrupted loop keeps its stream until much later."""
+    chat = small.chat()
+    chat.ask("What is it?", PICTURES[0], max_tokens=4)
+    left = chat.stream("And now?", max_tokens=30)
+    while not next(left).text:
+        pass
+    expected = from_scratch(small, chat, "Which colour?", [], 6)
+    assert chat.ask("Which colour?", max_tokens=6).token_ids == expected
+    with pytest.raises(PromptError, match="Another question"):
+        list(left)
+    left.close()  # type: ignore[attr-defined]
+    chat.undo()
+    expected = from_scratch(small, chat, "And now?", PICTURES[1:2], 6)
+    assert chat.ask("And now?", PICTURES[1], max_tokens=6).token_ids == expected
+    assert len(chat.messages) == 4
+
+
 def test_a_follow_up_costs_its_own_tokens_only(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = small.chat()
     first = chat.ask("What is it?", PICTURES[0], max_tokens=10)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import load
+from fastvlm_mlx import VLM, load
 
 KEYS = {
     "text", "model", "images", "image_tokens", "prompt_tokens", "completion_tokens", "finish_reason", "load_seconds",
@@ -89,7 +89,8 @@ def test_tokenizer_from_another_folder(apple: Path, picture: Path, tokenizer_fil
 def test_convert_then_generate(apple: Path, picture: Path, tmp_path: Path) -> None:
     done = run("convert", apple, "--out", tmp_path / "ours", "--dtype", "float32")
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
-    answers = [run("generate", "-m", folder, "-i", picture, "--max-tokens", 8).stdout for folder in (apple, tmp_path / "ours")]
+    ask = ("-i", picture, "--max-tokens", 8, "--dtype", "float32")
+    answers = [run("generate", "-m", folder, *ask).stdout for folder in (apple, tmp_path / "ours")]
     assert answers[0] == answers[1] != b""
 
 
@@ -110,11 +111,19 @@ def test_mistakes_get_one_sentence_before_any_weights_are_read(apple: Path, pict
     assert says in message and message.count("\n") == 1 and "Traceback" not in message
 
 
-def test_a_picture_is_checked_before_the_weights(apple: Path, tmp_path: Path) -> None:
-    """The weights are cut short, which reading them would reveal; the picture is complained of first."""
+def test_a_picture_is_checked_before_the_model_is_looked_for(tmp_path: Path) -> None:
+    """Not a byte of a model is read, or fetched, for a picture that is not there or an option that is out of range."""
     (tmp_path / "empty.jpg").touch()
-    done = run("generate", "-m", apple, "-i", tmp_path / "empty.jpg")
+    done = run("generate", "-m", "no-such/model", "-i", tmp_path / "empty.jpg")
     assert done.returncode == 1 and b"is empty" in done.stderr
+    for option, value in (("--bits", 7), ("--dtype", "int8"), ("--max-tokens", 0)):
+        done = run("generate", "-m", "no-such/model", option, value)
+        assert done.returncode == 1 and str(value).encode() in done.stderr and b"Hub" not in done.stderr
+
+
+def test_opening_a_checkpoint_reads_no_weights(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastvlm_mlx.convert.read.Checkpoint.load", lambda _: pytest.fail("weights were read"))
+    VLM.open(str(apple)).prepare(None, "Hi")
 
 
 def test_a_model_that_is_nowhere(picture: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_mlx import hub
-from fastvlm_mlx.errors import HubError
+from fastvlm_mlx.errors import FastVLMWarning, HubError
 
 NAME, COMMIT = "someone/FastVLM-small", "a" * 40
 
@@ -67,7 +67,7 @@ def server(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (apple / "modeling_llava.py").write_text("raise SystemExit('never run')")
 
     class Served(Hub):
-        folder, requests = apple, []  # noqa: RUF012
+        folder, requests = apple, []
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Served)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
@@ -101,9 +101,11 @@ def test_declined(server: type[Hub]) -> None:
 
 
 def test_an_interrupted_download_is_taken_up_again(server: type[Hub]) -> None:
-    folder = hub.find(NAME)
-    (folder / "model.safetensors").unlink()
-    assert (hub.find(NAME) / "model.safetensors").exists()
+    with pytest.warns(FastVLMWarning, match="research use only"):
+        folder = hub.find(NAME)
+    for name in ("model.safetensors", "merges.txt"):
+        (folder / name).unlink()
+        assert (hub.find(NAME, agree=lambda _: True) / name).exists()
 
 
 def test_a_name_the_hub_does_not_know(server: type[Hub]) -> None:

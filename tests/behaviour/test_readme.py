@@ -1,6 +1,6 @@
 """The README says what is so: its option table is the help's, its commands exist, and CI runs what it tells people to run.
 
-    python -m tests.behaviour.test_readme      rewrites the option table
+python -m tests.behaviour.test_readme      rewrites the option table
 """
 
 import re

@@ -17,7 +17,8 @@ from fastvlm_mlx.convert import convert, open_foreign
 from fastvlm_mlx.generate import Options, _decode
 from fastvlm_mlx.model import LEVELS, FastVLM
 from fastvlm_mlx.prompt import ImageSlot
-from fastvlm_mlx.vlm import VLM, _fill
+from fastvlm_mlx.storage import fill
+from fastvlm_mlx.vlm import VLM
 
 from . import original
 
@@ -179,6 +180,32 @@ def test_full_fastvithd(full: tuple[torch.nn.Module, Path], size: tuple[int, int
     assert difference(features_from(ours.model, image), features_of(theirs, image)) < TIGHT
 
 
+def test_an_answer_at_full_widths(full: tuple[torch.nn.Module, Path]) -> None:
+    """FastViTHD as published in front of a small decoder: embeddings, prefill logits, and cached decoding."""
+    theirs, folder = full
+    model = load(str(folder), dtype="float32").model
+    image, before, after, ids = pixels(128, 192), [1, 2, 3], list(range(40, 60)), [7, 300, 25]
+    embeddings = prompt_embeddings(theirs, image, before, after)
+    with torch.no_grad():
+        following = theirs.model.language_model.embed_tokens(torch.tensor([ids]))
+        hidden = theirs.model.language_model(inputs_embeds=torch.cat([embeddings, following], dim=1)).last_hidden_state
+        expected = theirs.lm_head(hidden)[:, -len(ids) - 1 :]
+    prompt = model.embed([before, ImageSlot(0, 6), after], {0: model.encode(mx.array(image))[0]})
+    assert difference(prompt, embeddings) < TIGHT
+    cache = model.text.make_cache()
+    logits = [model.prefill(prompt, cache)] + [model.step(mx.array([token]), cache) for token in ids]
+    for got, want in zip(logits, expected.unbind(1), strict=True):
+        assert difference(got, want) < TOLERANCE
+
+
+def test_bfloat16_features_at_full_widths(full: tuple[torch.nn.Module, Path]) -> None:
+    theirs, folder = full
+    model = load(str(folder), dtype="bfloat16").model
+    image = pixels(64, 64)
+    a, b = np.array(features_from(model, image).astype(mx.float32)).ravel(), features_of(theirs, image).numpy().ravel()
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
+
+
 def test_bfloat16_features(pair: tuple[torch.nn.Module, VLM], tmp_path: Path, tokenizer_files: Path) -> None:
     theirs, _ = pair
     ours = load(str(original.save_apple(theirs, tmp_path / "apple", tokenizer_files)), dtype="bfloat16")
@@ -197,6 +224,6 @@ def test_the_gpu_forms_of_the_tower(
     theirs, _ = pair
     opened = open_foreign(original.save_apple(theirs, tmp_path / "apple", tokenizer_files), "small")
     model = FastVLM(opened.config, backend)
-    _fill(model, opened, mx.float32)
+    fill(model, opened, mx.float32, {})
     image = pixels(512, 448)
     assert difference(features_from(model, image), features_of(theirs, image)) < TIGHT

@@ -1,6 +1,8 @@
 """The converter: every name accounted for, shards, heads, types, and a folder that is whole or not there."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -14,6 +16,11 @@ from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError
 from .. import checkpoint
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+
+
+def load32(folder: Path) -> VLM:
+    """In float32, whatever the backend's default."""
+    return load(str(folder), dtype="float32")
 
 
 def weights_of(vlm: VLM) -> dict[str, np.ndarray]:
@@ -31,7 +38,7 @@ def assert_same(a: VLM, b: VLM) -> None:
 def test_saved_and_loaded_is_identical(apple: Path, tmp_path: Path) -> None:
     """Folded to float32 and stored as such, a folder holds exactly what loading the checkpoint directly gives."""
     convert(apple, tmp_path / "ours", dtype="float32")
-    direct, saved = load(str(apple)), load(str(tmp_path / "ours"))
+    direct, saved = load32(apple), load32(tmp_path / "ours")
     assert_same(direct, saved)
     assert (
         direct.generate(IMAGE, "What is it?", max_tokens=12).token_ids
@@ -41,7 +48,7 @@ def test_saved_and_loaded_is_identical(apple: Path, tmp_path: Path) -> None:
 
 def test_shards_load_as_one_file_does(apple: Path, small: VLM) -> None:
     checkpoint.shard(apple, 3)
-    assert_same(load(str(apple)), small)
+    assert_same(load32(apple), small)
 
 
 def test_our_own_shards(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +56,7 @@ def test_our_own_shards(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     convert(apple, tmp_path / "ours", dtype="float32")
     files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    assert_same(load(str(tmp_path / "ours")), load(str(apple)))
+    assert_same(load32(tmp_path / "ours"), load32(apple))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -82,13 +89,13 @@ def test_a_head_said_to_be_tied_that_differs_is_kept(apple: Path) -> None:
     weights = checkpoint.read(apple)
     weights["lm_head.weight"] = weights["lm_head.weight"] * 2
     checkpoint.save(apple / "model.safetensors", weights)
-    vlm = load(str(apple))
+    vlm = load32(apple)
     assert not vlm.config.text.tie_word_embeddings
     assert np.array_equal(np.array(vlm.model.text.lm_head.weight), 2 * np.array(vlm.model.text.embed_tokens.weight))
 
 
 def test_an_untied_head(tmp_path: Path, tokenizer_files: Path) -> None:
-    vlm = load(str(checkpoint.write(tmp_path / "untied", tokenizer_files, tied=False)))
+    vlm = load32(checkpoint.write(tmp_path / "untied", tokenizer_files, tied=False))
     assert "text.lm_head.weight" in weights_of(vlm)
 
 
@@ -189,3 +196,41 @@ def test_progress_reaches_the_end(apple: Path, tmp_path: Path) -> None:
     convert(apple, tmp_path / "ours", progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+def test_peak_memory_of_a_conversion(tmp_path: Path, tokenizer_files: Path) -> None:
+    """Below 1.6 times the larger of source and result, beyond what the imports alone take."""
+    folder = checkpoint.write(tmp_path / "large", tokenizer_files, hidden_size=1024, num_hidden_layers=8, intermediate_size=4096)
+    out = tmp_path / "ours"
+    code = (
+        "import sys, re; from pathlib import Path; from fastvlm_mlx.convert import convert\n"
+        "import mlx.core as mx; mx.eval(mx.zeros((512, 512)) @ mx.zeros((512, 512)))\n"
+        "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024\n"
+        "before = peak(); convert(Path(sys.argv[1]), Path(sys.argv[2]), dtype=sys.argv[3]); print(peak() - before)"
+    )
+    for dtype in ("bfloat16", "float32"):
+        command = [sys.executable, "-c", code, str(folder), str(out / dtype), dtype]
+        grown = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        sizes = [(path / "model.safetensors").stat().st_size for path in (folder, out / dtype)]
+        assert max(sizes) > 200_000_000
+        assert grown < 1.6 * max(sizes), f"{dtype}: {grown / max(sizes):.2f} times"
+
+
+def test_what_a_killed_run_moved_aside_is_put_back_not_removed(apple: Path, tmp_path: Path) -> None:
+    """A forced run killed between its two renames leaves the old model under another name; any later run restores it."""
+    convert(apple, tmp_path / "first")
+    (tmp_path / "first").rename(tmp_path / ".first.fastvlm-replaced")
+    convert(apple, tmp_path / "second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["apple", "first", "second"]
+    load(str(tmp_path / "first"))
+
+
+def test_the_licence_is_apples_unless_the_config_says_otherwise(apple: Path, tmp_path: Path) -> None:
+    assert convert(apple, tmp_path / "apples").source.license == "apple-amlr"
+    config = json.loads((apple / "config.json").read_text())
+    (apple / "config.json").write_text(json.dumps(config | {"license": "mit"}))
+    assert convert(apple, tmp_path / "own", name="someone/model").source.license == "mit"
+    card = (tmp_path / "own" / "README.md").read_text()
+    assert "license: mit\nbase_model: someone/model" in card and "Apple Machine Learning" not in card
+    assert "base_model" not in (tmp_path / "apples" / "README.md").read_text()
