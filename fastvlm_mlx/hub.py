@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .errors import CheckpointError, FastVLMWarning, HubError, shown
+from .errors import CheckpointError, FastVLMError, FastVLMWarning, HubError, shown
 
 BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -82,7 +82,7 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
         elif not agree(notice):
             raise HubError(f"{name} was not downloaded; run 'fastvlm-mlx download {name}' or pass --yes, or try --model tiny.")
         return fetch(local_only=False)
-    except HubError:
+    except FastVLMError:
         raise
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0

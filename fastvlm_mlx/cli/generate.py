@@ -47,9 +47,6 @@ def generate(
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
-    from dataclasses import replace
-    from time import perf_counter
-
     from ..config import check_dtype
     from ..errors import OptionError, PromptError
     from ..generate import Options
@@ -67,12 +64,14 @@ def generate(
         raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
     check_dtype(dtype)
     check_bits(bits)
-    started = perf_counter()
-    pictures = [load_image(source, max_pixels=max_pixels) for source in image or []]
-    decoding = perf_counter() - started
-    vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree_to_download(yes))
-    request = vlm.prepare(pictures, _read_stdin() if prompt == "-" else prompt, system=system)
-    request = replace(request, preprocess_seconds=decoding + request.preprocess_seconds)
+
+    def agree(notice: str) -> bool:
+        for source in image or []:  # before gigabytes are fetched
+            load_image(source, max_pixels=max_pixels)
+        return agree_to_download(yes)(notice)
+
+    vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
+    request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
     vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
     for chunk in vlm.answer(request, options):
         if not json:

@@ -11,6 +11,8 @@ from PIL import Image
 
 from fastvlm_mlx import VLM, load
 
+from .. import checkpoint
+
 KEYS = {
     "text", "model", "images", "image_tokens", "prompt_tokens", "completion_tokens", "finish_reason", "load_seconds",
     "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second", "peak_memory_bytes",
@@ -111,14 +113,21 @@ def test_mistakes_get_one_sentence_before_any_weights_are_read(apple: Path, pict
     assert says in message and message.count("\n") == 1 and "Traceback" not in message
 
 
-def test_a_picture_is_checked_before_the_model_is_looked_for(tmp_path: Path) -> None:
-    """Not a byte of a model is read, or fetched, for a picture that is not there or an option that is out of range."""
+def test_a_picture_is_checked_before_the_weights(apple: Path, tmp_path: Path) -> None:
+    """The weights hold a value that is no number, which reading them reveals; the picture is complained of first."""
+    weights = checkpoint.read(apple)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * float("nan")
+    checkpoint.save(apple / "model.safetensors", weights)
+    assert b"not finite" in run("generate", "-m", apple, "-p", "Hi").stderr
     (tmp_path / "empty.jpg").touch()
-    done = run("generate", "-m", "no-such/model", "-i", tmp_path / "empty.jpg")
+    done = run("generate", "-m", apple, "-i", tmp_path / "empty.jpg")
     assert done.returncode == 1 and b"is empty" in done.stderr
-    for option, value in (("--bits", 7), ("--dtype", "int8"), ("--max-tokens", 0)):
-        done = run("generate", "-m", "no-such/model", option, value)
-        assert done.returncode == 1 and str(value).encode() in done.stderr and b"Hub" not in done.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--bits", 7), ("--dtype", "int8"), ("--max-tokens", 0), ("--top-p", 2)])
+def test_an_option_out_of_range_is_found_before_the_model_is_looked_for(option: str, value: object) -> None:
+    done = run("generate", "-m", "no-such/model", option, value)
+    assert done.returncode == 1 and str(value).encode() in done.stderr and b"Hub" not in done.stderr
 
 
 def test_opening_a_checkpoint_reads_no_weights(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:

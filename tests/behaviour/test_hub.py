@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_mlx import hub
-from fastvlm_mlx.errors import FastVLMWarning, HubError
+from fastvlm_mlx.errors import FastVLMWarning, HubError, ImageError
 
 NAME, COMMIT = "someone/FastVLM-small", "a" * 40
 
@@ -97,6 +97,15 @@ def test_a_first_download_is_announced_fetches_what_is_needed_and_is_not_repeate
 def test_declined(server: type[Hub]) -> None:
     with pytest.raises(HubError, match=r"was not downloaded.*--yes.*--model tiny"):
         hub.find(NAME, agree=lambda _: False)
+    assert not [path for path in server.requests if "resolve" in path]
+
+
+def test_a_picture_is_checked_before_anything_is_fetched(server: type[Hub], tmp_path: Path) -> None:
+    from fastvlm_mlx.cli.generate import generate
+
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match="is empty"):
+        generate(model=NAME, image=[str(tmp_path / "empty.jpg")], yes=True)
     assert not [path for path in server.requests if "resolve" in path]
 
 
