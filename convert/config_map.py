@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from fastvlm_mlx.config import DTYPES, Dtype, Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
+from fastvlm_mlx.config import Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
 from fastvlm_mlx.errors import CheckpointError, shown
 
 LICENSE = "apple-amlr"
@@ -58,7 +58,6 @@ def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig
         image=ImageConfig(size=int(size[1]), fit=fit),
         source=SourceConfig(name=name, layout=layout, license=_license(theirs)),
         eos_token_ids=_eos(theirs),
-        dtype=_dtype(theirs),
     )
 
 
@@ -84,8 +83,3 @@ def _number(table: dict[str, Any], key: str) -> float:
 def _eos(theirs: dict[str, Any]) -> tuple[int, ...]:
     ids = theirs.get("eos_token_id")
     return () if ids is None else tuple(ids) if isinstance(ids, list) else (ids,)
-
-
-def _dtype(theirs: dict[str, Any]) -> Dtype:
-    named = theirs.get("torch_dtype", theirs.get("dtype"))
-    return named if named in DTYPES else "bfloat16"

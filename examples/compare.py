@@ -1,6 +1,6 @@
 """Show two pictures in one question.
 
-    python examples/compare.py [PICTURE] [PICTURE] [MODEL]
+Usage: python examples/compare.py [PICTURE] [PICTURE] [MODEL]
 
 The built-in model was trained on one picture at a time; a larger one answers such questions better.
 """

@@ -1,6 +1,6 @@
 """Describe a picture, word by word as the answer comes.
 
-python examples/describe.py [PICTURE] [MODEL]
+Usage: python examples/describe.py [PICTURE] [MODEL]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Ask several questions about one picture: it is looked at once, and what was said is not computed again.
 
-python examples/questions.py [PICTURE] [MODEL]
+Usage: python examples/questions.py [PICTURE] [MODEL]
 """
 
 import sys

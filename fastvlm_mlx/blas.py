@@ -1,4 +1,6 @@
-"""OpenBLAS for MLX's CPU backend on Linux: the package's one global effect, and it has to come before MLX is imported.
+"""OpenBLAS for MLX's CPU backend on Linux: importing the package loads it, since it has to come before MLX.
+
+That is the one global effect of the import (loading a model for a CPU has another, `cpu.keep_memory`).
 
 MLX's Linux wheel carries the reference BLAS, at about 3 GFLOP/s on two cores; the same symbols from OpenBLAS, put into
 the process first, take their place at about 135. Nothing happens on macOS, where MLX uses Accelerate and Metal, nor where
@@ -32,6 +34,11 @@ def preload() -> None:
         _state = "loaded"
         return
     _state = "missing"
+
+
+def is_slow() -> bool:
+    """Whether matrix products run on the reference BLAS."""
+    return _state in ("missing", "too late")
 
 
 def status() -> str:

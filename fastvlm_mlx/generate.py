@@ -195,6 +195,7 @@ def _stream(
     text, reason = "", "length"
     if queue:
         seen = _wait(sound, images)
+        mx.clear_cache()  # what the tower took is larger than what decoding needs
     answered = seen
     for token in ids:
         if not tokens:

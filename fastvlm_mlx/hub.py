@@ -25,10 +25,12 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 Agree = Callable[[str], bool]  # shown what is about to be fetched; False stops it
 
 
-def find(model: str | os.PathLike[str], *, revision: str | None = None, agree: Agree | None = None) -> Path:
+def find(
+    model: str | os.PathLike[str], *, revision: str | None = None, agree: Agree | None = None, cached_only: bool = False
+) -> Path:
     """The folder of a model; fetches a Hub repository that is not in the cache if `agree` says so.
 
-    Without `agree`, it is fetched with a FastVLMWarning of its size and terms.
+    Without `agree`, it is fetched with a FastVLMWarning of its size and terms; with `cached_only`, never.
     Raises HubError for a name that is neither, and where the Hub cannot be reached or has no such model.
     """
     model = os.fspath(model)
@@ -51,10 +53,10 @@ def find(model: str | os.PathLike[str], *, revision: str | None = None, agree: A
         raise HubError(f"{shown(model)} is a file; expected the folder that holds config.json and the weights.")
     if not HUB_NAME.fullmatch(model):
         raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME); check --model.")
-    return _from_hub(model, revision, agree)
+    return _from_hub(model, revision, agree, cached_only)
 
 
-def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
+def _from_hub(name: str, revision: str | None, agree: Agree | None, cached_only: bool) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -71,6 +73,8 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None) -> Path:
         raise HubError(f"{shown(name)}: no such folder, and not a Hub name ({error}); check --model.") from error
     except (CheckpointError, OSError, ValueError):  # a cache that is damaged or cannot be read: fetch again
         pass
+    if cached_only:
+        raise HubError(f"{name!r}: no such folder, and not in the local cache; fetch it first: fastvlm-mlx download {name}")
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
         size = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))

@@ -64,6 +64,7 @@ class FastVLM(nn.Module):
         for start in range(0, embeddings.shape[1] - PREFILL_CHUNK, PREFILL_CHUNK):
             self.text(embeddings[:, start : start + PREFILL_CHUNK], cache)
             mx.eval([layer.state for layer in cache])
+            mx.clear_cache()
         rest = (embeddings.shape[1] - 1) // PREFILL_CHUNK * PREFILL_CHUNK
         hidden = self.text(embeddings[:, rest:], cache)
         return self.text.logits(hidden[:, -1])

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import backend as backends
-from . import cpu, hub, quantize
+from . import blas, cpu, hub, quantize
 from . import generate as generation
 from .chat import Chat
 from .config import STRIDE, Dtype, ModelConfig, check_dtype
-from .errors import CheckpointError, ImageError, OptionError, PromptError, shown
+from .errors import CheckpointError, FastVLMWarning, ImageError, OptionError, PromptError, shown
 from .generate import Answer, Chunk, Options, Request
 from .image import Images, Pixels, Source, as_list, load_image, preprocess
 from .imagecache import ImageCache
@@ -24,6 +25,7 @@ from .prompt import Piece, Turn, render
 from .storage import OpenModel, fill, is_ours, open_ours
 
 PROMPT = "Describe the image."
+LARGE = 100_000_000  # parameters
 RESOLUTIONS = range(STRIDE, 4096 + 1, STRIDE)
 
 
@@ -71,8 +73,12 @@ class VLM:
         revision: str | None = None,
         resolution: int | None = None,
         agree: hub.Agree | None = None,
+        cached_only: bool = False,
     ) -> "VLM":
-        """Find a model and read its settings and tokenizer, but no weights yet; see `load`."""
+        """Find a model and read its settings and tokenizer, but no weights yet; see `load`.
+
+        `agree` is asked before a first download (see `hub.find`); with `cached_only`, nothing is fetched at all.
+        """
         started = time.perf_counter()
         if resolution is not None and resolution not in RESOLUTIONS:
             raise OptionError(
@@ -83,7 +89,7 @@ class VLM:
         if words is not None and not os.path.isdir(words):  # noqa: PTH112  (false, too, for impossible names)
             raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from; check --tokenizer-path.")
         model = os.fspath(model)
-        folder = hub.find(model, revision=revision, agree=agree)
+        folder = hub.find(model, revision=revision, agree=agree, cached_only=cached_only)
         vlm = cls(_open_folder(folder, model, words))
         if resolution is not None:
             vlm.config = replace(vlm.config, image=replace(vlm.config.image, size=resolution))
@@ -106,6 +112,7 @@ class VLM:
         quantize.apply(model, self.config.quantization or chosen)
         fill(model, self._opened, kind, chosen)
         if backend == "cpu":
+            _warn_of_slow_blas(model)
             cpu.keep_memory()  # of activations only: what loading frees goes back
         self._model = model
         self.images.clear()
@@ -220,6 +227,12 @@ class VLM:
     def __repr__(self) -> str:
         text = self.config.text
         return f"VLM({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size}, images at {self.config.image.size})"
+
+
+def _warn_of_slow_blas(model: FastVLM) -> None:
+    """A large model on a CPU without a fast BLAS takes minutes where it could take seconds; say so, and what to do."""
+    if blas.is_slow() and sum(place.size for place in model.places().values()) > LARGE:
+        warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=4)
 
 
 def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:

@@ -119,6 +119,7 @@ def write_checkpoint(model: FastVLM, tokenizer: Path, out: Path) -> None:
         shutil.copy(tokenizer / file, out / file)
     added: dict[str, int] = json.loads((tokenizer / "added_tokens.json").read_text("utf-8"))
     config = config_dict(model.config, added[END], added[END_OF_TEXT])
+    (out / "LICENSE").write_text((Path(__file__).parents[1] / "LICENSE").read_text("utf-8"), "utf-8")
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     save_file(checkpoint_tensors(model), str(out / "model.safetensors"), metadata={"format": "pt"})
 

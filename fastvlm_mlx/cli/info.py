@@ -39,13 +39,13 @@ def _machine() -> list[tuple[str, object]]:
 def _model(model: str, tokenizer_path: str | None) -> list[tuple[str, object]]:
     from ..vlm import VLM
 
-    vlm = VLM.open(model, tokenizer=tokenizer_path, agree=lambda _: False)
+    vlm = VLM.open(model, tokenizer=tokenizer_path, cached_only=True)
     config, text = vlm.config, vlm.config.text
     return [
         ("model", vlm.name),
         ("layout", config.source.layout or "fastvlm_mlx"),
         ("licence", config.source.license or "not stated"),
-        ("image", f"{config.image.size} pixels, {config.image.fit}: {(-(-config.image.size // 64)) ** 2} tokens"),
+        ("image", f"{config.image.size} pixels, {config.image.fit}: {vlm.image_tokens} tokens"),
         ("tower", f"blocks {config.vision.depths}, channels {config.vision.widths}"),
         ("decoder", f"{text.num_hidden_layers} layers of {text.hidden_size}, context {text.max_position_embeddings}"),
         ("tokenizer", f"{len(vlm.tokenizer)} tokens"),
