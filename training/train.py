@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from training import compact
 from training import tokenizer as bpe
 from training.data import IGNORE, NO_CHARACTER, Batch, World, additive_mask, fixed_items, make_batch, positions
 from training.model import Auxiliary, AuxiliarySizes, FastVLM, ModelConfig
@@ -275,7 +276,9 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = bpe.assemble(vocabulary, merges)
 
     resume = args.resume or (args.run / STATE if (args.run / STATE).exists() else None)
-    state: dict[str, Any] | None = torch.load(resume, weights_only=True) if resume else None
+    state: dict[str, Any] | None = None
+    if resume is not None:
+        state = compact.read(resume) if resume.suffix == ".safetensors" else torch.load(resume, weights_only=True)
     torch.manual_seed(args.seed)
     config = ModelConfig(image_size=args.image_size, vocab_size=bpe.padded_size(vocabulary))
     if state is not None:
@@ -289,7 +292,7 @@ def train(args: argparse.Namespace) -> None:
         if auxiliary.load_state_dict(state["auxiliary"], strict=False).missing_keys:
             LOG.info("new auxiliary heads: the optimizer starts afresh")
         else:
-            optimizer_state = state["optimizer"]
+            optimizer_state = state.get("optimizer")  # a compact state has none
         counts[0].value, counts[1].value = state["step"], state["pictures"]
         LOG.info("resumed from %s at step %d, %d pictures", resume, state["step"], state["pictures"])
     LOG.info("%.2f M parameters, %s", sum(p.numel() for p in model.parameters()) / 1e6, json.dumps(asdict(config)))
