@@ -7,7 +7,6 @@ the tower to learn and are dropped at export.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from torch import Tensor, nn
 
 os.environ.setdefault("TIMM_FUSED_ATTN", "0")  # read by timm at import
 
-_TORCHVISION_OPS = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-for _schema in (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-):
-    with contextlib.suppress(RuntimeError):  # defined already where torchvision fits torch and was imported before
-        _TORCHVISION_OPS.define(_schema)  # type: ignore[no-untyped-call]
+try:
+    import torchvision  # noqa: F401
+except RuntimeError:  # PyPI's torchvision beside a CPU build of torch: it asks for two operators that its library has not brought
+    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for _name in ("nms", "qnms"):
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
 
-from timm.layers.norm import LayerNorm2d  # noqa: E402
-from timm.models.fastvit import FastVit, RepConditionalPosEnc  # noqa: E402
-from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
+from timm.layers.norm import LayerNorm2d
+from timm.models.fastvit import FastVit, RepConditionalPosEnc
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 IMAGE_STRIDE = 64  # pixels of the picture per cell of the tower's output, along each axis
 MIDDLE_STRIDE = 32  # the same for the output of stage 3
