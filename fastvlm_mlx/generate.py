@@ -130,53 +130,46 @@ class Chunk:
     answer: Answer | None = None
 
 
-def stream(
-    model: FastVLM,
-    tokenizer: Tokenizer,
-    request: Request,
-    options: Options,
-    *,
-    stop: Sequence[int],
-    context: int,
-    images: ImageCache | None = None,
-    prefix: Prefix | None = None,
-) -> Iterator[Chunk]:
-    """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context (in positions).
+@dataclass(frozen=True)
+class Engine:
+    """What answers: a model, its tokenizer, the pictures it has seen, its stop tokens and its context in positions."""
 
-    What `images` and `prefix` hold already is not computed again; they are left holding what was. `prefix` stays true to
-    its caches also where the stream is closed early.
+    model: FastVLM
+    tokenizer: Tokenizer
+    images: ImageCache
+    stop: tuple[int, ...]
+    context: int
+
+
+def stream(engine: Engine, request: Request, options: Options, prefix: Prefix | None = None) -> Iterator[Chunk]:
+    """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context.
+
+    What the engine's `images` and `prefix` hold already is not computed again; they are left holding what was. `prefix`
+    stays true to its caches also where the stream is closed early, or left standing while another one goes on.
     """
-    prefix = prefix or Prefix(model.text.make_cache())
-    images = images if images is not None else ImageCache()
+    prefix = prefix or Prefix(engine.model.text.make_cache())
     digests = [digest(pixels) for pixels in request.pixels]
     known = positions(request.pieces, digests)
     mx.reset_peak_memory()
-    with _wired(model.backend):
-        kept = prefix.keep(known)
+    with _wired(engine.model.backend), prefix.answering(known) as kept:
         turn = prefix.turn
-        try:
-            for chunk in _stream(model, tokenizer, request, options, stop, context, images, digests, prefix, known, kept):
-                yield chunk
-                if prefix.turn != turn:
-                    raise PromptError("Another question was asked in this conversation before the answer was read; ask again.")
-        finally:
-            if prefix.turn == turn:
-                prefix.settle(known)
+        for chunk in _stream(engine, request, options, prefix.layers, digests, known, kept):
+            yield chunk
+            if prefix.turn != turn:
+                raise PromptError("Another question was asked in this conversation before the answer was read; ask again.")
 
 
 def _stream(
-    model: FastVLM,
-    tokenizer: Tokenizer,
+    engine: Engine,
     request: Request,
     options: Options,
-    stop: Sequence[int],
-    context: int,
-    images: ImageCache,
+    cache: Sequence[KVCache],
     digests: Sequence[bytes],
-    prefix: Prefix,
     known: list[Position],
     kept: int,
 ) -> Iterator[Chunk]:
+    """The chunks; appends each token to `known` as it comes. The first `kept` positions are in the cache already."""
+    model, images = engine.model, engine.images
     started = time.perf_counter()
     shown = _encode(model, request, digests, images, kept)
     # A value per picture to wait for (mx.eval would wait for the prefill as well), which also tells of an overflow.
@@ -186,11 +179,10 @@ def _stream(
     queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
     if not queue:
         seen = _wait(sound, images)
-    cache = prefix.layers
     logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
-    ids = _decode(model, cache, logits, options, min(options.max_tokens, context - request.prompt_tokens))
+    ids = _decode(model, cache, logits, options, min(options.max_tokens, engine.context - request.prompt_tokens))
 
-    decoder = tokenizer.decoder()
+    decoder = engine.tokenizer.decoder()
     tokens: list[int] = []
     text, reason = "", "length"
     if queue:
@@ -202,7 +194,7 @@ def _stream(
             answered = time.perf_counter()
         tokens.append(token)
         known.append(token)
-        if token in stop:
+        if token in engine.stop:
             reason = "stop"
             break
         piece = decoder.add(token)

@@ -4,7 +4,8 @@ A position is a token id, or one of an image's embeddings, known by the image's 
 whatever changed (an earlier turn, the system prompt, a picture), everything up to the first difference is kept, and only that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .cache import KVCache
 from .prompt import ImageSlot, Piece
@@ -30,6 +31,20 @@ class Prefix:
         self.layers = layers
         self.held: list[Position] = []
         self.turn = 0  # counts the answers begun, so that one left unfinished can tell that another has taken over
+
+    @contextmanager
+    def answering(self, known: list[Position]) -> Iterator[int]:
+        """Keep what is shared with `known`; it may grow meanwhile, and is what the caches hold when the block ends.
+
+        Gives the number of positions kept. Where another answer has begun in the meantime, the end changes nothing.
+        """
+        kept = self.keep(known)
+        turn = self.turn
+        try:
+            yield kept
+        finally:
+            if self.turn == turn:
+                self.settle(known)
 
     def keep(self, wanted: Sequence[Position]) -> int:
         """Forget all but the beginning shared with `wanted`, and at least its last position, whose logits are still needed.

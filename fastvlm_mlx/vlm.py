@@ -15,7 +15,7 @@ from . import generate as generation
 from .chat import Chat
 from .config import STRIDE, Dtype, ModelConfig, check_dtype
 from .errors import CheckpointError, FastVLMWarning, ImageError, OptionError, PromptError, shown
-from .generate import Answer, Chunk, Options, Request
+from .generate import Answer, Chunk, Engine, Options, Request
 from .image import Images, Pixels, Source, as_list, load_image, preprocess
 from .imagecache import ImageCache
 from .imagefile import MAX_PIXELS
@@ -201,16 +201,9 @@ class VLM:
 
     def answer(self, request: Request, options: Options, prefix: Prefix | None = None) -> Iterator[Chunk]:
         """Stream the answer to a prepared question; with a `prefix`, what it holds of the question is not computed again."""
-        return generation.stream(
-            self.model,
-            self.tokenizer,
-            request,
-            options,
-            stop=self.config.eos_token_ids,
-            context=self.config.text.max_position_embeddings,
-            images=self.images,
-            prefix=prefix,
-        )
+        stop, context = self.config.eos_token_ids, self.config.text.max_position_embeddings
+        engine = Engine(self.model, self.tokenizer, self.images, stop, context)
+        return generation.stream(engine, request, options, prefix)
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""

@@ -51,7 +51,7 @@ def test_ci_runs_both_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for words in ("generate --model tiny", "pytest"):
         assert f"eval \"$(command_of '{words}')\"" in script
-        assert len([line for line in lines if line.startswith("    ") and words in line]) == 1
+        assert [line for line in lines if line.startswith("    ") and words in line]
 
 
 if __name__ == "__main__":
