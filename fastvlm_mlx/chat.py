@@ -145,8 +145,11 @@ class Chat:
         """Memory of everything said, in bytes, without the picture embeddings (`vlm.images.nbytes`)."""
         return self._prefix.nbytes
 
+    def __repr__(self) -> str:
+        return f"Chat({self._vlm.name!r}, {len(self._exchanges)} questions)"
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the transcript as JSON, pictures by reference; raises OutputError."""
+        """Write the transcript as JSON, pictures from files by their path and others inside; raises OutputError."""
         exchanges = [
             {
                 "prompt": exchange.prompt,

@@ -49,10 +49,12 @@ def find(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise HubError(f"{shown(model)} cannot be a folder ({reason}), and is not a Hub name; check --model.") from error
+    if exists and model.lower().endswith(".zip"):
+        raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.")
     if exists:
         raise HubError(f"{shown(model)} is a file; expected the folder that holds config.json and the weights.")
     if not HUB_NAME.fullmatch(model):
-        raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME); check --model.")
+        raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME) or 'tiny'; check the spelling.")
     return _from_hub(model, revision, agree, cached_only)
 
 
@@ -107,7 +109,7 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None, cached_only:
 def _unreachable(name: str, error: Exception) -> HubError:
     return HubError(
         f"{name!r}: no such folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
-        "check the name and the connection."
+        "check the name and the connection, or use a folder you have, or the built-in model (--model tiny)."
     )
 
 

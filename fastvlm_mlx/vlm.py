@@ -132,6 +132,8 @@ class VLM:
         """
         started = time.perf_counter()
         sources = as_list(image)
+        if not sources and prompt == PROMPT:
+            raise PromptError("No picture was given to describe; name one (--image PICTURE), or ask a question (--prompt).")
         pieces = self.render([Turn(prompt, len(sources))], system)
         pixels = [self.pixels(source, max_pixels=max_pixels) for source in sources]
         return Request(pixels, pieces, time.perf_counter() - started)

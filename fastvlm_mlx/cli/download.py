@@ -9,10 +9,14 @@ from .options import DEFAULT_MODEL, Yes, agree_to_download
 
 def download(
     name: Annotated[str, typer.Argument(help="A Hugging Face Hub name, OWNER/NAME.")] = DEFAULT_MODEL,
-    revision: Annotated[str | None, typer.Option(help="A branch, tag or commit instead of the newest.")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="A branch, tag or commit instead of the newest; use it by the folder printed.")
+    ] = None,
     yes: Yes = False,
 ) -> None:
-    """Fetch a model once, so that every later run works offline; prints the folder it is in.
+    """Fetch a model, so that later runs work offline.
+
+    Prints the folder it is in.
 
     Example: fastvlm-mlx download apple/FastVLM-0.5B
     """

@@ -15,35 +15,50 @@ def generate(
     image: Annotated[
         list[str] | None,
         typer.Option(
-            "--image", "-i", "--image-file", help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF); repeat for several."
+            "--image",
+            "-i",
+            "--image-file",
+            help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; HEIC with an extra). Repeat for several.",
         ),
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question; '-' reads it from stdin.")] = "Describe the image.",
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[
-        float, typer.Option("--temperature", "--temp", help="0 always takes the likeliest token; higher varies more.")
+        float,
+        typer.Option(
+            "--temperature", "--temp", help="0 always takes the likeliest token; above, tokens are drawn, and higher varies more."
+        ),
     ] = 0.0,
     top_p: Annotated[
-        float, typer.Option("--top-p", "--top_p", help="Draw from the likeliest tokens that add up to this probability.")
+        float,
+        typer.Option("--top-p", "--top_p", help="When drawing: only from the likeliest tokens that add up to this probability."),
     ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="Draw the same answer every time.")] = None,
-    system: Annotated[str | None, typer.Option(help="Replace the system prompt, 'You are a helpful assistant.'")] = None,
+    seed: Annotated[int | None, typer.Option(help="When drawing: the same seed draws the same answer.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt in place of 'You are a helpful assistant.'")] = None,
     bits: Annotated[int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8.")] = None,
     load_4bit: Annotated[bool, typer.Option("--load-4bit", help="The same as --bits 4.")] = False,
     load_8bit: Annotated[bool, typer.Option("--load-8bit", help="The same as --bits 8.")] = False,
-    dtype: Annotated[str | None, typer.Option(help="Compute in float32, float16 or bfloat16 instead of the default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Compute in float32, float16 or bfloat16; by default float32 on a CPU, as stored on a GPU.")
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
     ] = None,
     max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures before decoding them.")] = 1 << 26,
     tokenizer_path: TokenizerPath = None,
     yes: Yes = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the answer and all figures.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (text, token counts, times) instead of the answer.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print what each stage took to stderr.")] = False,
 ) -> None:
-    """Answer a question about a picture, streaming the answer to stdout.
+    """Answer a question about a picture.
 
-    Example: fastvlm-mlx generate --image photo.jpg --prompt "What is on the table?"
+    The answer is streamed to stdout; everything else goes to stderr.
+
+    Example: fastvlm-mlx generate --model tiny --image examples/shapes.png
+
+    With Apple's model: fastvlm-mlx generate --image photo.jpg --prompt "What is on the table?"
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """

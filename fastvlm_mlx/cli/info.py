@@ -8,15 +8,19 @@ from .options import TokenizerPath
 
 
 def info(
-    model: Annotated[str | None, typer.Argument(help="A folder or a Hub name already in the cache.", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A folder, 'tiny', or a Hub name already in the cache.", show_default=False)
+    ] = None,
     tokenizer_path: TokenizerPath = None,
 ) -> None:
-    """Describe a model, without reading its weights; without MODEL, this machine.
+    """Describe a model, or without MODEL this machine.
+
+    Weights are not read, and nothing is fetched.
 
     Example: fastvlm-mlx info fastvlm-0.5b
     """
     for name, value in _machine() if model is None else _model(model, tokenizer_path):
-        print(f"{name:<12} {value}")
+        print(f"{name:<16} {value}")
 
 
 def _machine() -> list[tuple[str, object]]:
