@@ -157,3 +157,8 @@ def test_info(apple: Path) -> None:
     assert b"BLAS" in run("info").stdout
     done = run("info", apple)
     assert done.returncode == 0 and b"apple-amlr" in done.stdout
+
+
+def test_the_built_in_model_is_ours(tmp_path: Path) -> None:
+    done = run("info", "tiny")
+    assert done.returncode == 0 and b" mit\n" in done.stdout and b"apple-amlr" not in done.stdout
