@@ -21,7 +21,7 @@ import numpy as np
 
 from . import __version__, backend, blas
 from .errors import OptionError
-from .generate import Options, Stats
+from .generate import Options, Stats, finish
 from .image import Source
 from .vlm import PROMPT, RESOLUTIONS, VLM
 
@@ -142,10 +142,7 @@ def measure(
 
 
 def _answer(vlm: VLM, images: Sequence[Source], prompt: str, options: Options) -> Stats:
-    for chunk in vlm.answer(vlm.prepare(images, prompt), options):
-        if chunk.answer is not None:
-            return chunk.answer.stats
-    raise AssertionError("a stream ends with the answer")
+    return finish(vlm.answer(vlm.prepare(images, prompt), options)).stats
 
 
 def made_photo(width: int = PHOTO[0], height: int = PHOTO[1], *, seed: int = 0) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from .errors import CheckpointError, OutputError, PromptError
-from .generate import Answer, Chunk, Options, Request
+from .generate import Answer, Chunk, Options, Request, finish
 from .image import Images, Pixels, Source, as_list
 from .imagecache import digest
 from .prefix import Prefix
@@ -84,11 +84,7 @@ class Chat:
         seed: int | None = None,
     ) -> Answer:
         """Ask, showing a picture, several or none; the answer is remembered. Options and errors as for `VLM.generate`."""
-        chunks = self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        for chunk in chunks:
-            if chunk.answer is not None:
-                return chunk.answer
-        raise AssertionError("a stream ends with the answer")
+        return finish(self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
 
     def stream(
         self,

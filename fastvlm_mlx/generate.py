@@ -130,6 +130,14 @@ class Chunk:
     answer: Answer | None = None
 
 
+def finish(chunks: Iterator[Chunk]) -> Answer:
+    """Read a stream to its end and return the answer its last chunk carries."""
+    *_, last = chunks
+    if last.answer is None:
+        raise AssertionError("a stream ends with the answer")
+    return last.answer
+
+
 @dataclass(frozen=True)
 class Engine:
     """What answers: a model, its tokenizer, the pictures it has seen, its stop tokens and its context in positions."""

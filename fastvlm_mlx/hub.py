@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from .errors import CheckpointError, FastVLMError, FastVLMWarning, HubError, shown
+from .errors import CheckpointError, FastVLMError, FastVLMWarning, HubError, OptionError, shown
 
 BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -56,6 +56,16 @@ def find(
     if not HUB_NAME.fullmatch(model):
         raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME) or 'tiny'; check the spelling.")
     return _from_hub(model, revision, agree, cached_only)
+
+
+def find_tokenizer(folder: str | None) -> Path | None:
+    """The folder to take the tokenizer from instead of the model's, if one is named; raises OptionError where it is not there."""
+    if folder is None:
+        return None
+    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (raises nothing)
+    if not os.path.isdir(path):  # noqa: PTH112  (false, too, for impossible names)
+        raise OptionError(f"{shown(folder)}: no such folder to take the tokenizer from; check --tokenizer-path.")
+    return path
 
 
 def _from_hub(name: str, revision: str | None, agree: Agree | None, cached_only: bool) -> Path:

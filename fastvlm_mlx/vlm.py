@@ -85,9 +85,7 @@ class VLM:
                 f"resolution is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} "
                 "pixels."
             )
-        words = Path(os.path.expanduser(tokenizer)) if tokenizer is not None else None  # noqa: PTH111  (raises nothing)
-        if words is not None and not os.path.isdir(words):  # noqa: PTH112  (false, too, for impossible names)
-            raise OptionError(f"{shown(tokenizer)}: no such folder to take the tokenizer from; check --tokenizer-path.")
+        words = hub.find_tokenizer(tokenizer)
         model = os.fspath(model)
         folder = hub.find(model, revision=revision, agree=agree, cached_only=cached_only)
         vlm = cls(_open_folder(folder, model, words))
@@ -181,10 +179,7 @@ class VLM:
         replaces the system prompt. Raises ImageError, PromptError and OptionError.
         """
         options = Options(max_tokens, temperature, top_p, seed)
-        for chunk in self.answer(self.prepare(image, prompt, system=system), options):
-            if chunk.answer is not None:
-                return chunk.answer
-        raise AssertionError("a stream ends with the answer")
+        return generation.finish(self.answer(self.prepare(image, prompt, system=system), options))
 
     def stream(
         self,

@@ -33,12 +33,10 @@ def convert(
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """
     from ..convert import convert as run
-    from ..errors import OptionError, OutputError, shown
-    from ..hub import HUB_NAME, find
+    from ..errors import OutputError
+    from ..hub import HUB_NAME, find, find_tokenizer
 
-    tokenizer = Path(os.path.expanduser(tokenizer_path)) if tokenizer_path is not None else None  # noqa: PTH111  (raises nothing)
-    if tokenizer is not None and not os.path.isdir(tokenizer):  # noqa: PTH112  (false, too, for impossible names)
-        raise OptionError(f"{shown(tokenizer_path)}: no such folder to take the tokenizer from; check --tokenizer-path.")
+    tokenizer = find_tokenizer(tokenizer_path)
     target = Path(os.path.expanduser(out))  # noqa: PTH111
     if target == Path():
         raise OutputError("The path of the output is empty; give the name of a new folder to --out.")
