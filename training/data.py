@@ -18,12 +18,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from training.model import FINE_STRIDE, IMAGE_STRIDE, MIDDLE_STRIDE, AuxiliarySizes, ModelConfig
 from training.questions import Question, ask
-from training.world import CHARACTERS, COLOURS, SHAPES, Options, Scene, draw, to_model_pixels
+from training.world import CHARACTERS, COLOURS, HELD_OUT_PAIRS, SHAPES, Options, Scene, draw, to_model_pixels
 
 SYSTEM = "You are a helpful assistant."
 BEFORE_IMAGE = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 NO_CHARACTER = len(CHARACTERS)
 IGNORE = -100
+NO_PLACE = -1.0
 
 
 def after_image(question: str) -> str:
@@ -77,6 +78,7 @@ def scene_targets(scene: Scene, scale: float, left: float, top: float, config: M
     objects = np.zeros((cells, sizes.shapes + sizes.colours + sizes.shapes * sizes.colours), np.float32)
     targets: dict[str, np.ndarray] = {
         "objects": objects,
+        "places": np.full((cells, sizes.shapes, 2), NO_PLACE, np.float32),
         "string": np.full(sizes.positions, NO_CHARACTER, np.int64),
         "count": np.zeros(1 + sizes.shapes, np.int64),
         "columns": np.full((cells, sizes.columns), NO_CHARACTER, np.int64),
@@ -95,14 +97,23 @@ def scene_targets(scene: Scene, scale: float, left: float, top: float, config: M
         return int(row) * across + int(column), column - int(column)
 
     for shape in scene.shapes:
-        kind, colour = SHAPES.index(shape.kind), COLOURS.index(shape.colour)
+        kind, colour = SHAPES.index(shape.kind), COLOURS.index(shape.colour) if shape.colour else IGNORE
         x, y = shape.x * scale + left, shape.y * scale + top
-        pair = sizes.shapes + sizes.colours + kind * sizes.colours + colour
-        objects[place(x, y, IMAGE_STRIDE)[0], [kind, sizes.shapes + colour, pair]] = 1
+        pairs = sizes.shapes + sizes.colours
+        cell = place(x, y, IMAGE_STRIDE)[0]
+        objects[cell, kind] = 1
+        if colour == IGNORE:
+            objects[cell, sizes.shapes :] = IGNORE
+        else:
+            objects[cell, [sizes.shapes + colour, pairs + kind * sizes.colours + colour]] = 1
+        targets["places"][cell, kind] = x / IMAGE_STRIDE % 1, y / IMAGE_STRIDE % 1
         for level, stride, _ in levels:
             cell, _ = place(x, y, stride)
             targets[f"{level}_shape"][cell], targets[f"{level}_colour"][cell] = kind, colour
         targets["count"][[0, 1 + kind]] += 1
+    for kind_name, colour_name in HELD_OUT_PAIRS:  # that they never come is nothing to be learned
+        pair = SHAPES.index(kind_name) * sizes.colours + COLOURS.index(colour_name)
+        objects[:, sizes.shapes + sizes.colours + pair] = IGNORE
     if scene.text is not None:
         for index, (character, (x, y)) in enumerate(zip(scene.text.string, scene.text.centres, strict=True)):
             code = CHARACTERS.index(character)

@@ -67,8 +67,33 @@ class ModelConfig:
         return (self.image_size // IMAGE_STRIDE) ** 2
 
 
-class RepeatedDepthwise(nn.Conv2d):
-    """A grouped convolution with several outputs per group, computed as a depthwise one on repeated channels.
+class Float32Backward(torch.autograd.Function):
+    """A depthwise convolution computed in bfloat16 whose gradients are computed in float32.
+
+    Torch's CPU build has no fast kernels for the gradients of strided depthwise convolutions in bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        """Convolve (B, C, H, W) with one filter (C, 1, k, k) per channel."""
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding
+        return torch.conv2d(x.bfloat16(), weight.bfloat16(), None, stride, padding, 1, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        """The gradients of input and weight."""
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.geometry
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient.float(), x.float(), weight.float(), None, stride, padding, (1, 1), False, (0, 0), weight.shape[0],
+            (True, True, False),
+        )  # fmt: skip
+        return of_x.to(x.dtype), of_weight, None, None
+
+
+class Depthwise(nn.Conv2d):
+    """A grouped convolution with one or more outputs per group, computed as a depthwise one on repeated channels.
 
     The same parameters and the same result as ``nn.Conv2d``, several times faster backwards on a CPU.
     """
@@ -76,9 +101,14 @@ class RepeatedDepthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve (B, C, H, W) to (B, rC, H', W')."""
         ratio = self.out_channels // self.in_channels
-        last = x.permute(0, 2, 3, 1).unsqueeze(-1)
-        repeated = last.expand(*last.shape[:-1], ratio).flatten(-2).permute(0, 3, 1, 2)
-        return nn.functional.conv2d(repeated, self.weight, None, self.stride, self.padding, 1, self.out_channels)
+        if ratio > 1:
+            last = x.permute(0, 2, 3, 1).unsqueeze(-1)
+            x = last.expand(*last.shape[:-1], ratio).flatten(-2).permute(0, 3, 1, 2)
+        if not torch.is_autocast_enabled("cpu"):
+            return nn.functional.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.out_channels)
+        with torch.autocast("cpu", enabled=False):
+            y: Tensor = Float32Backward.apply(x, self.weight, self.stride, self.padding)
+        return y if self.bias is None else y + self.bias.to(y.dtype)[:, None, None]
 
 
 def build_tower(config: ModelConfig) -> FastVit:
@@ -117,7 +147,7 @@ def build_decoder(config: ModelConfig) -> Qwen2ForCausalLM:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
         "tie_word_embeddings": True,
         "use_sliding_window": False,
-        "attn_implementation": "sdpa",
+        "attn_implementation": "eager",  # the fused one is slower backwards on a CPU
         "use_cache": False,
     }
     return Qwen2ForCausalLM(Qwen2Config(**options))
@@ -137,8 +167,8 @@ class FastVLM(nn.Module):
         )
         self.decoder = build_decoder(config)
         for module in list(self.tower.modules()):
-            if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels < module.out_channels:
-                module.__class__ = RepeatedDepthwise
+            if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
+                module.__class__ = Depthwise
         for module in self.tower.modules():  # timm's 0.02 is for widths of 96 and more and many more steps
             if isinstance(module, nn.Conv2d) and module.groups == 1:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -199,6 +229,7 @@ class Auxiliary(nn.Module):
         width, middle, fine = config.vision_width, config.widths[3], config.widths[2]
         self.objects = nn.Linear(width, sizes.shapes + sizes.colours + sizes.shapes * sizes.colours)
         nn.init.constant_(self.objects.bias, -4.0)  # nearly all of its targets are 0
+        self.places = nn.Linear(width, sizes.shapes * 2)
         self.columns = nn.Linear(width, sizes.columns * sizes.characters)
         self.count = nn.Linear(width, sizes.max_count + 1 + sizes.shapes * (sizes.max_count + 1))
         self.string = nn.Linear(width, sizes.positions * sizes.characters)
@@ -212,6 +243,7 @@ class Auxiliary(nn.Module):
         pooled = cells.mean(1)
         return {
             "objects": self.objects(cells),
+            "places": self.places(cells).unflatten(-1, (self.sizes.shapes, 2)),
             "columns": self.columns(cells).unflatten(-1, (self.sizes.columns, -1)),
             "count": self.count(pooled).unflatten(-1, (-1, self.sizes.max_count + 1)),
             "string": self.string(pooled).unflatten(-1, (self.sizes.positions, -1)),

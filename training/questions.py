@@ -189,9 +189,9 @@ def left_to_right(scene: Scene) -> list[Shape] | None:
 
 
 def describe(scene: Scene) -> str | None:
-    """The description: shapes from left to right, then what the text says; None where the order is unclear."""
+    """The description: shapes from left to right, then what the text says; None where the order or a colour is unclear."""
     ordered = left_to_right(scene)
-    if ordered is None:
+    if ordered is None or any(not shape.colour for shape in ordered):
         return None
     parts = [_sentence(_joined([_name(s) for s in ordered]))] if ordered else []
     if scene.text is not None:
@@ -238,6 +238,7 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
         (more if any(q.kind == kind for q in first) else first).append(Question(kind, question, answer))
 
     shapes = scene.shapes
+    named = all(shape.colour for shape in shapes)  # else nothing is asked about colours
     by_kind = {kind: [s for s in shapes if s.kind == kind] for kind in SHAPES}
     absent = [kind for kind in SHAPES if not by_kind[kind]]
 
@@ -262,7 +263,7 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
         if len(shapes) == 1:
             add("shape", phrase("shape", SHAPE, SHAPE_HELD_OUT), _sentence(article(shapes[0].kind)))
         single = [kind for kind in SHAPES if len(by_kind[kind]) == 1]
-        for kind in rng.permutation(single):
+        for kind in rng.permutation(single if named else []):
             add("colour", colour_question(str(kind)), f"The {kind} is {by_kind[str(kind)][0].colour}.")
         add("count", phrase("count", COUNT, COUNT_HELD_OUT), _sentence(NUMBERS[len(shapes)]))
         present = [kind for kind in SHAPES if by_kind[kind]]
@@ -279,7 +280,7 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
             near_miss = (_pick(rng, SHAPES), _pick(rng, COLOURS))
         asked = [yes, near_miss] if rng.random() < 0.5 else [near_miss, yes]
         for shape_kind, shape_colour in asked:
-            plain = rng.random() < 0.2
+            plain = not named or rng.random() < 0.2
             thing = article(shape_kind if plain else f"{shape_colour} {shape_kind}")
             truth = bool(by_kind[shape_kind]) if plain else (shape_kind, shape_colour) in pairs
             add("yes_no", phrase("yes_no", YES_NO, YES_NO_HELD_OUT).format(thing=thing), "Yes." if truth else "No.")
@@ -287,7 +288,7 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
         for kind in single:
             for where in WHERE:
                 other = neighbour(scene, by_kind[kind][0], where)
-                if other is not None:
+                if other is not None and named:
                     positions.append((kind, where, other))
         for index in rng.permutation(len(positions))[:3]:
             kind, where, other = positions[int(index)]

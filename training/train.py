@@ -15,7 +15,7 @@ import multiprocessing
 import signal
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 
 from training import compact
 from training import tokenizer as bpe
-from training.data import IGNORE, NO_CHARACTER, Batch, World, additive_mask, fixed_items, make_batch, positions
+from training.data import IGNORE, NO_CHARACTER, NO_PLACE, Batch, World, additive_mask, fixed_items, make_batch, positions
 from training.model import Auxiliary, AuxiliarySizes, FastVLM, ModelConfig
 from training.questions import corpus
 from training.world import Options
@@ -36,15 +36,16 @@ from training.world import Options
 LOG = logging.getLogger("training")
 WEIGHTS = {  # of the auxiliary losses, beside 1 for the language model's
     "objects": 0.5,
-    "columns": 0.5,
+    "places": 1.0,
+    "columns": 0.3,
     "count": 0.3,
-    "string": 0.3,
-    "middle_shape": 0.3,
-    "middle_colour": 0.3,
-    "middle_columns": 0.5,
-    "fine_shape": 0.3,
-    "fine_colour": 0.3,
-    "fine_columns": 0.5,
+    "string": 0.05,
+    "middle_shape": 0.15,
+    "middle_colour": 0.15,
+    "middle_columns": 0.25,
+    "fine_shape": 0.15,
+    "fine_colour": 0.15,
+    "fine_columns": 0.25,
 }
 STATE, BEFORE_DECAY = "state.pt", "state-before-decay.pt"
 
@@ -52,15 +53,19 @@ STATE, BEFORE_DECAY = "state.pt", "state-before-decay.pt"
 def balanced(logits: Tensor, target: Tensor, nothing: int) -> Tensor:
     """Cross-entropy where most places hold "nothing": the mean over things plus the mean over nothings."""
     loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    things = (target.flatten() != nothing).float()
-    return (loss * things).sum() / things.sum().clamp(min=1) + (loss * (1 - things)).sum() / (1 - things).sum()
+    things, nothings = (target.flatten() != nothing).float(), (target.flatten() == nothing).float()  # IGNORE has a loss of 0
+    return (loss * things).sum() / things.sum().clamp(min=1) + (loss * nothings).sum() / nothings.sum()
 
 
 def auxiliary_losses(outputs: dict[str, Tensor], targets: dict[str, Tensor], sizes: AuxiliarySizes) -> dict[str, Tensor]:
     """One loss per auxiliary head."""
     objects = F.binary_cross_entropy_with_logits(outputs["objects"], targets["objects"], reduction="none")
+    objects = objects * (targets["objects"] != IGNORE)
+    present = (targets["places"] != NO_PLACE).float()
+    distance = F.smooth_l1_loss(outputs["places"], targets["places"], beta=0.1, reduction="none")
     losses = {
         "objects": objects.sum((1, 2)).mean() / 5,
+        "places": (distance * present).sum() / present.sum().clamp(min=1),
         "columns": balanced(outputs["columns"], targets["columns"], NO_CHARACTER),
         "count": F.cross_entropy(outputs["count"].flatten(0, 1), targets["count"].flatten()),
         "string": balanced(outputs["string"], targets["string"], NO_CHARACTER),
@@ -176,8 +181,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.03)
     parser.add_argument("--auxiliary", type=float, default=1.0, help="factor on all auxiliary losses")
     parser.add_argument("--text-share", type=float, default=Options.text_share)
+    parser.add_argument("--unnamed-share", type=float, default=0.25, help="of the pictures with shapes: in colours without a name")
     parser.add_argument("--max-characters", type=int, default=Options.max_characters)
     parser.add_argument("--image-size", type=int, default=ModelConfig.image_size)
+    parser.add_argument("--bfloat16", action="store_true", help="compute in it: half as long again as fast where the CPU has it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="that train on shared weights, one per core")
     parser.add_argument("--threads", type=int, default=1, help="per process")
@@ -234,9 +241,11 @@ class Learner:
         rate = learning_rate(10**9 if self.warm else self.steps, elapsed, shared.args)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        fine, middle, cells = shared.model.see(to_pixels(batch.pixels))
-        losses = auxiliary_losses(shared.auxiliary(fine, middle, cells), batch.targets, self.sizes)
-        logits = answer_logits(shared.model, cells, batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=shared.args.bfloat16):
+            fine, middle, cells = shared.model.see(to_pixels(batch.pixels))
+            outputs = shared.auxiliary(fine, middle, cells)
+            logits = answer_logits(shared.model, cells, batch).float()
+        losses = auxiliary_losses({key: value.float() for key, value in outputs.items()}, batch.targets, self.sizes)
         language = F.cross_entropy(logits, batch.labels[batch.labels != IGNORE])
         extra = sum((WEIGHTS[key] * value for key, value in losses.items()), torch.zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
@@ -299,8 +308,10 @@ def train(args: argparse.Namespace) -> None:
     model.share_memory()
     auxiliary.share_memory()
 
-    options = Options(config.image_size, text_share=args.text_share, max_characters=args.max_characters)
-    items = fixed_items(options, args.validation_pictures, seed=99, held_out=True)
+    options = Options(
+        config.image_size, text_share=args.text_share, max_characters=args.max_characters, unnamed_share=args.unnamed_share
+    )
+    items = fixed_items(replace(options, unnamed_share=0.0), args.validation_pictures, seed=99, held_out=True)
     validation = [make_batch(items[i : i + 32], tokenizer, config) for i in range(0, len(items), 32)]
     shared = Shared(args, model, auxiliary, tokenizer, options, optimizer_state, time.monotonic(), context.Event(), *counts)
     others = [context.Process(target=assist, args=(shared, rank), daemon=True) for rank in range(1, args.processes)]

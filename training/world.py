@@ -10,7 +10,7 @@ letters, because there the neighbours tell.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,6 +40,7 @@ HELD_OUT_PAIRS = frozenset(  # (shape, colour) never drawn in training
         ("cross", "red"),
     }
 )
+UNNAMED = ""  # the name of a colour that is none of these; training shows such shapes and asks only what they are
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ"
 DIGITS = "23456789"
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefghijklmnopqrstuvwxyz"
@@ -105,6 +106,7 @@ class Options:
     both_share: float = 0.08  # pictures with text and shapes
     max_characters: int = 4
     other_size_share: float = 0.3  # pictures drawn at another size than the model's
+    unnamed_share: float = 0.0  # of the pictures with shapes: all of them in colours without a name
     only: str | None = None  # "shapes" or "text": draw nothing else
     words_share: float = 0.3
     numbers_share: float = 0.12
@@ -146,6 +148,16 @@ def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise RuntimeError("Pillow was built without FreeType; install a wheel that has it")
     return font
+
+
+def _unnamed(rng: np.random.Generator, kind: str) -> Colour:
+    """Any colour whose nearest name does not make a pair with ``kind`` that training must not see."""
+    middles = {name: (np.array(low, np.float32) + np.array(high, np.float32)) / 2 for name, (low, high) in RGB.items()}
+    while True:
+        values = rng.integers(0, 256, 3)
+        nearest = min(middles, key=lambda name: _distance(values.astype(np.float32), middles[name]))
+        if (kind, nearest) not in HELD_OUT_PAIRS:
+            return int(values[0]), int(values[1]), int(values[2])
 
 
 def _mix(rng: np.random.Generator, name: str) -> Colour:
@@ -348,6 +360,8 @@ def _choose_shapes(
             if clear:
                 chosen.append(Shape(kind, colour, float(x), float(y), float(size)))
                 break
+    if options.unnamed_share and rng.random() < options.unnamed_share:
+        chosen = [replace(shape, colour=UNNAMED) for shape in chosen]
     return chosen
 
 
@@ -389,7 +403,7 @@ def draw(rng: np.random.Generator, options: Options) -> Scene:
         probe = _choose_shapes(rng, options, shape_count, height, width, []) if shape_count else []
         if options.held_out:
             probe = _plan_held_out(rng, probe)
-        paints = [_mix(rng, s.colour) for s in probe]
+        paints = [_mix(rng, s.colour) if s.colour else _unnamed(rng, s.kind) for s in probe]
         contrast = MIN_TEXT_CONTRAST if kind == "text" else MIN_SHAPE_CONTRAST
         background = _background(rng, height, width, canvas_colours + paints, contrast)
         if background is None:
