@@ -258,6 +258,19 @@ def test_interrupted_at_any_moment(slow: Path, photo: Path, tmp_path: Path, comm
         assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".*"))
 
 
+def test_an_interrupt_that_became_another_error() -> None:
+    """A compiled module that is interrupted while it is imported raises ImportError."""
+    script = (
+        "import os, signal, time\nfrom fastvlm_mlx import cli\n"
+        "def run():\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(5)\n"
+        "    except KeyboardInterrupt:\n        raise ImportError('while initializing the extension') from None\n"
+        "cli._run = run\ncli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 # ---------------------------------------------------------------------------------------------------- the machine
 
 

@@ -1,19 +1,23 @@
-"""The README says what is so: its option table is the help's, its commands exist, and CI runs what it tells people to run.
+"""The README says what is so: its tables are the help's and the measurements', its commands exist, and CI runs what it tells
+people to run.
 
-Usage: python -m tests.behaviour.test_readme (rewrites the option table)
+Usage: python -m tests.behaviour.test_readme (rewrites the tables)
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import typer.main
 
+from benchmarks import compare
 from fastvlm_mlx.cli.app import app
+from training import evaluate
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-BLOCK = re.compile(r"(?s)(<!-- options: (\w+) -->\n).*?(<!-- end -->)")
+BLOCK = re.compile(r"(?s)(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)")
 
 
 def commands() -> dict[str, Any]:
@@ -31,11 +35,28 @@ def option_table(command: str) -> str:
     return "\n".join(rows) + "\n"
 
 
+def comparison_table(resolution: str) -> str:
+    """The newest measurement at a resolution: its table, and under it what was measured and where."""
+    newest = max((ROOT / "benchmarks" / "results").glob(f"*-float32-{resolution}.json"))
+    table, described, machine, *_ = compare.markdown(json.loads(newest.read_text(encoding="utf-8"))).split("\n\n")
+    return f"{table}\n\n{described[0].upper()}{described[1:]} {machine}\n"
+
+
+def accuracy_table(file: str) -> str:
+    """What `training.evaluate` measured and wrote to a file."""
+    result = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    rows = [evaluate.Row(kind, found["right"], found["asked"]) for kind, found in result["kinds"].items()]
+    return evaluate.markdown(rows) + "\n"
+
+
+TABLES = {"options": option_table, "comparison": comparison_table, "accuracy": accuracy_table}
+
+
 def with_tables(text: str) -> str:
-    return BLOCK.sub(lambda found: found[1] + option_table(found[2]) + found[3], text)
+    return BLOCK.sub(lambda found: found[1] + TABLES[found[2]](found[3]) + found[4], text)
 
 
-def test_option_tables_are_the_helps() -> None:
+def test_tables_are_the_helps_and_the_measurements() -> None:
     text = README.read_text(encoding="utf-8")
     assert with_tables(text) == text, "run: python -m tests.behaviour.test_readme"
 
