@@ -37,14 +37,16 @@ class Batch:
     """One batch. B pictures, T text tokens after the image, L = prefix + N + T.
 
     pixels (B, 3, S, S) uint8; before (B, P) and after (B, T) token ids; labels (B, T), the token to predict at each
-    place or -100; block (B, T), the question's number from 1, 0 for padding; offset (B, T), the place in its block;
-    kinds: per picture the kind of each question; targets of the auxiliary heads.
+    place or -100; unlearned (B, T), a token that the place must not be taught to avoid or -100; block (B, T), the
+    question's number from 1, 0 for padding; offset (B, T), the place in its block; kinds: per picture the kind of each
+    question; targets of the auxiliary heads.
     """
 
     pixels: Tensor
     before: Tensor
     after: Tensor
     labels: Tensor
+    unlearned: Tensor
     block: Tensor
     offset: Tensor
     kinds: list[list[str]]
@@ -128,13 +130,34 @@ def scene_targets(scene: Scene, scale: float, left: float, top: float, config: M
     return targets
 
 
+def partners(tokenizer: Tokenizer) -> dict[int, int]:
+    """The tokens of the shape and the colour of each held-out pair, each the other's."""
+    pairs = [tuple(int(tokenizer.token_to_id(f"\u0120{word}")) for word in pair) for pair in HELD_OUT_PAIRS]
+    return dict(pairs) | {colour: shape for shape, colour in pairs}
+
+
+def unlearned(answer: list[int], partner: dict[int, int]) -> list[int]:
+    """Per token of an answer, the one that would complete a held-out pair there instead, or -100.
+
+    A pair that is never drawn would otherwise be learned to be impossible: each time a star's colour is named, blue would
+    be made less likely. Left out of the softmax, it is neither shown nor ruled out.
+    """
+    found = [IGNORE] * len(answer)
+    for place in range(1, len(answer)):
+        for named in (answer[place - 1], answer[max(place - 2, 0)]):  # "blue STAR", "star is BLUE"
+            if answer[place] in partner and named in partner and partner[named] != answer[place]:
+                found[place] = partner[named]
+    return found
+
+
 def make_batch(
     items: list[tuple[Scene, list[Question]]], tokenizer: Tokenizer, config: ModelConfig, length_multiple: int = 8
 ) -> Batch:
     """Assemble scenes with their questions into one batch."""
     before = tokenizer.encode(BEFORE_IMAGE, add_special_tokens=False).ids
+    partner = partners(tokenizer)
     pixels: list[np.ndarray] = []
-    rows: list[tuple[list[int], list[int], list[int], list[int]]] = []
+    rows: list[tuple[list[int], ...]] = []
     targets: list[dict[str, np.ndarray]] = []
     for scene, questions in items:
         image, scale, left, top = to_model_pixels(scene, config.image_size)
@@ -142,6 +165,7 @@ def make_batch(
         targets.append(scene_targets(scene, scale, left, top, config))
         ids: list[int] = []
         labels: list[int] = []
+        avoided: list[int] = []
         block: list[int] = []
         offset: list[int] = []
         for number, question in enumerate(questions, start=1):
@@ -149,22 +173,24 @@ def make_batch(
             answer = tokenizer.encode(question.answer + "<|im_end|>", add_special_tokens=False).ids
             ids += asked + answer[:-1]
             labels += [IGNORE] * (len(asked) - 1) + answer
+            avoided += [IGNORE] * (len(asked) - 1) + unlearned(answer, partner)
             block += [number] * (len(asked) + len(answer) - 1)
             offset += range(len(asked) + len(answer) - 1)
-        rows.append((ids, labels, block, offset))
+        rows.append((ids, labels, avoided, block, offset))
     length = max(len(row[0]) for row in rows)
     length = -(-length // length_multiple) * length_multiple
     filled = [
         torch.tensor([row[part] + [fill] * (length - len(row[part])) for row in rows])
-        for part, fill in enumerate((0, IGNORE, 0, 0))
+        for part, fill in enumerate((0, IGNORE, IGNORE, 0, 0))
     ]
     return Batch(
         pixels=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2),
         before=torch.tensor(before).expand(len(items), -1),
         after=filled[0],
         labels=filled[1],
-        block=filled[2],
-        offset=filled[3],
+        unlearned=filled[2],
+        block=filled[3],
+        offset=filled[4],
         kinds=[[question.kind for question in questions] for _, questions in items],
         targets={key: torch.from_numpy(np.stack([t[key] for t in targets])) for key in targets[0]},
     )

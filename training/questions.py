@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from training.world import COLOURS, SHAPES, Scene, Shape
+from training.world import COLOURS, HELD_OUT_PAIRS, SHAPES, Scene, Shape
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 KINDS = ("describe", "shape", "colour", "count", "count_kind", "yes_no", "position", "absent", "text", "no_text")
@@ -280,6 +280,8 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
             near_miss = (_pick(rng, SHAPES), _pick(rng, COLOURS))
         asked = [yes, near_miss] if rng.random() < 0.5 else [near_miss, yes]
         for shape_kind, shape_colour in asked:
+            if not held_out and (shape_kind, shape_colour) in HELD_OUT_PAIRS:
+                continue  # whose answer would always be no
             plain = not named or rng.random() < 0.2
             thing = article(shape_kind if plain else f"{shape_colour} {shape_kind}")
             truth = bool(by_kind[shape_kind]) if plain else (shape_kind, shape_colour) in pairs
@@ -306,7 +308,8 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
             add("count", phrase("count", COUNT, COUNT_HELD_OUT), _sentence(NUMBERS[0]))
         elif share < 0.65:
             thing = article(f"{_pick(rng, COLOURS)} {_pick(rng, SHAPES)}")
-            add("yes_no", phrase("yes_no", YES_NO, YES_NO_HELD_OUT).format(thing=thing), "No.")
+            if held_out or tuple(reversed(thing.split()[1:])) not in HELD_OUT_PAIRS:
+                add("yes_no", phrase("yes_no", YES_NO, YES_NO_HELD_OUT).format(thing=thing), "No.")
         elif share < 0.75:
             add("shape", phrase("shape", SHAPE, SHAPE_HELD_OUT), NO_SHAPE_ANSWER)
     if limit is None:

@@ -90,6 +90,12 @@ def answer_logits(model: FastVLM, cells: Tensor, batch: Batch) -> Tensor:
     return logits
 
 
+def without(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Logits (N, V) with one token of each row left out, none where ``tokens`` (N,) is -100."""
+    left_out = F.one_hot(tokens.clamp(min=0), logits.shape[-1]).bool() & (tokens != IGNORE)[:, None]
+    return logits.masked_fill(left_out, -torch.inf)
+
+
 def to_pixels(pixels: Tensor) -> Tensor:
     """uint8 (B, 3, S, S) to float32, 0-1, channels last."""
     return (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
@@ -246,7 +252,8 @@ class Learner:
             outputs = shared.auxiliary(fine, middle, cells)
             logits = answer_logits(shared.model, cells, batch).float()
         losses = auxiliary_losses({key: value.float() for key, value in outputs.items()}, batch.targets, self.sizes)
-        language = F.cross_entropy(logits, batch.labels[batch.labels != IGNORE])
+        asked = batch.labels != IGNORE
+        language = F.cross_entropy(without(logits, batch.unlearned[asked]), batch.labels[asked])
         extra = sum((WEIGHTS[key] * value for key, value in losses.items()), torch.zeros(()))
         self.optimizer.zero_grad(set_to_none=True)
         (language + shared.args.auxiliary * extra).backward()
