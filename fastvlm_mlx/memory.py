@@ -1,0 +1,150 @@
+"""What a model takes in memory, worked out from its config alone: weights, key-value cache, activations.
+
+Enters: a `ModelConfig`, with the quantisation of each layer where there is one. Leaves: counts and bytes. No weights are made.
+
+Weights and cache are exact. Activations are an upper estimate: MLX queues operations ahead of their execution, so everything
+that one block of the tower, or one layer of the decoder, computes is taken to be in memory at the same time. Measured peaks on
+the CPU backend lie within 25 % of weights, cache and activations together (tests/unit/test_memory.py); the estimate for
+Metal leaves out what only the CPU's convolutions need and has not been measured.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .backend import Backend
+from .cache import STEP
+from .config import ATTENTION_STAGES, DTYPES, HEAD_DIM, STRIDE, Dtype, ModelConfig, QuantConfig, TextConfig, VisionConfig
+from .cpu import COMPILE_FROM, TILE, WINDOWS
+from .model import PREFILL_CHUNK, FastVLM
+
+PARTS = ("tower", "projector", "embeddings", "decoder")
+CONTEXT = 1024  # positions beside the pictures': a question and an answer of some length
+BYTES: dict[Dtype, int] = dict(zip(DTYPES, (4, 2, 2), strict=True))
+FUSED_HEAD_DIMS = (64, 80, 128)  # heads whose scores a GPU never writes out (mlx 0.32, scaled_dot_product_attention.cpp)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: weights by part (see `PARTS`), key-value cache at `context` positions, and activations at their largest."""
+
+    weights: dict[str, int]
+    cache: int
+    activations: int
+    context: int
+
+    @property
+    def total(self) -> int:
+        """All of it: what answering takes at its peak."""
+        return sum(self.weights.values()) + self.cache + self.activations
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Number of weights by part; the head counts as an embedding, and not at all where it is tied to it."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, shape in _shapes(config):
+        counts[_part(name)] += math.prod(shape)
+    return counts
+
+
+def estimate(
+    config: ModelConfig, *, backend: Backend = "metal", dtype: Dtype | None = None, context: int | None = None, images: int = 1
+) -> Memory:
+    """What answering takes with `images` pictures and `context` positions in all (by default the pictures' and CONTEXT more).
+
+    `dtype` is the type to compute in, by default as stored on a GPU and float32 on a CPU. Layers in `config.quantization` are
+    counted as quantised, so `replace(config, quantization=plan)` answers for a recipe.
+    """
+    kind = dtype or ("float32" if backend == "cpu" else config.dtype)
+    limit = config.text.max_position_embeddings
+    shown = images * (-(-config.image.size // STRIDE)) ** 2
+    context = min(limit, context or shown + CONTEXT)
+    tower = _tower(config.vision, config.image.size, backend) if images else 0
+    decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)
+    return Memory(weight_bytes(config, kind), _cache(config.text, context, kind), BYTES[kind] * max(tower, decoder), context)
+
+
+def weight_bytes(config: ModelConfig, dtype: Dtype | None = None) -> dict[str, int]:
+    """Bytes of the weights by part, stored in `dtype` (by default the config's) but for the quantised layers."""
+    sizes = dict.fromkeys(PARTS, 0)
+    item = BYTES[dtype or config.dtype]
+    for name, shape in _shapes(config):
+        settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        count = math.prod(shape)
+        sizes[_part(name)] += count * item if settings is None else _quantized_bytes(count, settings, item)
+    return sizes
+
+
+def _quantized_bytes(count: int, settings: QuantConfig, item: int) -> int:
+    """Packed weights and their scales: one of a byte in the mx and nv modes, a scale and a bias of `item` bytes in affine."""
+    scales = 2 * item if settings.mode == "affine" else 1
+    return count * settings.bits // 8 + count // settings.group_size * scales
+
+
+def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every parameter of the model before quantising; MLX makes no array before it is asked for its values."""
+    for name, place in FastVLM(config, "cpu").places().items():
+        yield name, place.shape
+
+
+def _part(name: str) -> str:
+    if name.startswith("vision."):
+        return "tower"
+    if name.startswith("projector."):
+        return "projector"
+    return "embeddings" if name.startswith(("text.embed_tokens.", "text.lm_head.")) else "decoder"
+
+
+def _cache(config: TextConfig, context: int, dtype: Dtype) -> int:
+    """Keys and values of every layer, in buffers that grow by STEP positions."""
+    positions = -(-context // STEP) * STEP
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions * BYTES[dtype]
+
+
+def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
+    """Numbers held at the tower's peak: the stem or the block that computes the most."""
+    half, side, width = -(-size // 2), -(-size // 4), config.widths[0]
+    stem = half * half * 27 if backend == "cpu" else 0  # the windows of a 3x3 convolution over three colours
+    stem += 3 * size * size + half * half * width + _gelu(half * half * width, backend)
+    stem += _depthwise(half, width, 3, 2, backend) + side * side * width + 2 * _gelu(side * side * width, backend)
+    peak = stem
+    for stage, width in enumerate(config.widths):
+        if stage > 0:
+            out = -(-side // 2)
+            before = config.widths[stage - 1]
+            down = side * side * before + width // before * _depthwise(side, before, 7, 2, backend)
+            down += 2 * out * out * width + 2 * _gelu(out * out * width, backend)
+            side, peak = out, max(peak, down)
+        x, wide = side * side * width, side * side * width * config.mlp_ratio
+        mixer = _depthwise(side, width, 3, 1, backend)
+        if stage in ATTENTION_STAGES:
+            mixer = 8 * x + (2 * width // HEAD_DIM * side**4 if backend == "cpu" else 0)  # with scores and weights in full
+        peak = max(peak, 4 * x + mixer + _depthwise(side, width, 7, 1, backend) + wide + _gelu(wide, backend))
+    return peak
+
+
+def _depthwise(side: int, channels: int, kernel: int, stride: int, backend: Backend) -> int:
+    """Numbers a depthwise convolution makes: its result, and on a CPU the padded planes and the windows laid out from them."""
+    out = -(-side // stride)
+    result = channels * out * out
+    if backend != "cpu":
+        return result
+    tile = min(TILE, out)
+    tiles, span = -(-out // tile), (tile - 1) * stride + kernel
+    planes = channels * (side + kernel) * ((tiles * tile - 1) * stride + kernel)
+    return planes + min(channels * out * tiles * kernel * span, 3 * WINDOWS) + 2 * result
+
+
+def _gelu(count: int, backend: Backend) -> int:
+    """Numbers that GELU of `count` makes."""
+    return count * (1 if backend != "cpu" else 5 if count >= COMPILE_FROM else 4)
+
+
+def _decoder(config: TextConfig, rows: int, context: int, backend: Backend) -> int:
+    """Numbers held while the last `rows` of `context` positions go through one layer, and the logits after it."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    heads = config.num_attention_heads
+    fused = backend != "cpu" and config.head_dim in FUSED_HEAD_DIMS
+    scores = 0 if fused else heads * rows * context
+    qkv = 3 * rows * (heads + 2 * config.num_key_value_heads) * config.head_dim
+    return 8 * rows * hidden + qkv + scores + 5 * rows * inner + config.vocab_size
