@@ -1,18 +1,22 @@
 """What a converted folder says of itself: a model card, and the licence of the weights it was made from."""
 
+import json
 from pathlib import Path
 
 from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.errors import SHOWN, shown
+from fastvlm_mlx.hub import HUB_NAME
+from fastvlm_mlx.licence import AGREEMENT, APPLE, ATTRIBUTION
 
-from .config_map import LICENSE
-
+# Those the Hub knows by name, of the ones FastVLM weights may come under; any other is "other" and named beside it.
+HUB_LICENCES = (APPLE, "mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
 LICENSE_FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")
-ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
 TERMS = f"""{ATTRIBUTION}
 
-The checkpoint this folder was converted from carried no copy of the agreement. It is published with Apple's FastVLM
-(the file LICENSE_MODEL of github.com/apple/ml-fastvlm): research purposes only, no commercial use, and a copy or a
-derivative of the weights, such as this folder, is passed on with the agreement and a statement of what was changed.
+The checkpoint this folder was converted from carried no copy of the agreement. It is published with Apple's FastVLM:
+{AGREEMENT}
+Research purposes only, no commercial use, and a copy or a derivative of the weights, such as this folder, is passed on with
+the agreement and a statement of what was changed.
 """
 
 
@@ -22,22 +26,18 @@ def licence_text(folder: Path, config: ModelConfig) -> str:
         path = folder / name
         if path.is_file() and path.stat().st_size < 1_000_000:
             return path.read_text(encoding="utf-8", errors="replace")
-    return TERMS if config.source.license == LICENSE else f"{config.source.license}\n"
+    return TERMS if config.source.license == APPLE else f"{config.source.license}\n"
 
 
-def model_card(config: ModelConfig) -> str:
-    """README.md of a converted folder."""
+def model_card(config: ModelConfig, *, quality: str | None = None) -> str:
+    """README.md of a converted folder; `quality` is a report in Markdown of what quantising it cost, if it was measured."""
     vision, text, source = config.vision, config.text, config.source
-    base = f"\nbase_model: {source.name}" if "/" in source.name else ""
-    apples = source.license == LICENSE
-    terms = f"{ATTRIBUTION} Research purposes only; see LICENSE." if apples else f"{source.license}; see LICENSE."
+    apples = source.license == APPLE
+    terms = f"{ATTRIBUTION} Research purposes only ({AGREEMENT})" if apples else _plain(source.license)
+    report = f"\n## Quality\n\n{quality.strip()}\n" if quality else ""
     return f"""---
-library_name: mlx
-pipeline_tag: image-text-to-text
-license: {source.license}{base}
-tags: [mlx, fastvlm, fastvlm-mlx]
----
-# {Path(source.name).name} for MLX
+{_front_matter(config)}---
+# {_plain(Path(source.name).name or "FastVLM")} for MLX
 
 FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 
@@ -48,15 +48,49 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 | image | {config.image.size} x {config.image.size} pixels, fitted by "{config.image.fit}" |
 | FastViTHD | blocks {", ".join(map(str, vision.depths))}; channels {", ".join(map(str, vision.widths))} |
 | Qwen2 | {text.num_hidden_layers} layers of width {text.hidden_size}, vocabulary {text.vocab_size} |
-| stored as | {config.dtype} |
-
+| stored as | {_stored(config)} |
+{report}
 ## Changes
 
-Batch norms and layer scales of the image encoder were folded into neighbouring weights, parallel branches (where there
-were any) merged, 1x1 convolutions stored as linear layers, query, key and value projections (and gate and up) stacked,
-and values rounded to {config.dtype}. Nothing was trained.
+{_changes(config)}
 
 ## Licence
 
-{terms}
+{terms}; see LICENSE.
 """
+
+
+def _front_matter(config: ModelConfig) -> str:
+    """What the Hub reads of a card, as YAML; strings from outside in JSON's form, which YAML has too."""
+    source = config.source
+    bits = sorted({f"{layer.bits}-bit" for layer in config.quantization.values()})
+    entries = {"library_name": "mlx", "pipeline_tag": "image-text-to-text", "license": source.license}
+    if source.license not in HUB_LICENCES:
+        entries |= {"license": "other", "license_name": json.dumps(source.license), "license_link": "LICENSE"}
+    elif source.license == APPLE:
+        entries |= {"license_name": APPLE, "license_link": "LICENSE"}
+    if HUB_NAME.fullmatch(source.name):
+        entries["base_model"] = source.name
+        if bits:
+            entries["base_model_relation"] = "quantized"
+    entries["tags"] = f"[{', '.join(['mlx', 'fastvlm', 'fastvlm-mlx', *bits])}]"
+    return "".join(f"{key}: {value}\n" for key, value in entries.items())
+
+
+def _plain(text: str) -> str:
+    """A name or licence from outside in running text: as it is if it is one line of a usual length."""
+    return text if text.isprintable() and len(text) <= SHOWN else shown(text)
+
+
+def _stored(config: ModelConfig) -> str:
+    """The type of the weights, and how many layers take fewer bits."""
+    bits = [layer.bits for layer in config.quantization.values()]
+    return ", ".join([config.dtype, *(f"{bits.count(each)} layers in {each} bits" for each in sorted(set(bits)))])
+
+
+def _changes(config: ModelConfig) -> str:
+    quantised = f"{len(config.quantization)} layers were quantised. " if config.quantization else ""
+    return f"""\
+Batch norms and layer scales of the image encoder were folded into neighbouring weights, parallel branches (where there
+were any) merged, 1x1 convolutions stored as linear layers, query, key and value projections (and gate and up) stacked,
+and values rounded to {config.dtype}. {quantised}Nothing was trained."""

@@ -5,8 +5,9 @@ from typing import Any
 
 from fastvlm_mlx.config import Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
 from fastvlm_mlx.errors import CheckpointError, shown
+from fastvlm_mlx.licence import APPLE
 
-LICENSE = "apple-amlr"
+LICENSE = APPLE
 TOWER = re.compile(r"mobileclip_l_(\d+)")
 
 # Settings that change what a model computes, and the only values the runtime computes.

@@ -10,6 +10,7 @@ import mlx.core as mx
 
 from fastvlm_mlx.config import Dtype, ModelConfig, check_dtype
 from fastvlm_mlx.errors import CheckpointError, OutputError, listed, shown
+from fastvlm_mlx.licence import announce
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.storage import OpenModel, check_finite, check_words, is_ours, save
 from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
@@ -81,6 +82,7 @@ def convert(
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer)
     config = opened.settle()
     config = replace(config, dtype=dtype or config.dtype)
+    announce(config.source.license)
     places = FastVLM(config, "cpu").places()
     nbytes = sum(place.size for place in places.values()) * getattr(mx, config.dtype).size
     total = len(places)

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import backend as backends
-from . import blas, cpu, hub, quantize
+from . import blas, cpu, hub, licence, quantize
 from . import generate as generation
 from .chat import Chat
 from .config import STRIDE, Dtype, ModelConfig, check_dtype
@@ -99,6 +99,7 @@ class VLM:
         started = time.perf_counter()
         backend = backends.current()
         check_dtype(dtype)
+        licence.announce(self.config.source.license)
         kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else self.config.dtype))
         self.config = replace(self._opened.settle(), image=self.config.image)
         model = FastVLM(self.config, backend)

@@ -1,15 +1,23 @@
 """Shared by all tests: a small byte-level tokenizer in the published form, and small checkpoints of Apple's layout."""
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import fastvlm_mlx  # first, so that OpenBLAS is in place before MLX
-from fastvlm_mlx import VLM
+from fastvlm_mlx import VLM, licence
 
 from . import checkpoint
+
+# A cache of the tests' own, inherited by every command they start, in which the notice about Apple's licence has been given.
+CACHE = tempfile.TemporaryDirectory(prefix="fastvlm-tests-")
+os.environ["FASTVLM_CACHE"] = CACHE.name
+(Path(CACHE.name) / "notices").mkdir()
+(Path(CACHE.name) / "notices" / licence.APPLE).touch()
 
 CORPUS = [
     "Describe the image. What is on the table? A red circle and a blue square, left of the star.",
