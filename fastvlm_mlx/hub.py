@@ -1,6 +1,7 @@
-"""A model's name -> the folder that holds it: a folder as given, the built-in model, or a repository of the Hugging Face Hub.
+"""A model's name -> the folder that holds it: a folder as given, the built-in model, a repository of the Hugging Face Hub, or
+one of Apple's archives.
 
-An existing folder wins over a Hub name of the same spelling, and "tiny" is always the built-in model.
+An existing folder wins over any other name of the same spelling, and "tiny" is always the built-in model.
 """
 
 import errno
@@ -15,6 +16,7 @@ from .errors import CheckpointError, FastVLMError, FastVLMWarning, HubError, Opt
 
 BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+ARCHIVE = re.compile(r"(llava-fastvithd_(?:0\.5b|1\.5b|7b)_stage[23])(?:\.zip)?")  # of apple/ml-fastvlm
 FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
     "merges.txt", "added_tokens.json", "LICENSE*",
@@ -53,6 +55,12 @@ def find(
         raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.")
     if exists:
         raise HubError(f"{shown(model)} is a file; expected the folder that holds config.json and the weights.")
+    if ARCHIVE.fullmatch(model):
+        from . import archive
+
+        if revision is not None:
+            raise OptionError(f"{model} is an archive, which has no revisions; give its name alone.")
+        return archive.find(model, agree, cached_only=cached_only)
     if not HUB_NAME.fullmatch(model):
         raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME) or 'tiny'; check the spelling.")
     return _from_hub(model, revision, agree, cached_only)
@@ -90,13 +98,7 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None, cached_only:
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
         size = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
-        notice = (
-            f"{name} takes {size / 1e9:.1f} GB to download. Its weights are for research use only unless its licence says more."
-        )
-        if agree is None:
-            warnings.warn(notice, FastVLMWarning, stacklevel=4)
-        elif not agree(notice):
-            raise HubError(f"{name} was not downloaded; run 'fastvlm-mlx download {name}' or pass --yes, or try --model tiny.")
+        ask(f"{name} takes {size / 1e9:.1f} GB to download.", name, agree)
         return fetch(local_only=False)
     except FastVLMError:
         raise
@@ -114,6 +116,15 @@ def _from_hub(name: str, revision: str | None, agree: Agree | None, cached_only:
         ) from error
     except Exception as error:  # connection errors come from several libraries
         raise _unreachable(name, error) from error
+
+
+def ask(notice: str, name: str, agree: Agree | None) -> None:
+    """Have a first download agreed to, on what terms included, or warn of it (FastVLMWarning); raises HubError if it is not."""
+    notice += " Its weights are for research use only unless its licence says more."
+    if agree is None:
+        warnings.warn(notice, FastVLMWarning, stacklevel=5)
+    elif not agree(notice):
+        raise HubError(f"{name} was not downloaded; run 'fastvlm-mlx download {name}' or pass --yes, or try --model tiny.")
 
 
 def _unreachable(name: str, error: Exception) -> HubError:

@@ -158,10 +158,11 @@ def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], 
 
 
 @contextmanager
-def new_folder(out: Path, nbytes: int, force: bool) -> Iterator[Path]:
+def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another --out") -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
 
-    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks.
+    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks. `advice` is
+    what messages about the place tell people to do.
     """
     try:
         out = Path(os.path.realpath(out))
@@ -170,7 +171,7 @@ def new_folder(out: Path, nbytes: int, force: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
     except (OSError, ValueError) as error:
-        raise OutputError(f"{out} cannot be written ({_reason(error)}); choose another --out.") from error
+        raise OutputError(f"{out} cannot be written ({_reason(error)}); {advice}.") from error
     if free < nbytes:
         raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.")
     partial = out.parent / f".{out.name}{PARTIAL}"
@@ -187,9 +188,7 @@ def new_folder(out: Path, nbytes: int, force: bool) -> Iterator[Path]:
         yield partial
         _take_place(partial, out)
     except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written ({_reason(error)}), and nothing is left of it; choose another --out."
-        ) from error
+        raise OutputError(f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}.") from error
     finally:
         if lock >= 0:
             shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`fastvlm-mlx download`: fetch a model from the Hub into the local cache."""
+"""`fastvlm-mlx download`: fetch a model into the local cache, from the Hub or from Apple's archives."""
 
 from typing import Annotated
 
@@ -8,18 +8,34 @@ from .options import DEFAULT_MODEL, Yes, agree_to_download
 
 
 def download(
-    name: Annotated[str, typer.Argument(help="A Hugging Face Hub name, OWNER/NAME.")] = DEFAULT_MODEL,
+    name: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face Hub name, OWNER/NAME, or one of Apple's archives, llava-fastvithd_0.5b_stage3."),
+    ] = DEFAULT_MODEL,
     revision: Annotated[
         str | None, typer.Option(help="A branch, tag or commit instead of the newest; use it by the folder printed.")
     ] = None,
+    sha256: Annotated[str | None, typer.Option(help="The SHA-256 that an archive has to have.")] = None,
     yes: Yes = False,
 ) -> None:
     """Fetch a model, so that later runs work offline.
 
-    Prints the folder it is in.
+    Prints the folder it is in. What is interrupted goes on from there the next time. A private model needs HF_TOKEN, or
+    'hf auth login'. Archives come from Apple, or from the address in FASTVLM_ARCHIVES, and are kept in FASTVLM_CACHE.
 
     Example: fastvlm-mlx download apple/FastVLM-0.5B
-    """
-    from ..hub import find
 
-    print(find(name, revision=revision, agree=agree_to_download(yes)))
+    An archive: fastvlm-mlx download llava-fastvithd_0.5b_stage3
+    """
+    from ..digests import check_digest
+    from ..errors import OptionError
+    from ..hub import ARCHIVE, find
+
+    if check_digest(sha256) is None:
+        print(find(name, revision=revision, agree=agree_to_download(yes)))
+        return
+    if not ARCHIVE.fullmatch(name) or revision is not None:
+        raise OptionError("--sha256 is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'.")
+    from .. import archive
+
+    print(archive.find(name, agree_to_download(yes), sha256=sha256))

@@ -98,10 +98,10 @@ class ForkServer:
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=root)
 
-    def run(self, *args: object, stdin: bytes | None = None, cwd: Path | None = None) -> Result:
-        """Run `fastvlm-mlx ARGS`; stdin is empty unless given."""
+    def run(self, *args: object, stdin: bytes | None = None, cwd: Path | None = None, env: dict[str, str] | None = None) -> Result:
+        """Run `fastvlm-mlx ARGS`; stdin is empty unless given, `env` is set on top of the environment."""
         words = [os.fsdecode(arg) if isinstance(arg, bytes) else str(arg) for arg in args]
-        request = {"args": words, "stdin": base64.b64encode(stdin or b"").decode(), "cwd": str(cwd or "/")}
+        request = {"args": words, "stdin": base64.b64encode(stdin or b"").decode(), "cwd": str(cwd or "/"), "env": env or {}}
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()
@@ -153,6 +153,7 @@ def _become(request: dict[str, Any], stdin: int, out: int, err: int) -> None:
         sys.stdin, sys.stdout = os.fdopen(0, "r"), os.fdopen(1, "w")
         sys.stderr = os.fdopen(2, "w", errors="backslashreplace", buffering=1)
         os.chdir(request["cwd"])
+        os.environ.update(request["env"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["fastvlm-mlx", *request["args"]]
         from fastvlm_mlx.cli import main
