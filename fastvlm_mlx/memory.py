@@ -10,7 +10,7 @@ Metal leaves out what only the CPU's convolutions need and has not been measured
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .backend import Backend
 from .cache import STEP
@@ -62,6 +62,16 @@ def estimate(
     tower = _tower(config.vision, config.image.size, backend) if images else 0
     decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)
     return Memory(weight_bytes(config, kind), _cache(config.text, context, kind), BYTES[kind] * max(tower, decoder), context)
+
+
+def with_decoder_bits(config: ModelConfig, bits: int) -> ModelConfig:
+    """The same model with only the matrices of the decoder's layers in `bits`: what quantising while loading saves at least."""
+    plan = {
+        name.removesuffix(".weight"): QuantConfig(bits, 64)
+        for name, shape in _shapes(config)
+        if name.startswith("text.layers.") and len(shape) == 2 and shape[-1] % 64 == 0
+    }
+    return replace(config, quantization=plan)
 
 
 def weight_bytes(config: ModelConfig, dtype: Dtype | None = None) -> dict[str, int]:

@@ -93,8 +93,11 @@ def _explain_usage(error: BaseException) -> int:
 
 def say(message: str) -> None:
     """One line on stderr, whatever the message holds: no line ends, no control characters, no thousands of characters."""
-    line = " ".join(message.split())
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    if len(line) > LONGEST:
-        line = f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"
-    print(f"fastvlm-mlx: {line}", file=sys.stderr, flush=True)
+    print(f"fastvlm-mlx: {one_line(message)}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text that may come from outside as one line for a terminal."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"

@@ -23,6 +23,9 @@ def convert(
     ] = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
+    upload: Annotated[
+        str | None, typer.Option(help="Then publish the folder on the Hub as OWNER/NAME; needs HF_TOKEN, or 'hf auth login'.")
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Convert a checkpoint, once, into a folder that loads faster.
@@ -36,6 +39,10 @@ def convert(
     from ..errors import OutputError
     from ..hub import HUB_NAME, find, find_tokenizer
 
+    if upload is not None:
+        from .. import publish
+
+        publish.check(upload)
     tokenizer = find_tokenizer(tokenizer_path)
     target = Path(os.path.expanduser(out))  # noqa: PTH111
     if target == Path():
@@ -52,4 +59,6 @@ def convert(
             progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
         )
     size = sum(file.stat().st_size for file in target.iterdir())
+    if upload is not None:
+        print(f"Published: {publish.publish(target, upload)}", file=sys.stderr)
     print(f"{out}: {size / 1e9:.2f} GB. Try: fastvlm-mlx generate --model {out} --image PICTURE", file=sys.stderr)

@@ -1,5 +1,6 @@
-"""`fastvlm-mlx info`: what a model is, or what this machine computes with."""
+"""`fastvlm-mlx info`: what a model is and takes, or what this machine computes with and keeps."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -9,49 +10,54 @@ from .options import TokenizerPath
 
 def info(
     model: Annotated[
-        str | None, typer.Argument(help="A folder, 'tiny', or a Hub name already in the cache.", show_default=False)
+        str | None,
+        typer.Argument(help="A folder, 'tiny', or a Hub name or archive already in the cache.", show_default=False),
     ] = None,
     tokenizer_path: TokenizerPath = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file and compare it with SHA256SUMS or the Hub's digests.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
-    """Describe a model, or without MODEL this machine.
+    """Describe a model and the memory it takes, or without MODEL this machine and what is kept on it.
 
-    Weights are not read, and nothing is fetched.
+    Weights are not read (but for --verify), and nothing is fetched.
 
     Example: fastvlm-mlx info fastvlm-0.5b
     """
-    for name, value in _machine() if model is None else _model(model, tokenizer_path):
-        print(f"{name:<16} {value}")
+    from ..errors import OptionError
+    from ..info import describe, machine
+
+    if model is None:
+        if verify or tokenizer_path or resolution:
+            raise OptionError("There is no model to look at; give one, as in 'fastvlm-mlx info FOLDER --verify'.")
+        here = machine()
+        _print(here.lines(), here.to_dict() if json else None)
+        return
+    from ..digests import verify as compare
+
+    found = describe(model, tokenizer=tokenizer_path, resolution=resolution)
+    lines, table = found.lines(), found.to_dict()
+    if verify:
+        with typer.progressbar(length=1000, label="Verifying", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+            result = compare(found.folder, lambda done, total: bar.update(done * 1000 // max(1, total) - bar.pos))
+        unknown = f"; nothing is known of {', '.join(result.unknown)}" if result.unknown else ""
+        lines.append(("verified", f"{result.files} files agree with {result.against}{unknown}"))
+        table["verified"] = {"against": result.against, "files": result.files, "unknown": result.unknown}
+    _print(lines, table if json else None)
 
 
-def _machine() -> list[tuple[str, object]]:
-    import platform
-    from importlib.metadata import version
+def _print(lines: list[tuple[str, str]], table: dict[str, object] | None) -> None:
+    """The lines or, where there is one, the table as JSON; names come from outside, so no line has control characters."""
+    import json
 
-    from .. import __version__, backend, blas
+    from . import one_line
 
-    packages = ("mlx", "numpy", "pillow", "tokenizers", "huggingface_hub")
-    return [
-        ("fastvlm-mlx", __version__),
-        ("python", platform.python_version()),
-        ("machine", f"{platform.system()} {platform.machine()}"),
-        ("backend", backend.current()),
-        ("BLAS", blas.status()),
-        *((package, version(package)) for package in packages),
-    ]
-
-
-def _model(model: str, tokenizer_path: str | None) -> list[tuple[str, object]]:
-    from ..vlm import VLM
-
-    vlm = VLM.open(model, tokenizer=tokenizer_path, cached_only=True)
-    config, text = vlm.config, vlm.config.text
-    return [
-        ("model", vlm.name),
-        ("layout", config.source.layout or "fastvlm_mlx"),
-        ("licence", config.source.license or "not stated"),
-        ("image", f"{config.image.size} pixels, {config.image.fit}: {vlm.image_tokens} tokens"),
-        ("tower", f"blocks {config.vision.depths}, channels {config.vision.widths}"),
-        ("decoder", f"{text.num_hidden_layers} layers of {text.hidden_size}, context {text.max_position_embeddings}"),
-        ("tokenizer", f"{len(vlm.tokenizer)} tokens"),
-        ("stored as", config.dtype),
-    ]
+    if table is not None:
+        print(json.dumps(table))
+        return
+    for name, value in lines:
+        print(f"{name:<16} {one_line(value)}")

@@ -1,0 +1,51 @@
+"""A folder of ours -> a repository of the Hugging Face Hub, through huggingface_hub and its token."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import FastVLMError, HubError, OptionError, shown
+from .hub import HUB_NAME
+
+
+def check(name: str) -> None:
+    """Raise OptionError for a name that is none, and HubError where there is no token or the Hub does not accept it."""
+    from huggingface_hub import HfApi, get_token
+
+    if not HUB_NAME.fullmatch(name):
+        raise OptionError(f"{shown(name)} cannot be a repository's name; expected OWNER/NAME.")
+    if get_token() is None:
+        raise HubError(f"{name} cannot be written to without a token; set HF_TOKEN, or run 'hf auth login', and try again.")
+    with _explained(name):
+        HfApi().whoami()
+
+
+def publish(folder: Path, name: str) -> str:
+    """Create the repository unless it is there, put the folder's files into it, and return its address; raises HubError."""
+    from huggingface_hub import HfApi
+
+    with _explained(name):
+        api = HfApi()
+        address = api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Converted by fastvlm-mlx")
+    return str(address)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What the Hub or the connection refuse, as a HubError."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except FastVLMError:
+        raise
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        if status in (401, 403):
+            raise HubError(f"{name} cannot be written to with this token (HTTP {status}); check its rights.") from error
+        raise HubError(f"{name} was not published, the Hub answered with HTTP {status}; try again.") from error
+    except Exception as error:  # connection errors come from several libraries
+        raise HubError(
+            f"{name} was not published, the Hub cannot be reached ({type(error).__name__}); check the connection and try again."
+        ) from error
