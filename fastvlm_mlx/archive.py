@@ -77,7 +77,7 @@ def _check_digest(archive: Path, given: str | None) -> str:
             "fetch it again."
         )
     known[archive.name] = found
-    memory.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(known.items())), encoding="utf-8")
+    digests.write_sums(memory, known)
     return found
 
 
@@ -101,8 +101,9 @@ def _unpack(archive: Path, folder: Path, digest: str) -> None:
     try:
         contents = unzip.read_contents(archive)
         with new_folder(folder, contents.nbytes, force=False, advice="set FASTVLM_CACHE to another folder") as partial:
-            unzip.unpack(contents, partial)
-            digests.write_sums(partial, contents.files, f"{archive.name}, SHA-256 {digest}")
+            with _bar(f"{folder.name}, unpacking") as progress:
+                sums = unzip.unpack(contents, partial, progress)
+            digests.write_sums(partial / digests.SUMS, sums, f"{archive.name}, SHA-256 {digest}")
     except CheckpointError:
         archive.unlink(missing_ok=True)  # fetched again the next time
         raise

@@ -7,8 +7,6 @@ Ours is the environment's FASTVLM_CACHE, else fastvlm-mlx in XDG_CACHE_HOME or ~
 """
 
 import os
-import shlex
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,8 @@ class Cache:
     @property
     def clear(self) -> str:
         """The shell command that removes it."""
+        import shlex
+
         return f"rm -r {shlex.quote(str(self.path))}"
 
 
@@ -56,6 +56,8 @@ def every() -> Iterator[Cache]:
     archives = ours / "archives"
     if _size(archives, ".zip") or _size(archives, ".part"):
         yield Cache("archives", archives, _size(archives), _size(archives, ".part"))
+    import tempfile
+
     kernels = Path(tempfile.gettempdir()) / "mlx"  # where MLX's CPU backend puts what it has compiled
     if _size(kernels):
         yield Cache("compiled kernels", kernels, _size(kernels))

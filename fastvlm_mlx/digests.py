@@ -6,7 +6,7 @@ A SHA256SUMS is also read by `sha256sum -c` and `shasum -a 256 -c`.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_sums(folder: Path, names: Iterable[str], comment: str) -> None:
-    """Write SHA256SUMS of the named files into their folder."""
-    lines = [f"# {comment}", *(f"{sha256(folder / name)}  {name}" for name in sorted(names))]
-    (folder / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
+    """Write a SHA256SUMS of digests by file name, after a line of comment if there is one."""
+    lines = [f"# {comment}"] if comment else []
+    lines += [f"{digest}  {name}" for name, digest in sorted(sums.items())]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def read_sums(path: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ encryption, names that a file system takes for one, sizes that a few bytes unfol
 """
 
 import errno
+import hashlib
 import io
 import stat
 import zipfile
@@ -57,21 +58,27 @@ def read_contents(path: Path) -> Contents:
     return Contents(path, files, sum(entry.file_size for entry in files.values()))
 
 
-def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -> None:
-    """Write the files into an empty folder, comparing each with its size and checksum; raises CheckpointError and OSError."""
-    done = 0
+def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -> dict[str, str]:
+    """Write the files into an empty folder, comparing each with its size and checksum, and return their SHA-256 by name.
+
+    Raises CheckpointError where they do not agree, and OSError.
+    """
+    done, sums = 0, dict[str, str]()
     with _opened(contents.path) as archive:
         for name, entry in contents.files.items():
-            left = entry.file_size
+            left, digest = entry.file_size, hashlib.sha256()
             with archive.open(entry) as source, (folder / name).open("xb") as target:
                 while data := source.read(CHUNK):
                     left -= len(data)
                     done += len(data)
                     target.write(data)
+                    digest.update(data)
                     if progress:
                         progress(done, contents.nbytes)
             if left:
                 raise CheckpointError(f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again.")
+            sums[name] = digest.hexdigest()
+    return sums
 
 
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:

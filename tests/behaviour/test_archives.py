@@ -3,8 +3,11 @@
 import hashlib
 import json
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +124,24 @@ def test_given_up_kept_and_taken_up_by_the_next_run(server: type[Handler], model
     server.requests.clear()
     assert_whole(hub.find(NAME, agree=agree), model)
     assert [request.get("Range") for request in server.requests] == ["bytes=300000-"]
+
+
+def test_interrupted_by_a_person_and_taken_up_again(server: type[Handler], model: Path) -> None:
+    done = threading.Event()
+    server.script.append(lambda handler: (honest(handler, 300_000), done.wait(30)))
+    command = [sys.executable, "-m", "fastvlm_mlx", "download", NAME, "--yes"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    part = caches.root() / "archives" / f"{NAME}.zip.part"
+    while process.poll() is None and not (part.exists() and part.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    done.set()
+    assert process.returncode == 130 and out == b"" and 0 < part.stat().st_size <= 300_000
+    assert_nothing()
+    kept = part.stat().st_size
+    assert_whole(hub.find(NAME, agree=agree), model)
+    assert server.requests[-1]["Range"] == f"bytes={kept}-"
 
 
 def test_a_drop_of_a_few_bytes_at_a_time_ends(server: type[Handler]) -> None:

@@ -33,6 +33,26 @@ def made(*entries: tuple[str | zipfile.ZipInfo, bytes], config: bool = True, met
     return out.getvalue()
 
 
+class Pipe(io.BytesIO):
+    """Somewhere to write that cannot be gone back in."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+
+def streamed(content: dict[str, bytes]) -> bytes:
+    """An archive with sizes after the data, as `zip` writes into a pipe, and in 64 bits, as over 4 GB."""
+    out = Pipe()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in content.items():
+            with archive.open(TOP + name, "w", force_zip64=True) as file:
+                file.write(data)
+    return out.getvalue()
+
+
 def special(name: str, kind: int, content: bytes = b"/etc/passwd") -> bytes:
     info = zipfile.ZipInfo(name)
     info.create_system, info.external_attr = 3, (kind | 0o777) << 16
@@ -243,5 +263,6 @@ def test_in_order(plain: tuple[bytes, dict[str, bytes]], tmp_path: Path, model: 
     assert outcome(tmp_path / "x.zip", b"#!/bin/sh\n" + data, tmp_path / "out") == content  # as self-extracting ones have
     found = outcome(tmp_path / "x.zip", zipped(model), tmp_path / "out")
     assert found == {path.name: path.read_bytes() for path in model.iterdir()}
+    assert outcome(tmp_path / "x.zip", streamed(content), tmp_path / "out") == content
     flat = made(("config.json", b"{}"), ("tokenizer.json", b"{}"), config=False)
     assert outcome(tmp_path / "x.zip", flat, tmp_path / "out") == {"config.json": b"{}", "tokenizer.json": b"{}"}

@@ -20,6 +20,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     folder: Path
     requests: list[str]
+    tokens: list[str | None]
 
     def do_GET(self) -> None:
         self.answer(body=True)
@@ -29,6 +30,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         self.requests.append(self.path)
+        self.tokens.append(self.headers.get("Authorization"))
         files = sorted(path.name for path in self.folder.iterdir())
         path = self.path.split("?")[0]
         if path.startswith(f"/api/models/{NAME}"):
@@ -67,7 +69,7 @@ def server(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (apple / "modeling_llava.py").write_text("raise SystemExit('never run')")
 
     class Served(Hub):
-        folder, requests = apple, []
+        folder, requests, tokens = apple, [], []
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Served)
     threading.Thread(target=httpd.serve_forever, daemon=True).start()
@@ -115,6 +117,17 @@ def test_an_interrupted_download_is_taken_up_again(server: type[Hub]) -> None:
     for name in ("model.safetensors", "merges.txt"):
         (folder / name).unlink()
         assert (hub.find(NAME, agree=lambda _: True) / name).exists()
+
+
+def test_a_revision_and_a_token(server: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    folder = hub.find(NAME, revision="v2", agree=lambda _: True)
+    assert folder == hub.find(NAME, revision="v2", cached_only=True)
+    assert any("/resolve/" in path or "/revision/v2" in path for path in server.requests)
+    assert all("main" not in path for path in server.requests)
+    assert set(server.tokens) == {"Bearer hf_mine"}
+    with pytest.raises(HubError, match="not in the local cache"):
+        hub.find(NAME, cached_only=True)  # the newest is another one
 
 
 def test_a_name_the_hub_does_not_know(server: type[Hub]) -> None:
