@@ -42,7 +42,7 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
     if cached_only:
         raise HubError(f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}")
     archive = caches.root() / "archives" / f"{folder.name}.zip"
-    url = f"{os.environ.get('FASTVLM_ARCHIVES', BASE).rstrip('/')}/{archive.name}"
+    url = f"{(os.environ.get('FASTVLM_ARCHIVES') or BASE).rstrip('/')}/{archive.name}"
     try:
         if not archive.exists():
             if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
@@ -54,6 +54,8 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
                 transfer.fetch(url, archive, progress)
         found = _check_digest(archive, digest)
         _unpack(archive, folder, found)
+        digests.write_sums(archive.parent / digests.SUMS, _remembered(archive) | {archive.name: found})
+        archive.unlink(missing_ok=True)
     except FastVLMError:
         raise
     except OSError as error:
@@ -66,9 +68,7 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
 
 def _check_digest(archive: Path, given: str | None) -> str:
     """The archive's SHA-256; raises CheckpointError, and removes it, where that is not the one given or the one remembered."""
-    memory = archive.parent / digests.SUMS
-    known = digests.read_sums(memory) if memory.exists() else {}
-    found, expected = digests.sha256(archive), given or known.get(archive.name)
+    found, expected = digests.sha256(archive), given or _remembered(archive).get(archive.name)
     if expected is not None and found != expected:
         archive.unlink()
         origin = "given" if given else "of an earlier download; to take the new one, pass it as --sha256"
@@ -76,9 +76,13 @@ def _check_digest(archive: Path, given: str | None) -> str:
             f"{archive.name} has the SHA-256 {found}, expected {expected}, the one {origin}. It was removed; check the digest, and "
             "fetch it again."
         )
-    known[archive.name] = found
-    digests.write_sums(memory, known)
     return found
+
+
+def _remembered(archive: Path) -> dict[str, str]:
+    """The digests of archives that were unpacked before."""
+    memory = archive.parent / digests.SUMS
+    return digests.read_sums(memory) if memory.exists() else {}
 
 
 def _check_came_from(folder: Path, digest: str | None) -> None:
@@ -86,7 +90,7 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
     if digest is None:
         return
     sums = folder / digests.SUMS
-    came = UNPACKED.match(sums.read_text(encoding="utf-8")) if sums.is_file() else None
+    came = UNPACKED.match(sums.read_text(encoding="utf-8", errors="replace")) if sums.is_file() else None
     if came is None or came[2] != digest:
         found = came[2] if came else "one that was not kept"
         raise CheckpointError(
@@ -95,7 +99,7 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
 
 
 def _unpack(archive: Path, folder: Path, digest: str) -> None:
-    """The archive's files as the model's folder, with their SHA256SUMS, all of them or none; the archive is removed."""
+    """The archive's files as the model's folder, with their SHA256SUMS, all of them or none; an archive that is none is removed."""
     from .storage import new_folder
 
     try:
@@ -107,7 +111,6 @@ def _unpack(archive: Path, folder: Path, digest: str) -> None:
     except CheckpointError:
         archive.unlink(missing_ok=True)  # fetched again the next time
         raise
-    archive.unlink(missing_ok=True)
 
 
 @contextmanager

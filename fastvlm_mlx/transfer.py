@@ -76,19 +76,18 @@ def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
     part = path.with_name(path.name + ".part")
     with _only_one(part) as file:
         failures, furthest = 0, 0
-        while not _go_on(url, file, part, progress):
+        while (reason := _go_on(url, file, part, progress)) is not None:
             have = os.fstat(file.fileno()).st_size
             if have >= furthest + PROGRESS:
                 failures, furthest = 0, have
             elif failures == len(WAITS):
                 raise HubError(
-                    f"The download of {url} keeps being interrupted; {have:,} bytes of it are kept. Check the connection and try "
-                    "again, it goes on from there."
+                    f"The download of {url} keeps being interrupted ({reason}); {have:,} bytes of it are kept. Check the "
+                    "connection and try again, it goes on from there."
                 )
             else:
                 time.sleep(WAITS[failures])
                 failures += 1
-        file.flush()
         part.rename(path)
         _notes(part).unlink(missing_ok=True)
 
@@ -107,40 +106,40 @@ def _only_one(part: Path) -> Iterator[IO[bytes]]:
         yield file
 
 
-def _go_on(url: str, file: IO[bytes], part: Path, progress: Progress | None) -> bool:
-    """One request for what is missing; returns whether everything is there now."""
+def _go_on(url: str, file: IO[bytes], part: Path, progress: Progress | None) -> str | None:
+    """One request for what is missing; returns why something is missing still, None once everything is there."""
     origin = _read_notes(part)
     have = os.fstat(file.fileno()).st_size if origin is not None and origin.url == url else 0
     if origin is not None and have and have == origin.size:
-        return True
+        return None
     asked = {"Range": f"bytes={have}-", "If-Range": origin.tag} if origin is not None and have else {}
     try:
         with _request(url, "GET", asked) as response:
             start, size = _answered(response, url, have if asked else 0)
-            if asked and start and (origin is None or size != origin.size):
-                start = 0  # a piece of some other file: it is of no use, and neither is what was kept
+            if start and origin is not None and size != origin.size:  # a piece of some other file
                 _forget(file, part)
-                return False
+                return "the file has changed"
             _check_room(url, part, start, size)
             file.seek(start)
             file.truncate()
             _write_notes(part, Origin(url, _tag(response), size))
-            return _receive(response, file, start, size, progress)
+            _receive(response, file, start, size, progress)
     except _Unsatisfiable:
-        _forget(file, part)  # longer than the file is now
-        return False
-    except Interrupted:
-        return False
+        _forget(file, part)
+        return "the file is shorter now"
+    except Interrupted as error:
+        return str(error)
+    return None
 
 
-def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progress: Progress | None) -> bool:
-    """Write what comes after the first `start` bytes, up to `size`; returns whether that is everything."""
+def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progress: Progress | None) -> None:
+    """Write what comes after the first `start` bytes, up to `size`; raises Interrupted where that is not everything."""
     have, limit = start, MOST if size is None else size
     while have < limit:
         try:
             data = response.read1(min(CHUNK, limit - have))
         except (OSError, http.client.HTTPException) as error:
-            file.flush()
+            file.flush()  # what has come counts
             raise Interrupted(_reason(error)) from error
         if not data:
             break
@@ -151,9 +150,8 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
     file.flush()
     if size is None and have == MOST:
         raise HubError(f"The server sends more than {MOST:,} bytes without end, which is no model; check the address.")
-    if size is None and have == start:
-        raise Interrupted("nothing came")  # as after a header that breaks off
-    return have == size if size is not None else True
+    if have < size if size is not None else have == start:  # without a size, nothing may mean a header that broke off
+        raise Interrupted("the connection was closed")
 
 
 class _Unsatisfiable(Exception):
@@ -273,7 +271,7 @@ def _tls() -> ssl.SSLContext:
 
 def _reason(error: Exception) -> str:
     inner = getattr(error, "reason", error)
-    return str(getattr(inner, "strerror", None) or inner or type(error).__name__)[:200]
+    return str(getattr(inner, "strerror", None) or inner)[:200] or type(error).__name__
 
 
 def _notes(part: Path) -> Path:

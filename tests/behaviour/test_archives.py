@@ -146,7 +146,7 @@ def test_interrupted_by_a_person_and_taken_up_again(server: type[Handler], model
 
 def test_a_drop_of_a_few_bytes_at_a_time_ends(server: type[Handler]) -> None:
     server.script += [drops(7)] * 1000
-    with pytest.raises(HubError, match="keeps being interrupted"):
+    with pytest.raises(HubError, match=r"keeps being interrupted \(the connection was closed\)"):
         hub.find(NAME, agree=agree)
     assert len(server.requests) < 10
 
@@ -288,7 +288,6 @@ def test_other_bytes_are_noticed_and_do_not_stay(server: type[Handler], case: st
     with pytest.raises(CheckpointError, match=r"fetch it again"):
         archive.find(NAME, agree)
     assert_nothing()
-    (caches.root() / "archives" / digests.SUMS).unlink()  # or the right one would be taken for the wrong one
     assert_whole(archive.find(NAME, agree, sha256=digest.upper()), model)
 
 
