@@ -6,11 +6,10 @@ from pathlib import Path
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import SHOWN, shown
 from fastvlm_mlx.hub import HUB_NAME
-from fastvlm_mlx.licence import AGREEMENT, APPLE, ATTRIBUTION
+from fastvlm_mlx.licence import AGREEMENT, APPLE, ATTRIBUTION, FILES
 
 # Those the Hub knows by name, of the ones FastVLM weights may come under; any other is "other" and named beside it.
 HUB_LICENCES = (APPLE, "mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
-LICENSE_FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")
 TERMS = f"""{ATTRIBUTION}
 
 The checkpoint this folder was converted from carried no copy of the agreement. It is published with Apple's FastVLM:
@@ -22,7 +21,7 @@ the agreement and a statement of what was changed.
 
 def licence_text(folder: Path, config: ModelConfig) -> str:
     """The licence found in the source folder, or where to find it."""
-    for name in LICENSE_FILES:
+    for name in FILES:
         path = folder / name
         if path.is_file() and path.stat().st_size < 1_000_000:
             return path.read_text(encoding="utf-8", errors="replace")

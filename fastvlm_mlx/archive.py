@@ -107,6 +107,7 @@ def _unpack(archive: Path, folder: Path, digest: str) -> None:
         with new_folder(folder, contents.nbytes, force=False, advice="set FASTVLM_CACHE to another folder") as partial:
             with _bar(f"{folder.name}, unpacking") as progress:
                 sums = unzip.unpack(contents, partial, progress)
+            sums.pop(digests.SUMS, None)  # one of the archive's own is replaced
             digests.write_sums(partial / digests.SUMS, sums, f"{archive.name}, SHA-256 {digest}")
     except CheckpointError:
         archive.unlink(missing_ok=True)  # fetched again the next time

@@ -121,6 +121,11 @@ class ImageConfig:
         _positive(MAX_IMAGE, image_size=self.size)
         check(self.fit in ("pad", "crop"), f"image fit is {shown(self.fit)}, expected 'pad' or 'crop'")
 
+    @property
+    def tokens(self) -> int:
+        """Positions one picture takes."""
+        return (-(-self.size // STRIDE)) ** 2
+
 
 @dataclass(frozen=True)
 class QuantConfig:

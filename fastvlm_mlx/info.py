@@ -13,13 +13,12 @@ import mlx.core as mx
 from . import __version__, backend, blas, caches, memory
 from .config import ModelConfig
 from .hub import find
-from .licence import AGREEMENT, APPLE
+from .licence import AGREEMENT, APPLE, FILES
 from .memory import Memory
 from .vlm import VLM
 
 LIBRARIES = ("mlx", "numpy", "pillow", "tokenizers", "huggingface_hub")
 EASY = 0.8  # of the memory there is; above, other programs may have to give way
-LICENCES = ("LICENSE", "LICENSE_MODEL", "LICENSE.txt", "LICENSE.md")
 Lines = list[tuple[str, str]]
 
 
@@ -57,7 +56,7 @@ class ModelInfo:
     def licence(self) -> str:
         """The licence's name, and where it can be read."""
         name = self.config.source.license or "not stated"
-        file = next((name for name in LICENCES if (self.folder / name).is_file()), None)
+        file = next((name for name in FILES if (self.folder / name).is_file()), None)
         where = f"see {self.folder / file}" if file else AGREEMENT if name == APPLE else ""
         return ", ".join(part for part in (name, "research purposes only" if name == APPLE else "", where) if part)
 
@@ -77,7 +76,7 @@ class ModelInfo:
             ("folder", f"{self.folder} ({_gb(self.disk)})"),
             ("layout", config.source.layout or "fastvlm_mlx"),
             ("licence", self.licence),
-            ("image", f"{config.image.size} pixels, {config.image.fit}: {_tokens(config)} tokens"),
+            ("image", f"{config.image.size} pixels, {config.image.fit}: {config.image.tokens} tokens"),
             ("tower", f"blocks {config.vision.depths}, channels {config.vision.widths}"),
             ("decoder", f"{text.num_hidden_layers} layers of {text.hidden_size}, context {text.max_position_embeddings}"),
             ("parameters", f"{sum(parts.values()) / 1e6:.1f} M: {counts}"),
@@ -96,8 +95,8 @@ class ModelInfo:
         parts, config = memory.parameters(self.config), self.config
         return {
             "model": self.name, "folder": str(self.folder), "disk_bytes": self.disk, "layout": config.source.layout,
-            "source": config.source.name, "licence": config.source.license, "licence_text": self.licence,
-            "image": {**asdict(config.image), "tokens": _tokens(config)}, "vision": asdict(config.vision),
+            "source": config.source.name, "licence": config.source.license, "terms": self.licence,
+            "image": {**asdict(config.image), "tokens": config.image.tokens}, "vision": asdict(config.vision),
             "text": asdict(config.text), "parameters": {**parts, "total": sum(parts.values())}, "dtype": config.dtype,
             "quantization": self.quantization, "tokenizer_tokens": self.tokens, "stop_tokens": list(config.eos_token_ids),
             "memory": {**asdict(self.memory), "total": self.memory.total}, "usable_memory_bytes": self.usable,
@@ -188,10 +187,6 @@ def machine() -> MachineInfo:
         blas=blas.status(),
         caches=list(caches.every()),
     )
-
-
-def _tokens(config: ModelConfig) -> int:
-    return (-(-config.image.size // 64)) ** 2
 
 
 def _gb(nbytes: int) -> str:

@@ -10,6 +10,7 @@ from . import caches
 from .errors import FastVLMError, FastVLMWarning
 
 APPLE = "apple-amlr"  # as the Hub calls the licence
+FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")  # in a checkpoint's folder, the most particular first
 AGREEMENT = "https://github.com/apple/ml-fastvlm/blob/main/LICENSE_MODEL"
 ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
 NOTICE = f"These weights are Apple's, for research purposes only (licence {APPLE}); the agreement: {AGREEMENT}. This is said once."

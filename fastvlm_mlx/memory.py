@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from .backend import Backend
 from .cache import STEP
-from .config import ATTENTION_STAGES, DTYPES, HEAD_DIM, STRIDE, Dtype, ModelConfig, QuantConfig, TextConfig, VisionConfig
+from .config import ATTENTION_STAGES, DTYPES, HEAD_DIM, Dtype, ModelConfig, QuantConfig, TextConfig, VisionConfig
 from .cpu import COMPILE_FROM, TILE, WINDOWS
 from .model import PREFILL_CHUNK, FastVLM
 
@@ -60,7 +60,7 @@ def estimate(
     """
     kind = dtype or ("float32" if backend == "cpu" else config.dtype)
     limit = config.text.max_position_embeddings
-    shown = images * (-(-config.image.size // STRIDE)) ** 2
+    shown = images * config.image.tokens
     context = min(limit, context or shown + CONTEXT)
     tower = _tower(config.vision, config.image.size, backend) if images else 0
     decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)

@@ -156,7 +156,7 @@ class VLM:
     @property
     def image_tokens(self) -> int:
         """Positions one picture takes."""
-        return (-(-self.config.image.size // STRIDE)) ** 2
+        return self.config.image.tokens
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps pictures and everything said, so that a follow-up costs its own tokens only."""

@@ -361,6 +361,13 @@ def test_a_cache_that_cannot_be_written(server: type[Handler]) -> None:
         hub.find(NAME, agree=agree)
 
 
+def test_a_list_of_its_own_is_replaced(server: type[Handler], apple: Path) -> None:
+    (apple / digests.SUMS).write_text("not ours")
+    server.data = zipped(apple)
+    found = digests.verify(hub.find(NAME, agree=agree))
+    assert found.unknown == [] and found.files == len(list(apple.iterdir())) - 1
+
+
 def test_a_name_that_is_none() -> None:
     for name in ("llava-fastvithd_3b_stage3", "llava-fastvithd_0.5b_stage1", "llava-fastvithd_0.5b_stage3.tar"):
         with pytest.raises(HubError, match="no such folder"):
