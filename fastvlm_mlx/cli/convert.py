@@ -38,15 +38,14 @@ def convert(
     from ..convert import convert as run
     from ..errors import OutputError
     from ..hub import HUB_NAME, find, find_tokenizer
+    from ..publish import check, publish
 
-    if upload is not None:
-        from .. import publish
-
-        publish.check(upload)
     tokenizer = find_tokenizer(tokenizer_path)
     target = Path(os.path.expanduser(out))  # noqa: PTH111
     if target == Path():
         raise OutputError("The path of the output is empty; give the name of a new folder to --out.")
+    if upload is not None:
+        check(upload)
     source = find(folder, agree=agree_to_download(yes))
     with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
@@ -60,5 +59,5 @@ def convert(
         )
     size = sum(file.stat().st_size for file in target.iterdir())
     if upload is not None:
-        print(f"Published: {publish.publish(target, upload)}", file=sys.stderr)
+        print(f"Published: {publish(target, upload)}", file=sys.stderr)
     print(f"{out}: {size / 1e9:.2f} GB. Try: fastvlm-mlx generate --model {out} --image PICTURE", file=sys.stderr)

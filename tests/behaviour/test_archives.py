@@ -1,11 +1,16 @@
 """Apple's archives from a server on loopback that drops connections, lies, redirects and serves other bytes than promised."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -124,6 +129,22 @@ def test_given_up_kept_and_taken_up_by_the_next_run(server: type[Handler], model
     server.requests.clear()
     assert_whole(hub.find(NAME, agree=agree), model)
     assert [request.get("Range") for request in server.requests] == ["bytes=300000-"]
+
+
+def test_a_bar_on_a_terminal(server: type[Handler]) -> None:
+    leader, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
+    command = [sys.executable, "-m", "fastvlm_mlx", "download", NAME, "--yes"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while data := os.read(leader, 65536):
+            shown += data
+    os.close(leader)
+    out, _ = process.communicate()
+    assert process.returncode == 0 and out.decode().strip().endswith(NAME)
+    assert f"{NAME}.zip: 100%".encode() in shown and f"{NAME}, unpacking: 100%".encode() in shown
 
 
 def test_interrupted_by_a_person_and_taken_up_again(server: type[Handler], model: Path) -> None:
