@@ -23,9 +23,15 @@ def licence_text(folder: Path, config: ModelConfig) -> str:
     """The licence found in the source folder, or where to find it."""
     for name in FILES:
         path = folder / name
-        if path.is_file() and path.stat().st_size < 1_000_000:
+        if path.is_file() and _is_own(path) and path.stat().st_size < 1_000_000:
             return path.read_text(encoding="utf-8", errors="replace")
     return TERMS if config.source.license == APPLE else f"{config.source.license}\n"
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file lies in its folder, or where the Hub's cache links to: a copy of any other would be passed on unseen."""
+    home, real = path.parent.resolve(), path.resolve()
+    return real.parent == home or real.parent == home.parent.parent / "blobs"
 
 
 def model_card(config: ModelConfig, *, quality: str | None = None) -> str:

@@ -117,3 +117,17 @@ def test_the_agreement_is_carried_or_pointed_to(apple: Path, tmp_path: Path) -> 
     assert licence.AGREEMENT in licence_text(apple, config) and licence.ATTRIBUTION in licence_text(apple, config)
     (apple / "LICENSE_MODEL").write_text("the agreement itself")
     assert licence_text(apple, config) == "the agreement itself"
+
+
+def test_a_link_for_a_licence_is_followed_only_within_the_hubs_cache(tmp_path: Path) -> None:
+    config = replace(random_config("small"), source=SourceConfig("x", "llava", licence.APPLE))
+    snapshot, blobs = tmp_path / "models--a--b/snapshots/1", tmp_path / "models--a--b/blobs"
+    for folder in (snapshot, blobs, tmp_path / "blobs"):
+        folder.mkdir(parents=True)
+    for secret in (tmp_path / "key", tmp_path / "blobs/key"):
+        secret.write_text("secret")
+    (blobs / "aa").write_text("the agreement itself")
+    for target, carried in (("../../../key", False), ("../../../blobs/key", False), ("../../blobs/aa", True)):
+        (snapshot / "LICENSE").unlink(missing_ok=True)
+        (snapshot / "LICENSE").symlink_to(target)
+        assert (licence.AGREEMENT not in licence_text(snapshot, config)) == carried, target
