@@ -169,12 +169,12 @@ def test_what_is_wrong_with_a_transcript_is_said_and_changes_nothing(small: VLM,
         assert chat.messages == before
 
     broken("", "not a transcript")
-    broken("[]", "damaged")
-    broken("{}", "damaged")
+    broken("[]", "damaged|not a transcript")
+    broken("{}", "damaged|not a transcript")
     broken(json.dumps(good | {"version": 99}), "not a transcript of this version")
     broken(json.dumps(good | {"resolution": 256}), "resolution=256")
-    broken(json.dumps(good | {"system": 7}), "damaged")
-    broken(json.dumps(good | {"exchanges": [{}]}), "damaged")
+    broken(json.dumps(good | {"system": 7}), "damaged|not a transcript")
+    broken(json.dumps(good | {"exchanges": [{}]}), "damaged|not a transcript")
     broken(json.dumps(good | {"exchanges": [good["exchanges"][0] | {"answer_ids": [1 << 40]}]}), "another model")
     Image.fromarray(PICTURES[1]).save(path)
     broken(json.dumps(good), "no longer the picture")
