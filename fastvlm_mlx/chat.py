@@ -12,7 +12,6 @@ from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .claim import Claim
@@ -103,8 +102,7 @@ class Chat:
 
     def look(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Picture:
         """Open a picture, to be shown with a later question as it is now; raises ImageError."""
-        path = str(Path(os.fspath(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
-        return Picture(self._vlm.pixels(source, max_pixels=max_pixels), path)
+        return Picture.open(source, self._vlm, max_pixels=max_pixels)
 
     def undo(self) -> Exchange:
         """Take back the last question and its answer, and return them; raises PromptError where there is none."""
@@ -225,7 +223,10 @@ class Chat:
 
         Raises CheckpointError or ImageError, and changes nothing, where it cannot.
         """
-        found = Transcript.open(path, self._vlm)
+        self.take_up(Transcript.open(path, self._vlm))
+
+    def take_up(self, found: Transcript) -> None:
+        """Go on from a transcript in place of this conversation."""
         with self._claim.change():
             self._system, self._exchanges, self._left_out = found.system, list(found.exchanges), found.left_out
 

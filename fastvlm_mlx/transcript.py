@@ -19,8 +19,9 @@ from PIL import Image
 
 from . import files
 from .errors import CheckpointError, OutputError, PromptError, shown
-from .image import Pixels
+from .image import Pixels, Source
 from .imagecache import digest
+from .imagefile import MAX_PIXELS
 from .prompt import Turn, check_text
 
 if TYPE_CHECKING:
@@ -31,12 +32,18 @@ VERSION = 1
 MAX_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A picture shown in a conversation: its prepared pixels, and the path it came from, if it came from a file."""
 
     pixels: Pixels
     path: str | None = None
+
+    @classmethod
+    def open(cls, source: Source, vlm: "VLM", *, max_pixels: int = MAX_PIXELS) -> "Picture":
+        """Prepare a picture for a model; raises ImageError."""
+        path = str(Path(os.fspath(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
+        return cls(vlm.pixels(source, max_pixels=max_pixels), path)
 
     @cached_property
     def digest(self) -> bytes:
