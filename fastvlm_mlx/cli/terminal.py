@@ -8,15 +8,19 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, ThreadedCompleter
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, ThreadedCompleter, get_common_complete_suffix
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory
+from prompt_toolkit.input.vt100 import Vt100Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 from rich.console import Console
 
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 
 LONG_PASTE = 1000  # characters; more is shown by its length, or editing the line would crawl
 PASTE = re.compile(r"\[pasted text \d+, [\d,]+ characters\]")
+COMMAND = re.compile(r"/\w*")
 PATH = re.compile(r"(?:\\.|[^\s\\])*$")  # the word before the cursor, spaces escaped
+TYPED_AT_ONCE = 60  # characters in one read
 LISTED = 200  # completions of a path
 
 
@@ -47,9 +53,10 @@ class Terminal(Plain):
         prompt: PromptSession[str] = PromptSession(
             history=History(history_file()),
             completer=ThreadedCompleter(LineCompleter()),
-            complete_while_typing=Condition(lambda: prompt.default_buffer.text.startswith("/")),
+            complete_while_typing=Condition(lambda: COMMAND.fullmatch(prompt.default_buffer.text) is not None),
             key_bindings=self._keys(),
             bottom_toolbar=lambda: status,
+            input=Keyboard(sys.stdin),
         )
         while True:
             status = f" {printable(session.status)} "
@@ -84,12 +91,49 @@ class Terminal(Plain):
 
         @keys.add(Keys.BracketedPaste)
         def _(event: KeyPressEvent) -> None:
-            text = event.data.replace("\r\n", "\n").replace("\r", "\n")
-            if len(text) > LONG_PASTE:
-                name = f"[pasted text {len(self._pastes) + 1}, {len(text):,} characters]"
-                self._pastes[name], text = text, name
-            event.current_buffer.insert_text(text)
+            self._paste(event.current_buffer, event.data.replace("\r\n", "\n").replace("\r", "\n"))
 
+        @keys.add("tab")
+        def _(event: KeyPressEvent) -> None:
+            """Complete at once, where prompt_toolkit would start to look: the next key may have been typed already."""
+            buffer = event.current_buffer
+            if buffer.complete_state is not None:
+                buffer.complete_next()
+                return
+            found = list(LineCompleter().get_completions(buffer.document, CompleteEvent(completion_requested=True)))
+            if len(found) == 1:
+                buffer.apply_completion(found[0])
+            elif common := get_common_complete_suffix(buffer.document, found):
+                buffer.insert_text(common)
+            elif found:
+                buffer.start_completion()
+
+        return keys
+
+    def _paste(self, buffer: Buffer, text: str) -> None:
+        """Insert a text, a long one by what stands for it; the pieces of a long one come one after the other."""
+        last = next(reversed(self._pastes), "\n")
+        if buffer.document.text_before_cursor.endswith(last):
+            buffer.delete_before_cursor(len(last))
+            text = self._pastes.pop(last) + text
+        if len(text) > LONG_PASTE:
+            name = f"[pasted text {len(self._pastes) + 1}, {len(text):,} characters]"
+            self._pastes[name], text = text, name
+        buffer.insert_text(text)
+
+
+class Keyboard(Vt100Input):
+    """Keys that come too fast to be typed are a paste, also where the terminal does not say so."""
+
+    def read_keys(self) -> list[KeyPress]:
+        """The keys pressed since, long runs of characters as one paste."""
+        keys: list[KeyPress] = []
+        for typed_text, run in groupby(super().read_keys(), key=lambda press: not isinstance(press.key, Keys)):
+            presses = list(run)
+            if typed_text and len(presses) > TYPED_AT_ONCE:
+                text = "".join(press.data for press in presses)
+                presses = [KeyPress(Keys.BracketedPaste, text)]
+            keys += presses
         return keys
 
 
@@ -128,7 +172,7 @@ class LineCompleter(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """What the text before the cursor may be completed to."""
         line = document.text_before_cursor
-        if re.fullmatch(r"/\w*", line):
+        if COMMAND.fullmatch(line):
             for name, (argument, meaning) in typed.COMMANDS.items():
                 if name.startswith(line[1:].lower()):
                     yield Completion(f"/{name}" + " " * bool(argument), -len(line), f"/{name}", meaning)
