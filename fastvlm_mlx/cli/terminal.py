@@ -55,13 +55,11 @@ class Terminal(Plain):
             completer=ThreadedCompleter(LineCompleter()),
             complete_while_typing=Condition(lambda: COMMAND.fullmatch(prompt.default_buffer.text) is not None),
             key_bindings=self._keys(),
-            bottom_toolbar=lambda: status,
             input=Keyboard(sys.stdin),
         )
         while True:
-            status = f" {printable(session.status)} "
             try:
-                line = prompt.prompt("> ")
+                line = prompt.prompt("> ", rprompt=[("fg:ansibrightblack", printable(session.status) + " ")])
             except KeyboardInterrupt:
                 interrupts.take()
                 self.note("Ctrl-D leaves.")
