@@ -128,34 +128,43 @@ class Session:
         finally:
             chunks.close()  # type: ignore[attr-defined]  # a generator
         self._stopped, self.waiting = None, []
-        self._warn(options)
+        self._warn(question, options)
 
     def _make_room(self, question: Question, options: Options) -> None:
         cut = self.chat.crowded_out(question.prompt, len(question.pictures), max_tokens=options.max_tokens)
         if cut != self.chat.left_out:
-            self._front.note(f"The context is full: {self._to_go(cut)} from here on; the rest and your question stay.")
+            self._front.note(f"The context is full: the model no longer sees {self._going(cut)}; {self._staying(cut)}.")
             self.chat.leave_out(cut)
 
-    def _warn(self, options: Options) -> None:
-        """Say beforehand what the next question will cost."""
+    def _warn(self, question: Question, options: Options) -> None:
+        """Say beforehand what another question of this length will cost."""
         with suppress(PromptError):
-            cut = self.chat.crowded_out("", max_tokens=options.max_tokens)
+            cut = self.chat.crowded_out(question.prompt, max_tokens=options.max_tokens)
             if cut != self.chat.left_out:
                 used = f"{self.chat.tokens:,} of {self.chat.context:,} tokens"
-                self._front.note(f"The context is nearly full ({used}): {self._to_go(cut)} at the next question.")
+                self._front.note(
+                    f"The context is nearly full ({used}): from the next question on the model will no longer see "
+                    f"{self._going(cut)}; {self._staying(cut)}."
+                )
 
-    def _to_go(self, cut: LeftOut) -> str:
-        """What leaving out this much means, in words."""
+    def _going(self, cut: LeftOut) -> str:
+        """What leaving out this much takes from the model, in words."""
         before = self.chat.left_out
         words, pictures = cut.exchanges - before.exchanges, cut.pictures - before.pictures
         parts = []
         if words:
             first = _quoted(self.chat.exchanges[before.exchanges].prompt)
-            parts.append(f"the oldest {_count(words, 'question')} with the answer{'s' * (words > 1)}, from {first} on")
+            answers = "their answers" if words > 1 else "its answer"
+            parts.append(f"the oldest {_count(words, 'question')} with {answers} (from {first} on)")
         if pictures:
             parts.append(f"the oldest {_count(pictures, 'picture')}")
-        kept = "" if pictures else ", but no picture,"
-        return f"{' and '.join(parts)}{kept} will no longer be seen by the model"
+        return " and ".join(parts)
+
+    def _staying(self, cut: LeftOut) -> str:
+        """What it leaves."""
+        pictures = pictures_in(self.chat.exchanges) - cut.pictures
+        seen = f", {_count(pictures, 'picture')}" if pictures else ""
+        return f"the system prompt{seen} and the question stay"
 
     def _image(self, said: typed.Typed) -> None:
         """Pictures named in a line, and its question if it has one."""
