@@ -450,3 +450,14 @@ def _places(tree: object) -> Iterator[tuple[object, object]]:
     for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()):
         yield tree, key
         yield from _places(value)
+
+
+def test_the_benchmark_of_follow_ups(capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs, and starts both from the same caches (which it checks itself); what it prints is for people to judge."""
+    from benchmarks import followup
+
+    followup.main(
+        ["--random", "small", "--resolution", "64", "--questions", "2", "--rounds", "1", "--answer-tokens", "4", "--json"]
+    )
+    (result,) = json.loads(capsys.readouterr().out)["results"]
+    assert result["held_tokens"] > result["own_tokens"] > 0 and result["ratio"] > 0
