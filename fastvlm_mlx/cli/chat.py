@@ -99,6 +99,7 @@ def chat(
     session = Session(vlm, vlm.chat(system=system), front, options, max_pixels)
     if transcript is not None:
         session.chat.take_up(transcript)
+        session.chat.system = system if system is not None else transcript.system
     session.show(*pictures)
     if front.typing:
         front.note(f"{vlm.name}{f' at {bits} bits' if bits else ''}. /help lists the commands, Ctrl-D leaves.")

@@ -18,7 +18,7 @@ class Plain:
     """A `Front` of bare text."""
 
     def __init__(self, *, typing: bool):
-        """`typing` says whether there is a person at the other end of stdin, who wants a prompt."""
+        """A person at the other end of stdin, `typing`, wants a prompt; a program wants none."""
         self.typing = typing
 
     def lines(self, session: "Session") -> Iterator[str]:

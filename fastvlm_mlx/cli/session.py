@@ -25,7 +25,9 @@ QUOTED = 60  # characters of a question that is mentioned
 
 
 class Front(Protocol):
-    """Where lines come from and answers go."""
+    """Where lines come from and answers go. `typing` says whether a person is typing the lines."""
+
+    typing: bool
 
     def lines(self, session: "Session") -> Iterator[str]:
         """The lines, until there are no more."""
@@ -71,6 +73,8 @@ class Session:
                 if not self.take(line):
                     return
             except KeyboardInterrupt:
+                if not self._front.typing:
+                    raise
                 interrupts.take()
                 self._front.note("Stopped.")
 
@@ -117,9 +121,11 @@ class Session:
         try:
             self._answer = self._front.show(chunks)
         except BaseException as error:
-            if not isinstance(error, KeyboardInterrupt) and not interrupts.take():
+            interrupted = interrupts.take() or isinstance(error, KeyboardInterrupt)
+            if not interrupted:
                 raise
-            interrupts.take()
+            if not self._front.typing:
+                raise KeyboardInterrupt from error
             if len(self.chat.exchanges) > said:  # it was complete, only not shown to its end
                 self.chat.undo()
             kept = f"; {_they(question.pictures)} for the next question" if question.pictures else ""
@@ -176,14 +182,15 @@ class Session:
             self._tries = 0
             self.ask(said.text)
         else:
-            self._front.note(f"{_count(len(pictures), 'picture')} of {self.vlm.image_tokens} tokens; now ask about it.")
+            tokens = len(pictures) * self.vlm.image_tokens
+            self._front.note(f"{_count(len(pictures), 'picture')}, {tokens} tokens, for the next question.")
 
     def _paste(self, _: typed.Typed) -> None:
         from .clipboard import pictures
 
         sources = pictures()
         self.show(*(self.chat.look(source, max_pixels=self._max_pixels) for source in sources))
-        self._front.note(f"{_count(len(sources), 'picture')} from the clipboard; now ask about it.")
+        self._front.note(f"{_count(len(sources), 'picture')} from the clipboard, for the next question.")
 
     def _undo(self, _: typed.Typed) -> None:
         if self.waiting:

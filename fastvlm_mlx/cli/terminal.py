@@ -159,9 +159,9 @@ class History(FileHistory):
 
 
 def history_file() -> Path:
-    """Where the lines are kept, after the XDG base directories."""
-    state = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(state) if state.startswith("/") else Path.home() / ".local" / "state") / "fastvlm-mlx" / "chat_history"
+    """Where the lines are kept, after the XDG base directories; nowhere, where there is no home."""
+    states = (os.environ.get("XDG_STATE_HOME", ""), os.path.expanduser("~/.local/state"))  # noqa: PTH111
+    return next((Path(state) / "fastvlm-mlx" / "chat_history" for state in states if state.startswith("/")), Path(os.devnull))
 
 
 class LineCompleter(Completer):

@@ -52,7 +52,7 @@ class Typed:
 
 
 def parse(line: str) -> Typed:
-    """Raises PromptError for a command that does not exist."""
+    """Raises PromptError for a command that does not exist, or has something after it that it does not take."""
     line = line.strip()
     if line.startswith("/"):
         word, rest = [*line.split(maxsplit=1), ""][:2]
@@ -60,8 +60,10 @@ def parse(line: str) -> Typed:
         if name == "image":
             return Typed(name, *_pictures_of_command(rest.strip()))
         if name in COMMANDS:
+            if rest.strip() and not COMMANDS[name][0]:
+                raise PromptError(f"/{name} takes nothing after it, but {shown(rest.strip()[:40])} was given; leave it out.")
             return Typed(name, rest.strip())
-        if re.fullmatch(r"/[\w?-]*", word) and not os.path.isfile(word):  # noqa: PTH113
+        if re.fullmatch(r"/[\w?-]*", word) and not os.path.isfile(word):
             close = get_close_matches(name, COMMANDS, n=1)
             hint = f"did you mean /{close[0]}? " if close else ""
             raise PromptError(f"There is no command {shown(word)}; {hint}/help lists them.")
@@ -87,8 +89,7 @@ def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]
     within = range(said[0], said[-1]) if said else range(0)  # what stands between words
     sentence = range(within.start, len(parts)) if within else within  # then the last picture is one of its words too
     text = "".join(
-        part if place % 2 == 0 else os.path.basename(part) if place in sentence else " "  # noqa: PTH119
-        for place, part in enumerate(parts)
+        part if place % 2 == 0 else os.path.basename(part) if place in sentence else " " for place, part in enumerate(parts)
     )
     return text.strip(), tuple(parts[1::2])
 
@@ -97,12 +98,12 @@ def path_of(text: str) -> str:
     """The one path that an argument is, with or without quotes, backslashes and file://, spaces or not."""
     word = WORD.fullmatch(text)
     plain = _unquoted(text) if word is not None else text
-    return _local(text if os.path.exists(os.path.expanduser(text)) else plain)  # noqa: PTH110, PTH111
+    return _local(text if os.path.exists(os.path.expanduser(text)) else plain)
 
 
 def _pictures_of_command(text: str) -> tuple[str, tuple[str, ...]]:
     """What /image was given: one path, spaces or not, or several, and perhaps a question."""
-    if os.path.isfile(path := path_of(text)):  # noqa: PTH113
+    if os.path.isfile(path := path_of(text)):
         return "", (path,)
     rest, pictures = pictures_in(text, meant=True)
     return (rest, pictures) if pictures or not text else ("", (path,))
@@ -122,7 +123,7 @@ def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
         path = _local(_unquoted(cut))
         if path.lower().endswith(PICTURES):
             sure = meant or _unquoted(cut).startswith(PLAIN)
-            if os.path.isfile(path) or (sure and _unescaped(line, start) is None):  # noqa: PTH113
+            if os.path.isfile(path) or (sure and _unescaped(line, start) is None):
                 return path, start + len(cut)
     if (unescaped := _unescaped(line, start)) is not None:
         return unescaped
@@ -136,8 +137,8 @@ def _unescaped(line: str, start: int) -> tuple[str, int] | None:
         return None
     ends = NAME_END.finditer(line, start, min(len(line), start + LONGEST))
     for end in islice(ends, TRIES):
-        path = os.path.expanduser(line[start : end.end()])  # noqa: PTH111
-        if os.path.isfile(path):  # noqa: PTH113
+        path = os.path.expanduser(line[start : end.end()])
+        if os.path.isfile(path):
             return path, end.end()
     return None
 
@@ -154,4 +155,4 @@ def _local(path: str) -> str:
     """A path without file:// and ~."""
     if path.startswith("file://"):
         path = unquote(re.sub(r"^file://(localhost)?", "", path))
-    return os.path.expanduser(path)  # noqa: PTH111
+    return os.path.expanduser(path)

@@ -2,16 +2,18 @@
 
 import json
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import VLM, FastVLMError
+from fastvlm_mlx import VLM, FastVLMError, generate
 from fastvlm_mlx.chat import Chat
 from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OutputError, PromptError
 from fastvlm_mlx.generate import Options, Request
@@ -84,6 +86,50 @@ def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) ->
     expected = from_scratch(small, chat, "And now?", PICTURES[1:2], 6)
     assert chat.ask("And now?", PICTURES[1], max_tokens=6).token_ids == expected
     assert len(chat.messages) == 4
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted as it is closed
+def test_interrupted_anywhere_the_conversation_stays_true_to_its_caches(small: VLM) -> None:
+    """An interrupt as any function of the package is entered or left; then another question gets the answer it gets anyway."""
+    package = str(Path(generate.__file__).parent)
+    rng = random.Random(0)
+    events = moment = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal events
+        if event in ("call", "return") and frame.f_code.co_filename.startswith(package):
+            events += 1
+            if events == moment:
+                raise KeyboardInterrupt
+
+    def ask(chat: Chat) -> None:
+        sys.setprofile(count)
+        try:
+            chat.ask("And now?", PICTURES[1], max_tokens=4)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+
+    def begun() -> Chat:
+        chat = small.chat()
+        chat.ask("What is it?", PICTURES[0], max_tokens=3)
+        return chat
+
+    chat = begun()
+    expected = from_scratch(small, chat, "Which colour?", [], 4)
+    ask(chat)
+    total, places = events, set()
+    assert total > 200
+    for moment in [*range(1, total, 41), *(rng.randrange(total) for _ in range(10)), *range(total - 6, total)]:
+        small.images.clear()
+        chat, events = begun(), 0
+        ask(chat)
+        while len(chat.exchanges) > 1:  # interrupted after it was complete
+            chat.undo()
+        places.add(events)
+        assert chat.ask("Which colour?", max_tokens=4).token_ids == expected, moment
+    assert len(places) > 15
 
 
 def test_a_follow_up_costs_its_own_tokens_only(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,10 @@ def test_every_command_is_known() -> None:
     assert [parse(f"/{name}").command for name in COMMANDS] == list(COMMANDS)
 
 
-@pytest.mark.parametrize(("line", "says"), [("/undoo", "did you mean /undo"), ("/", "'/'"), ("/frob nicate", "/help lists them")])
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [("/undoo", "did you mean /undo"), ("/", "'/'"), ("/frob nicate", "/help lists them"), ("/undo 3", "takes nothing")],
+)
 def test_unknown_commands(line: str, says: str) -> None:
     with pytest.raises(PromptError, match=says):
         parse(line)
