@@ -93,10 +93,9 @@ class Chat:
                     ended = chunk.answer.finish_reason == "stop"
                     with self._claim.change(state):
                         self._exchanges.append(Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids)))
-                    yield chunk
-                    return
                 yield chunk
-                self._claim.check(state)
+                if chunk.answer is None:
+                    self._claim.check(state)
         finally:
             self._claim.end(state)
 

@@ -24,10 +24,10 @@ class Plain:
     def lines(self, session: "Session") -> Iterator[str]:
         """The lines of stdin; one that is no text is complained of and passed over."""
         while True:
-            if self.typing:
-                self.note(f"[{session.status}]")
-                print("> ", end="", file=sys.stderr, flush=True)
             try:
+                if self.typing:
+                    self.note(f"[{session.status}]")
+                    print("> ", end="", file=sys.stderr, flush=True)
                 line = _read()
             except FastVLMError as error:
                 session.failed = True

@@ -102,7 +102,8 @@ class Session:
         """The model and how much of its context is used."""
         used, context = self.chat.tokens, self.chat.context
         waiting = f" · {_count(len(self.waiting), 'picture')} waiting" if self.waiting else ""
-        return f"{self.vlm.name} · {used:,} of {context:,} tokens ({used / context:.0%}){waiting}"
+        name = self.vlm.name.rstrip("/").rpartition("/")[2]
+        return f"{name} · {used:,} of {context:,} tokens ({used / context:.0%}){waiting}"
 
     def show(self, *pictures: Picture) -> None:
         """Let pictures wait for the next question."""
@@ -209,18 +210,17 @@ class Session:
                 options = replace(options, temperature=float(said.text))
             except ValueError as error:
                 raise OptionError("/retry takes a temperature, such as /retry 0.7, or nothing.") from error
-        question = self._stopped
-        if question is None:
+        if self._stopped is None:
             if not self.chat.exchanges:
                 raise PromptError("There is nothing to retry: the conversation has not begun.")
-            last = self.chat.exchanges[-1]
-            question = Question(last.prompt, last.pictures)
-            self.chat.undo()
+            if options.temperature == 0:
+                self._front.note("At temperature 0 an answer is always the same; /retry 0.7 draws another.")
+            last = self.chat.undo()
+            self._stopped = Question(last.prompt, last.pictures)
+        question = self._stopped
         self._tries += 1
         if options.seed is not None:
             options = replace(options, seed=(options.seed + self._tries) % (1 << 64))  # another answer, and the same one every time
-        elif options.temperature == 0 and self._stopped is None:
-            self._front.note("At temperature 0 an answer is always the same; /retry 0.7 draws another.")
         waiting = [picture for picture in self.waiting if picture not in question.pictures]
         self.waiting = list(question.pictures)
         try:

@@ -110,8 +110,8 @@ class Terminal(Plain):
 
     def _paste(self, buffer: Buffer, text: str) -> None:
         """Insert a text, a long one by what stands for it; the pieces of a long one come one after the other."""
-        last = next(reversed(self._pastes), "\n")
-        if buffer.document.text_before_cursor.endswith(last):
+        last = next(reversed(self._pastes), None)
+        if last is not None and buffer.document.text_before_cursor.endswith(last):
             buffer.delete_before_cursor(len(last))
             text = self._pastes.pop(last) + text
         if len(text) > LONG_PASTE:

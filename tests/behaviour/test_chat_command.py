@@ -2,6 +2,9 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -113,8 +116,8 @@ def test_the_same_seed_gives_the_same_conversation_retries_included(run: Run, mo
 
 
 def test_near_its_limit_it_says_what_goes_and_keeps_the_rest(run: Run, small: VLM, model: Path, photo: Path) -> None:
-    question = "What is on the table? A red circle and a blue square? " * 3
-    count = 30
+    question = "What is on the table? A red circle and a blue square? " * 5
+    count = 14
     done = talk(run, model, *[f"{number}. {question}" for number in range(count)], options=(*EXACT, "-i", photo))
     assert done.code == 0
     nearly, full = done.err.splitlines()[:2]
@@ -127,6 +130,18 @@ def test_near_its_limit_it_says_what_goes_and_keeps_the_rest(run: Run, small: VL
         expected += chat.ask(prompt, photo if number == 0 else None, max_tokens=8).text.encode() + b"\n"
     assert done.out == expected
     assert chat.left_out.exchanges > 0 and chat.left_out.pictures == 0
+
+
+def test_an_interrupt_ends_a_chat_without_a_terminal(model: Path, photo: Path) -> None:
+    command = [sys.executable, "-m", "fastvlm_mlx", "chat", "-m", str(model), "-i", str(photo), "--max-tokens", "900"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdin.write(b"What is it?\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, complaint = process.communicate()
+    assert (process.returncode, complaint) == (130, b"")
 
 
 def test_saving_never_overwrites_what_is_no_transcript(run: Run, model: Path, photo: Path, tmp_path: Path) -> None:

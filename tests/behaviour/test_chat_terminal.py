@@ -1,5 +1,6 @@
 """`fastvlm-mlx chat` in a real pseudo-terminal: keys go in, and what the screen is sent comes out."""
 
+import json
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ class Screen:
         self.process = pexpect.spawn(
             sys.executable, words, env=env, cwd=str(folder), dimensions=(50, 150), encoding="utf-8", timeout=20
         )
+        self.process.delaybeforesend = None
         self.until(READY)
 
     def until(self, pattern: str) -> str:
@@ -103,22 +105,32 @@ def test_completion_history_and_dragging(chat: Open, tiny: VLM, tmp_path: Path) 
     assert again.leave() == 0
 
 
-@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
-def test_an_answer_stopped_is_as_if_never_begun(chat: Open, small: VLM, model: Path, photo: Path, term: str) -> None:
-    expected = [small.chat().ask(question, photo, max_tokens=250).text for question in ("What is it?", "And now?")]
-    screen = chat("-m", model, "-i", photo, "--max-tokens", 250, "--plain", "--dtype", "float32", term=term)
+@pytest.fixture(scope="module")
+def fresh(small: VLM, photo: Path) -> list[str]:
+    """The answers to two questions, each the first of a conversation of its own."""
+    return [small.chat().ask(question, photo, max_tokens=250).text for question in ("What is it?", "And now?")]
+
+
+@pytest.mark.parametrize(("term", "plain"), [("xterm-256color", True), ("xterm-256color", False), ("dumb", True)])
+def test_an_answer_stopped_is_as_if_never_begun(
+    chat: Open, fresh: list[str], model: Path, photo: Path, tmp_path: Path, term: str, plain: bool
+) -> None:
+    options = ("--max-tokens", 250, "--dtype", "float32", *(["--plain"] if plain else []))
+    screen = chat("-m", model, "-i", photo, *options, term=term)
     screen.keys("What is it?\r")
-    screen.until(re.escape(printable(expected[0])[:20].replace("\n", "\r\n")))
+    screen.until(re.escape(printable(fresh[0])[:3]))  # it streams
     screen.keys(CTRL_C)
     screen.until("Stopped, and not kept; its picture waits")
     screen.until(READY)
-    screen.says("And now?", re.escape(printable(expected[1]).replace("\n", "\r\n")))
-    screen.says("/undo", "its picture waits")
-    screen.says("What is it?", re.escape(printable(expected[0]).replace("\n", "\r\n")))
+    shown = re.escape(printable(fresh[1]).replace("\n", "\r\n")) if plain else READY
+    screen.says("And now?", shown)
+    screen.says("/save talk", "1 question saved")
     screen.keys(CTRL_C)
     screen.until("Ctrl-D leaves")
     screen.until(READY)
     assert screen.leave() == 0
+    (exchange,) = json.loads((tmp_path / "talk").read_text())["exchanges"]
+    assert (exchange["prompt"], exchange["answer"], len(exchange["images"])) == ("And now?", fresh[1], 1)
 
 
 def test_a_dumb_terminal_is_sent_plain_lines(chat: Open, tiny: VLM) -> None:
