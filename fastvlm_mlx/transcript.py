@@ -119,21 +119,22 @@ class Transcript:
             "left_out": [self.left_out.exchanges, self.left_out.pictures],
             "exchanges": exchanges,
         }
-        target = Path(path).expanduser()
-        partial = target.with_name(target.name + ".partial")
+        target = Path(os.path.expanduser(path))  # noqa: PTH111
+        partial = target.parent / f"{target.name}.partial"
         try:
             partial.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
             partial.replace(target)
-        except OSError as error:
-            raise OutputError(f"{target} cannot be written ({error.strerror}); choose another place.") from error
+        except (OSError, ValueError) as error:  # ValueError for a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OutputError(f"{target} cannot be written ({reason}); choose another place.") from error
         finally:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 partial.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], vlm: "VLM") -> "Transcript":
         """Read one, with its pictures, for a model; raises CheckpointError and ImageError."""
-        source = Path(path).expanduser()
+        source = Path(os.path.expanduser(path))  # noqa: PTH111
         data = _read(source)
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise CheckpointError(f"{source}: not a transcript of this version of fastvlm-mlx; check the path.")

@@ -4,6 +4,7 @@ Lines come from a front (the terminal, or a pipe) and answers go back to it. Wha
 the conversation goes on as it was.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -243,7 +244,7 @@ class Session:
             raise OutputError("Name a file: /save PATH.")
         path = Path(typed.path_of(said.text)) if said.text else self._file
         assert path is not None
-        if path != self._file and path.exists() and not _is_transcript(path):
+        if path != self._file and os.path.exists(path) and not _is_transcript(path):  # noqa: PTH110  # Path.exists may raise
             raise OutputError(f"{path} exists and is not a saved conversation; choose another name.")
         self.chat.save(path)
         self._file = path

@@ -154,7 +154,7 @@ class History(FileHistory):
     def store_string(self, string: str) -> None:
         """Write a line down, unless it stands for a paste that no later run would know."""
         if not PASTE.search(string):
-            with suppress(OSError):
+            with suppress(OSError, UnicodeError):  # the latter for half a character
                 super().store_string(string)
 
 

@@ -52,8 +52,10 @@ class Typed:
 
 
 def parse(line: str) -> Typed:
-    """Raises PromptError for a command that does not exist, or has something after it that it does not take."""
+    """Raises PromptError for a command that does not exist, or has something after it that it does not take, and for a NUL."""
     line = line.strip()
+    if "\0" in line:
+        raise PromptError("The line holds a NUL character; remove it.")
     if line.startswith("/"):
         word, rest = [*line.split(maxsplit=1), ""][:2]
         name = ALIASES.get(word[1:].lower(), word[1:].lower())

@@ -14,6 +14,7 @@ from PIL import Image, ImageGrab
 from fastvlm_mlx import VLM
 from fastvlm_mlx.cli import clipboard
 from fastvlm_mlx.cli.chat import usual_bits
+from fastvlm_mlx.cli.typed import COMMANDS
 from fastvlm_mlx.config import ModelConfig, QuantConfig
 from fastvlm_mlx.errors import FastVLMError, ImageError
 from fastvlm_mlx.random_model import SIZES
@@ -83,6 +84,20 @@ def test_a_mistake_is_one_sentence_and_the_conversation_goes_on(
     assert (done.code, done.out) == (1, answers(small, ("What is it?", [photo])))
     *_, complaint = done.err.splitlines()
     assert complaint.startswith("fastvlm-mlx: ") and says in complaint and len(complaint) < 1100 and complaint.isprintable()
+
+
+def test_no_line_ends_the_conversation(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
+    """Commands and scraps of paths, quotes and signs, thrown together."""
+    rng = random.Random(5)
+    scraps = [f"/{name}" for name in COMMANDS if name not in ("quit", "help", "stats")]
+    scraps += ["~", "~nobody/x", "/", "..", ".", "a.png", "\0", "'", '"', "\\", "file://", "file:///%00.png", "~/.png", " ", "0"]
+    scraps += ["-1", "nan", "\u2028", "图", "\x1b[2J", "x" * 300, "[pasted text 1, 5 characters]", str(tmp_path), str(photo), "🎉"]
+    lines = ["".join(rng.choice(scraps) + rng.choice(["", " "]) for _ in range(rng.randint(1, 4))) for _ in range(150)]
+    typed = [*lines, "/clear", "/system default", "What is it?"]
+    done = run("chat", "-m", model, "--dtype", "float32", "--max-tokens", 1, stdin="\n".join(typed).encode(), cwd=tmp_path)
+    assert done.code == 1 and done.out.endswith(answers(small, ("What is it?", []), max_tokens=1)), done.err[-2000:]
+    assert "of its own" not in done.err and "Traceback" not in done.err and "could not be computed" not in done.err
+    assert "\x1b" not in done.err and done.err.count("fastvlm-mlx: ") > 30
 
 
 def test_commands(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
