@@ -1,82 +1,52 @@
 """Conversations: questions and answers that build on each other, about pictures that are shown once.
 
-What was computed is kept and reused exactly: a follow-up question costs its own tokens only. Whatever changes (a turn undone,
-the system prompt replaced), only what comes after the change is computed again.
+What was computed is kept and reused exactly: a follow-up question costs its own tokens only. Whatever changes (a turn undone
+or edited, the system prompt replaced), only what comes after the change is computed again.
 """
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from .errors import CheckpointError, OutputError, PromptError
+from .claim import Claim
+from .errors import PromptError
 from .generate import Answer, Chunk, Options, Request, finish
-from .image import Images, Pixels, Source, as_list
-from .imagecache import digest
+from .image import Images, Source, as_list
+from .imagefile import MAX_PIXELS
 from .prefix import Prefix
-from .prompt import Turn
+from .prompt import Turn, check_text, render
+from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
 
 if TYPE_CHECKING:
     from .vlm import VLM
 
-FORMAT = "fastvlm-mlx chat"
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture shown in a conversation: its prepared pixels, and the path it came from, if it came from a file."""
-
-    pixels: Pixels
-    path: str | None
-
-    def to_dict(self) -> dict[str, str]:
-        """As a transcript refers to it: by path and content; one without a path is written out, as PNG."""
-        content = digest(self.pixels).hex()
-        if self.path is not None:
-            return {"path": self.path, "digest": content}
-        png = BytesIO()
-        Image.fromarray(self.pixels).save(png, "PNG")
-        return {"png": base64.b64encode(png.getvalue()).decode(), "digest": content}
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A question with its pictures, and the answer as text and as the ids that were generated (without a stop token)."""
-
-    prompt: str
-    pictures: tuple[Picture, ...]
-    answer: str
-    answer_ids: tuple[int, ...]
-
-    @property
-    def turn(self) -> Turn:
-        """As the prompt is rendered from."""
-        return Turn(self.prompt, len(self.pictures), self.answer_ids)
+SPARE = 4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
 
 
 class Chat:
-    """A conversation with a model; see `VLM.chat`."""
+    """A conversation with a model; see `VLM.chat`.
+
+    While one thread reads an answer, other threads that ask, or change the conversation, get a BusyError.
+    """
 
     def __init__(self, vlm: VLM, *, system: str | None = None):
-        self.system = system
         self._vlm = vlm
+        self._system = system
         self._exchanges: list[Exchange] = []
+        self._left_out = LeftOut()
         self._prefix = Prefix(vlm.model.text.make_cache())
+        self._claim = Claim()
 
     def ask(
         self,
         prompt: str,
-        image: Images = None,
+        image: Images | Picture | Sequence[Picture] = None,
         *,
         max_tokens: int = 256,
         temperature: float = 0.0,
@@ -89,7 +59,7 @@ class Chat:
     def stream(
         self,
         prompt: str,
-        image: Images = None,
+        image: Images | Picture | Sequence[Picture] = None,
         *,
         max_tokens: int = 256,
         temperature: float = 0.0,
@@ -99,122 +69,182 @@ class Chat:
         """The same, chunk by chunk. An answer that is not read to its end is not remembered, and costs nothing later."""
         options = Options(max_tokens, temperature, top_p, seed)
         started = time.perf_counter()
-        pictures = tuple(Picture(self._vlm.pixels(source), _path(source)) for source in as_list(image))
-        turns = [exchange.turn for exchange in self._exchanges]
-        pieces = self._vlm.render([*turns, Turn(prompt, len(pictures))], self.system)
-        shown = [picture.pixels for exchange in self._exchanges for picture in exchange.pictures]
-        request = Request([*shown, *(picture.pixels for picture in pictures)], pieces, time.perf_counter() - started)
-        return self._answer(prompt, pictures, request, options)
+        state = self._claim.state
+        pictures = tuple(source if isinstance(source, Picture) else self.look(source) for source in as_list(image))  # type: ignore[arg-type]
+        pieces = self._vlm.render(self._turns(Turn(prompt, len(pictures)), self._left_out), self._system)
+        shown = [*self._shown(self._left_out), *pictures]
+        request = Request(
+            [picture.pixels for picture in shown],
+            pieces,
+            time.perf_counter() - started,
+            [picture.digest for picture in shown],
+        )
+        return self._answer(prompt, pictures, request, options, state)
 
-    def _answer(self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options) -> Iterator[Chunk]:
-        for chunk in self._vlm.answer(request, options, self._prefix):
-            if chunk.answer is not None:
-                ids = chunk.answer.token_ids
-                ended = chunk.answer.finish_reason == "stop"
-                self._exchanges.append(Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids)))
-            yield chunk
+    def _answer(
+        self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options, state: int
+    ) -> Iterator[Chunk]:
+        """The chunks; `state` is that of the conversation the request was made for."""
+        state = self._claim.begin(state)
+        try:
+            for chunk in self._vlm.answer(request, options, self._prefix):
+                if chunk.answer is not None:
+                    ids = chunk.answer.token_ids
+                    ended = chunk.answer.finish_reason == "stop"
+                    with self._claim.change(state):
+                        self._exchanges.append(Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids)))
+                yield chunk
+                if chunk.answer is None:
+                    self._claim.check(state)
+        finally:
+            self._claim.end(state)
+
+    def look(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Picture:
+        """Open a picture, to be shown with a later question as it is now; raises ImageError."""
+        return Picture.open(source, self._vlm, max_pixels=max_pixels)
 
     def undo(self) -> Exchange:
         """Take back the last question and its answer, and return them; raises PromptError where there is none."""
-        if not self._exchanges:
-            raise PromptError("There is nothing to undo: the conversation has not begun.")
-        return self._exchanges.pop()
+        with self._claim.change():
+            if not self._exchanges:
+                raise PromptError("There is nothing to undo: the conversation has not begun.")
+            last = self._exchanges.pop()
+            self._left_out = self._left_out.within(self._exchanges)
+            return last
+
+    def edit(self, number: int, *, prompt: str | None = None, answer: str | None = None) -> None:
+        """Put a question, its answer or both in other words; `number` counts from 0, or from the end as -1, -2 and so on.
+
+        What was said after it stays as it is. Raises PromptError where there is no such question, or for text as `ask` does.
+        """
+        with self._claim.change():
+            if not -len(self._exchanges) <= number < len(self._exchanges):
+                raise PromptError(f"There is no question {number}: the conversation has {len(self._exchanges)}; count from 0.")
+            edited = self._exchanges[number]
+            if prompt is not None:
+                check_text("prompt", prompt)
+                edited = replace(edited, prompt=prompt)
+            if answer is not None:
+                check_text("answer", answer)
+                ids = self._vlm.tokenizer.encode(answer)
+                edited = replace(edited, answer=self._vlm.tokenizer.decode(ids), answer_ids=tuple(ids))
+            self._exchanges[number] = edited
 
     def clear(self) -> None:
         """Begin anew, with the same system prompt."""
-        self._exchanges.clear()
+        with self._claim.change():
+            self._exchanges.clear()
+            self._left_out = LeftOut()
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, None for the usual one. Setting it raises PromptError as `ask` does."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None:
+            check_text("system prompt", text)
+        with self._claim.change():
+            self._system = text
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Everything said so far."""
+        return tuple(self._exchanges)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation as {"role", "content", "images"}, images as paths, or None for those not from a file."""
         out: list[dict[str, Any]] = []
-        if self.system is not None:
-            out.append({"role": "system", "content": self.system, "images": []})
-        for exchange in self._exchanges:
+        if self._system is not None:
+            out.append({"role": "system", "content": self._system, "images": []})
+        for exchange in self.exchanges:
             images = [picture.path for picture in exchange.pictures]
             out.append({"role": "user", "content": exchange.prompt, "images": images})
             out.append({"role": "assistant", "content": exchange.answer, "images": []})
         return out
 
     @property
+    def tokens(self) -> int:
+        """Positions that the conversation takes so far, of the model's `context`."""
+        return self._length(None, self._left_out)
+
+    @property
+    def context(self) -> int:
+        """Positions the model has room for."""
+        return self._vlm.config.text.max_position_embeddings
+
+    @property
     def nbytes(self) -> int:
         """Memory of everything said, in bytes, without the picture embeddings (`vlm.images.nbytes`)."""
         return self._prefix.nbytes
 
-    def __repr__(self) -> str:
-        return f"Chat({self._vlm.name!r}, {len(self._exchanges)} questions)"
+    @property
+    def left_out(self) -> LeftOut:
+        """How much of the beginning the model no longer sees; it stays in `messages` and in a saved transcript."""
+        return self._left_out
+
+    def crowded_out(self, prompt: str, images: int = 0, *, max_tokens: int = 256) -> LeftOut:
+        """What has to be left out for a question with so many pictures, and its answer, to fit; `left_out` if it fits already.
+
+        The oldest questions and answers go first, while their pictures stay; if that is not enough, the oldest pictures but
+        the last one go as well. System prompt and question always stay: raises PromptError where they do not fit by themselves.
+        """
+        check_text("prompt", prompt)
+        question, now = Turn(prompt, images), self._left_out
+        answer = min(max_tokens, self.context // SPARE // 2)
+        if self._length(question, now) + answer <= self.context:
+            return now
+        spoken, pictures = len(self._exchanges), pictures_in(self._exchanges)
+        words = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
+        shown = [
+            LeftOut(spoken, number) for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
+        ]
+        self._vlm.render(self._turns(question, shown[-1]), self._system)
+        for cuts, room in product((words, shown), (self.context // SPARE, answer)):
+            first = bisect(cuts, False, key=lambda cut, room=room: self._length(question, cut) + room <= self.context)  # type: ignore[misc]
+            if first < len(cuts):
+                return cuts[first]
+        return shown[-1]
+
+    def leave_out(self, cut: LeftOut) -> None:
+        """Show the model no more of the beginning; see `crowded_out`."""
+        with self._claim.change():
+            self._left_out = cut.within(self._exchanges)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transcript as JSON, pictures from files by their path and others inside; raises OutputError."""
-        exchanges = [
-            {
-                "prompt": exchange.prompt,
-                "images": [picture.to_dict() for picture in exchange.pictures],
-                "answer": exchange.answer,
-                "answer_ids": list(exchange.answer_ids),
-            }
-            for exchange in self._exchanges
-        ]
-        data = {
-            "format": FORMAT,
-            "version": VERSION,
-            "model": self._vlm.name,
-            "resolution": self._vlm.config.image.size,
-            "system": self.system,
-            "exchanges": exchanges,
-        }
-        target = Path(path).expanduser()
-        partial = target.with_name(target.name + ".partial")
-        try:
-            partial.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            partial.replace(target)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OutputError(f"{target} cannot be written ({error.strerror}); choose another place.") from error
+        Transcript(self._system, self.exchanges, self._left_out).save(path, self._vlm)
 
     def load(self, path: str | os.PathLike[str]) -> None:
-        """Take up a saved conversation in place of this one; raises CheckpointError, and changes nothing, where it cannot."""
-        source = Path(path).expanduser()
-        try:
-            data = json.loads(source.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{source}: no such transcript; check the path.") from error
-        except (OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"{source}: not a transcript that can be read ({error}).") from error
-        try:
-            if data["format"] != FORMAT or data["version"] != VERSION:
-                raise CheckpointError(f"{source}: not a transcript of this version of fastvlm-mlx.")
-            if data["resolution"] != self._vlm.config.image.size:
-                raise CheckpointError(
-                    f"{source}: its pictures were shown at {data['resolution']} pixels, this model shows them at "
-                    f"{self._vlm.config.image.size}; load the model with resolution={data['resolution']}."
-                )
-            system = data["system"]
-            exchanges = [self._restored(source, entry) for entry in data["exchanges"]]
-            if not (system is None or isinstance(system, str)):
-                raise TypeError("system")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{source}: the transcript is damaged ({error}).") from error
-        self.system, self._exchanges = system, exchanges
+        """Take up a saved conversation in place of this one.
 
-    def _restored(self, source: Path, entry: dict[str, Any]) -> Exchange:
-        ids = tuple(entry["answer_ids"])
-        vocabulary = self._vlm.config.text.vocab_size
-        if not all(isinstance(token, int) and 0 <= token < vocabulary for token in ids):
-            raise CheckpointError(f"{source}: an answer has token ids this model does not know; it belongs to another model.")
-        pictures = tuple(self._restored_picture(source, image) for image in entry["images"])
-        prompt, answer = entry["prompt"], entry["answer"]
-        if not isinstance(prompt, str) or not isinstance(answer, str):
-            raise TypeError("prompt")
-        return Exchange(prompt, pictures, answer, ids)
+        Raises CheckpointError or ImageError, and changes nothing, where it cannot.
+        """
+        self.take_up(Transcript.open(path, self._vlm))
 
-    def _restored_picture(self, source: Path, entry: dict[str, str]) -> Picture:
-        path = entry.get("path")
-        pixels = self._vlm.pixels(path if path is not None else base64.b64decode(entry["png"]))
-        if digest(pixels).hex() != entry["digest"]:
-            raise CheckpointError(f"{source}: {path or 'a picture'} is no longer the picture that was shown; put it back.")
-        return Picture(pixels, path)
+    def take_up(self, found: Transcript) -> None:
+        """Go on from a transcript in place of this conversation."""
+        with self._claim.change():
+            self._system, self._exchanges, self._left_out = found.system, list(found.exchanges), found.left_out
 
+    def __repr__(self) -> str:
+        return f"Chat({self._vlm.name!r}, {len(self._exchanges)} questions)"
 
-def _path(source: Source) -> str | None:
-    return str(Path(os.fspath(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
+    def _shown(self, cut: LeftOut) -> list[Picture]:
+        """The pictures the model sees, in order."""
+        return [picture for exchange in self._exchanges for picture in exchange.pictures][cut.pictures :]
+
+    def _turns(self, question: Turn | None, cut: LeftOut) -> list[Turn]:
+        """What the model sees. The pictures of questions left out stand before the first one that is not."""
+        turns = [exchange.turn for exchange in self._exchanges[cut.exchanges :]]
+        turns += [question] if question is not None else []
+        carried = pictures_in(self._exchanges[: cut.exchanges]) - cut.pictures
+        if turns and carried:
+            turns[0] = replace(turns[0], images=turns[0].images + carried)
+        return turns
+
+    def _length(self, question: Turn | None, cut: LeftOut) -> int:
+        """Positions of the conversation with a question."""
+        return sum(map(len, render(self._vlm.tokenizer, self._turns(question, cut), self._vlm.image_tokens, self._system)))

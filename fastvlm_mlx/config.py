@@ -109,6 +109,14 @@ class TextConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def parameters(self) -> int:
+        """Weights of the decoder's matrices, embedding and head among them: what a model is named after."""
+        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.num_key_value_heads * self.head_dim
+        layer = attention + 3 * self.hidden_size * self.intermediate_size
+        words = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + words
+
 
 @dataclass(frozen=True)
 class ImageConfig:

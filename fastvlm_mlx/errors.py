@@ -4,6 +4,7 @@
     ├── ImageError        a picture that cannot be opened or used
     ├── PromptError       text, or text and pictures together, that the model cannot take
     ├── OptionError       an option outside its range
+    ├── BusyError         a conversation that is answering already, in another thread
     ├── CheckpointError   a folder whose files are missing, broken or foreign
     │   └── TokenizerError
     ├── HubError          a name that could not be turned into a folder
@@ -29,6 +30,10 @@ class PromptError(FastVLMError):
 
 class OptionError(FastVLMError):
     """An option outside its range."""
+
+
+class BusyError(FastVLMError):
+    """A conversation that is answering already, in another thread."""
 
 
 class CheckpointError(FastVLMError):

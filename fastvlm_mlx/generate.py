@@ -59,11 +59,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """A question made ready: pixels of each image, the prompt in pieces, and how long that took."""
+    """A question made ready: pixels of each image, the prompt in pieces, how long that took, and digests already known."""
 
     pixels: list[Pixels]
     pieces: list[Piece]
     preprocess_seconds: float
+    digests: Sequence[bytes] | None = None
 
     @property
     def image_tokens(self) -> int:
@@ -156,7 +157,7 @@ def stream(engine: Engine, request: Request, options: Options, prefix: Prefix | 
     stays true to its caches also where the stream is closed early, or left standing while another one goes on.
     """
     prefix = prefix or Prefix(engine.model.text.make_cache())
-    digests = [digest(pixels) for pixels in request.pixels]
+    digests = request.digests or [digest(pixels) for pixels in request.pixels]
     known = positions(request.pieces, digests)
     mx.reset_peak_memory()
     with _wired(engine.model.backend), prefix.answering(known) as kept:

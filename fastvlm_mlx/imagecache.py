@@ -1,5 +1,6 @@
 """Image embeddings, kept by what a picture shows and never by where it lies, up to a bounded number of bytes."""
 
+import threading
 from collections import OrderedDict
 from hashlib import blake2b
 
@@ -16,37 +17,45 @@ def digest(pixels: Pixels) -> bytes:
 
 
 class ImageCache:
-    """Embeddings (N, D) by digest; the one unused for longest goes first when `capacity` bytes are exceeded."""
+    """Embeddings (N, D) by digest; the one unused for longest goes first when `capacity` bytes are exceeded.
+
+    Conversations in several threads may share one.
+    """
 
     def __init__(self, capacity: int = CAPACITY):
         self.capacity = capacity
+        self.nbytes = 0  # memory held, in bytes
         self._embeddings: OrderedDict[bytes, mx.array] = OrderedDict()
+        self._lock = threading.Lock()
 
     def get(self, key: bytes) -> mx.array | None:
         """The embeddings of a picture seen before, or None."""
-        found = self._embeddings.get(key)
-        if found is not None:
-            self._embeddings.move_to_end(key)
-        return found
+        with self._lock:
+            found = self._embeddings.get(key)
+            if found is not None:
+                self._embeddings.move_to_end(key)
+            return found
 
     def put(self, key: bytes, embeddings: mx.array) -> None:
         """Keep a picture's embeddings, if they fit at all."""
         if embeddings.nbytes > self.capacity:
             return
-        self._embeddings[key] = embeddings
-        self._embeddings.move_to_end(key)
-        while self.nbytes > self.capacity:
-            self._embeddings.popitem(last=False)
+        with self._lock:
+            before = self._embeddings.pop(key, None)
+            self._embeddings[key] = embeddings
+            self.nbytes += embeddings.nbytes - (before.nbytes if before is not None else 0)
+            while self.nbytes > self.capacity:
+                self.nbytes -= self._embeddings.popitem(last=False)[1].nbytes
 
     def clear(self) -> None:
         """Forget every picture."""
-        self._embeddings.clear()
+        with self._lock:
+            self._embeddings.clear()
+            self.nbytes = 0
 
     def __len__(self) -> int:
         """Pictures held."""
         return len(self._embeddings)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory held, in bytes."""
-        return sum(embeddings.nbytes for embeddings in self._embeddings.values())
+    def __repr__(self) -> str:
+        return f"ImageCache({len(self)} pictures, {self.nbytes / 1e6:.1f} of {self.capacity / 1e6:.0f} MB)"

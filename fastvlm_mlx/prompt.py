@@ -47,11 +47,11 @@ def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, syste
     closing = [end, *tokenizer.encode("\n")]
     assistant = [start, *tokenizer.encode("assistant\n")]
     instructions = SYSTEM if system is None else system
-    _check("system prompt", instructions)
+    check_text("system prompt", instructions)
     pieces: list[Piece] = [[start, *tokenizer.encode(f"system\n{instructions}"), *closing]]
     shown = 0
     for turn in turns:
-        _check("prompt", turn.prompt)
+        check_text("prompt", turn.prompt)
         slots = [ImageSlot(index, image_tokens) for index in range(shown, shown + turn.images)]
         pieces += [[start], *_message(tokenizer, turn.prompt, slots), [*closing, *assistant]]
         shown += turn.images
@@ -60,7 +60,8 @@ def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, syste
     return list(_joined(pieces))
 
 
-def _check(name: str, text: str) -> None:
+def check_text(name: str, text: str) -> None:
+    """Raise PromptError, in which the text is called `name`, unless it is valid Unicode of bounded length."""
     if not isinstance(text, str):
         raise PromptError(f"The {name} is a {type(text).__name__}, expected text.")
     if len(text) > MAX_CHARACTERS:

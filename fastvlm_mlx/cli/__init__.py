@@ -7,19 +7,18 @@ stdout carries the answer; everything else goes to stderr. Exit codes: 0 done, 1
 import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
+
+from . import interrupts
 
 REPORT = "please report it with the command at the project's page (FASTVLM_TRACEBACK=1 shows where it happened)"
 LONGEST = 1000  # characters of a message
-
-_interrupted = False  # for what an interrupt becomes on its way: a compiled module that is being imported makes it an ImportError
 
 
 def main() -> NoReturn:
     """Entry point of `fastvlm-mlx` and `python -m fastvlm_mlx`."""
     try:
-        signal.signal(signal.SIGINT, _interrupt)
+        interrupts.watch()
         from . import streams
 
         streams.make_usable()
@@ -31,15 +30,9 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
     except BaseException as error:
-        code = 130 if _interrupted else _explain(error)
+        code = 130 if interrupts.take() else _explain(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is leaving
     sys.exit(code)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    global _interrupted
-    _interrupted = True
-    raise KeyboardInterrupt
 
 
 def _run() -> int:

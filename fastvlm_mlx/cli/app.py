@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .chat import chat
 from .convert import convert
 from .download import download
 from .generate import generate
@@ -17,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing rich would double the time to print it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, convert, download, info, bench):
+for command in (generate, chat, convert, download, info, bench):
     app.command()(command)
 
 

@@ -5,46 +5,44 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Model, TokenizerPath, Yes, agree_to_download
+from .options import (
+    DEFAULT_MODEL,
+    ComputeType,
+    Load4Bit,
+    Load8Bit,
+    MaxPixels,
+    MaxTokens,
+    Model,
+    Pictures,
+    Resolution,
+    Seed,
+    System,
+    Temperature,
+    TokenizerPath,
+    TopP,
+    Yes,
+    agree_to_download,
+    one_of_bits,
+)
 
 MAX_STDIN = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
 
 def generate(
     model: Model = DEFAULT_MODEL,
-    image: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image",
-            "-i",
-            "--image-file",
-            help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; HEIC with an extra). Repeat for several.",
-        ),
-    ] = None,
+    image: Pictures = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question; '-' reads it from stdin.")] = "Describe the image.",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            "--temperature", "--temp", help="0 always takes the likeliest token; above, tokens are drawn, and higher varies more."
-        ),
-    ] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option("--top-p", "--top_p", help="When drawing: only from the likeliest tokens that add up to this probability."),
-    ] = 1.0,
-    seed: Annotated[int | None, typer.Option(help="When drawing: the same seed draws the same answer.")] = None,
-    system: Annotated[str | None, typer.Option(help="A system prompt in place of 'You are a helpful assistant.'")] = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = None,
+    system: System = None,
     bits: Annotated[int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8.")] = None,
-    load_4bit: Annotated[bool, typer.Option("--load-4bit", help="The same as --bits 4.")] = False,
-    load_8bit: Annotated[bool, typer.Option("--load-8bit", help="The same as --bits 8.")] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="Compute in float32, float16 or bfloat16; by default float32 on a CPU, as stored on a GPU.")
-    ] = None,
-    resolution: Annotated[
-        int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
-    ] = None,
-    max_pixels: Annotated[int, typer.Option(help="Refuse larger pictures before decoding them.")] = 1 << 26,
+    load_4bit: Load4Bit = False,
+    load_8bit: Load8Bit = False,
+    dtype: ComputeType = None,
+    resolution: Resolution = None,
+    max_pixels: MaxPixels = 1 << 26,
     tokenizer_path: TokenizerPath = None,
     yes: Yes = False,
     json: Annotated[
@@ -63,16 +61,14 @@ def generate(
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
     from ..config import check_dtype
-    from ..errors import OptionError, PromptError
+    from ..errors import PromptError
     from ..generate import Options
     from ..image import load_image
     from ..imagefile import check_max_pixels
     from ..quantize import check_bits
     from ..vlm import VLM
 
-    if sum((bits is not None, load_4bit, load_8bit)) > 1:
-        raise OptionError("--bits, --load-4bit and --load-8bit were given together; choose one.")
-    bits = 4 if load_4bit else 8 if load_8bit else bits
+    bits = one_of_bits(bits, load_4bit, load_8bit)
     options = Options(max_tokens, temperature, top_p, seed)
     check_max_pixels(max_pixels)
     if not prompt.strip():

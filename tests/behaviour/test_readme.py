@@ -1,11 +1,13 @@
-"""The README says what is so: its tables are the help's and the measurements', its commands exist, and CI runs what it tells
-people to run.
+"""The README says what is so: its tables are the help's and the measurements', its conversation takes place, its commands exist,
+and CI runs what it tells people to run.
 
 Usage: python -m tests.behaviour.test_readme (rewrites the tables)
 """
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,17 @@ def accuracy_table(file: str) -> str:
     return evaluate.markdown(rows) + "\n"
 
 
-TABLES = {"options": option_table, "comparison": comparison_table, "accuracy": accuracy_table}
+def chat_session(picture: str) -> str:
+    """A conversation with `tiny` as it goes: what is typed, and the answers, which are of one line each."""
+    typed = ["How many shapes are there?", "/image examples/sign.png", "What does the text say?"]
+    command = [sys.executable, "-m", "fastvlm_mlx", "chat", "--model", "tiny", "--image", picture]
+    done = subprocess.run(command, input="\n".join(typed), capture_output=True, text=True, cwd=ROOT, check=True)
+    answers = iter(done.stdout.splitlines())
+    lines = [line for text in typed for line in (f"    > {text}", *(() if text.startswith("/") else (f"    {next(answers)}",)))]
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
+TABLES = {"options": option_table, "comparison": comparison_table, "accuracy": accuracy_table, "chat": chat_session}
 
 
 def with_tables(text: str) -> str:

@@ -15,8 +15,8 @@ from fastvlm_mlx.random_model import open_random
 
 # Each takes between a tenth of a second and several seconds to import.
 HEAVY = {
-    "cv2", "datasets", "gradio", "matplotlib", "mlx_lm", "mlx_vlm", "numba", "pandas", "requests", "rich", "scipy", "sklearn",
-    "timm", "torch", "torchvision", "transformers",
+    "cv2", "datasets", "gradio", "matplotlib", "mlx_lm", "mlx_vlm", "numba", "pandas", "prompt_toolkit", "requests", "rich",
+    "scipy", "sklearn", "timm", "torch", "torchvision", "transformers",
 }  # fmt: skip
 FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
 FOR_OTHER_WORK = {"fastvlm_mlx.convert", "fastvlm_mlx.bench", "fastvlm_mlx.random_model"}
@@ -51,9 +51,10 @@ def test_importing_the_package_imports_no_library(tmp_path: Path) -> None:
     assert not imported(code, out) & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK | FOR_A_MODEL)
 
 
-def test_help_imports_only_what_parses(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_help_imports_only_what_parses(tmp_path: Path, command: str) -> None:
     out = tmp_path / "modules"
-    found = imported(RUN.format(out=str(out), arguments=["generate", "--help"]), out)
+    found = imported(RUN.format(out=str(out), arguments=[command, "--help"]), out)
     assert not found & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK | FOR_A_MODEL)
 
 
