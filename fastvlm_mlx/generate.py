@@ -160,7 +160,7 @@ def stream(engine: Engine, request: Request, options: Options, prefix: Prefix | 
     digests = request.digests or [digest(pixels) for pixels in request.pixels]
     known = positions(request.pieces, digests)
     mx.reset_peak_memory()
-    with _wired(engine.model.backend), prefix.answering(known) as kept:
+    with wired(engine.model.backend), prefix.answering(known) as kept:
         turn = prefix.turn
         for chunk in _stream(engine, request, options, prefix.layers, digests, known, kept):
             yield chunk
@@ -180,14 +180,14 @@ def _stream(
     """The chunks; appends each token to `known` as it comes. The first `kept` positions are in the cache already."""
     model, images = engine.model, engine.images
     started = time.perf_counter()
-    shown = _encode(model, request, digests, images, kept)
+    shown = encode(model, request, digests, images, kept)
     # A value per picture to wait for (mx.eval would wait for the prefill as well), which also tells of an overflow.
     sound = [mx.isfinite(embeddings).all() for embeddings in shown.values()]
     mx.async_eval(list(shown.values()), sound)
     # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from a queue, and chunks wait in between anyway.
     queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
     if not queue:
-        seen = _wait(sound, images)
+        seen = wait(sound, images)
     logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, engine.context - request.prompt_tokens))
 
@@ -195,7 +195,7 @@ def _stream(
     tokens: list[int] = []
     text, reason = "", "length"
     if queue:
-        seen = _wait(sound, images)
+        seen = wait(sound, images)
         mx.clear_cache()  # what the tower took is larger than what decoding needs
     answered = seen
     for token in ids:
@@ -228,7 +228,7 @@ def _stream(
     yield Chunk(rest, Answer(text + rest, tokens, reason, stats))
 
 
-def _wait(sound: Sequence[mx.array], images: ImageCache) -> float:
+def wait(sound: Sequence[mx.array], images: ImageCache) -> float:
     """Wait for the pictures' embeddings, and say when they were there; raises CheckpointError where they overflowed."""
     if not all(flag.item() for flag in sound):
         images.clear()
@@ -236,7 +236,7 @@ def _wait(sound: Sequence[mx.array], images: ImageCache) -> float:
     return time.perf_counter()
 
 
-def _encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: ImageCache, kept: int) -> dict[int, mx.array]:
+def encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: ImageCache, kept: int) -> dict[int, mx.array]:
     """Embeddings (N, D) of the images that do not lie in the first `kept` positions whole, by index, unevaluated."""
     shown: dict[int, mx.array] = {}
     for piece in request.pieces:
@@ -275,7 +275,7 @@ _limit_before = 0
 
 
 @contextmanager
-def _wired(backend: Backend) -> Iterator[None]:
+def wired(backend: Backend) -> Iterator[None]:
     """On Metal, keep the weights resident while answering, as mlx-lm does; the limit before is put back."""
     global _answering, _limit_before
     if backend != "metal" or not mx.metal.is_available():

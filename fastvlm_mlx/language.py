@@ -10,8 +10,10 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .backend import Backend, linear, swiglu
-from .cache import KVCache
+from .cache import BatchCache, KVCache
 from .config import TextConfig
+
+Cache = KVCache | BatchCache
 
 
 class Linear(nn.Linear):
@@ -36,16 +38,20 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, width, bias=True, backend=backend)
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False, backend=backend)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
         B, L, D = x.shape
+        queries, keys, values = self.project(x, cache.offset)
+        keys, values = cache.update(keys, values)
+        y = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.head_dim**-0.5, mask=cache.mask(L))
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
+
+    def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values (B, their heads, L, head_dim) of x (B, L, D), whose rows begin at position `offset`."""
+        B, L, _ = x.shape
         qkv = self.qkv_proj(x).reshape(B, L, -1, self.head_dim).transpose(0, 2, 1, 3)
         turned = self.heads + self.kv_heads  # queries and keys turn with their position, values do not
-        qk = mx.fast.rope(qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=cache.length)
-        keys, values = cache.update(qk[:, self.heads :], qkv[:, turned:])
-        y = mx.fast.scaled_dot_product_attention(
-            qk[:, : self.heads], keys, values, scale=self.head_dim**-0.5, mask="causal" if L > 1 else None
-        )
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
+        qk = mx.fast.rope(qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
+        return qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
 
 
 class MLP(nn.Module):
@@ -72,7 +78,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config, backend)
 
-    def __call__(self, x: mx.array, cache: KVCache) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -89,7 +95,7 @@ class Qwen2(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, backend=backend)
 
-    def __call__(self, x: mx.array, cache: Sequence[KVCache]) -> mx.array:
+    def __call__(self, x: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Hidden states (B, L, D) after the last layer's norm; x continues the positions already in the cache."""
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer(x, layer_cache)

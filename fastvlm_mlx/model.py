@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from .backend import Backend
 from .cache import KVCache
 from .config import ModelConfig
-from .language import Qwen2
+from .language import Cache, Qwen2
 from .projector import Projector
 from .prompt import ImageSlot, Piece
 from .vision import FastViTHD
@@ -69,6 +69,6 @@ class FastVLM(nn.Module):
         hidden = self.text(embeddings[:, rest:], cache)
         return self.text.logits(hidden[:, -1])
 
-    def step(self, token: mx.array, cache: Sequence[KVCache]) -> mx.array:
+    def step(self, token: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Logits (B, V) after one more token (B,)."""
         return self.text.logits(self.text(self.text.embed_tokens(token[:, None]), cache)[:, -1])
