@@ -7,13 +7,14 @@ question gets when it is asked alone, up to the rounding of sums.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 
 from .cache import BatchCache
 from .generate import Answer, Engine, Options, Request, Stats, encode, wait, wired
 from .imagecache import digest
+from .notebook import thumbnail
 from .prefix import Prefix, positions
 from .sampling import choose
 
@@ -44,6 +45,7 @@ def answer_all(engine: Engine, requests: Sequence[Request], options: Options) ->
     pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
     known = {key: digest(pixels) for key, pixels in pictures.items()}
     digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
+    thumbnails = {key: thumbnail(pixels) for key, pixels in pictures.items()}
     order = sorted(range(len(requests)), key=digests.__getitem__)  # the same pictures after each other, to share a beginning
     prefix = Prefix(engine.model.text.make_cache())
     started = time.perf_counter()
@@ -51,7 +53,8 @@ def answer_all(engine: Engine, requests: Sequence[Request], options: Options) ->
         for start in range(0, len(order), ROWS):
             mx.reset_peak_memory()
             rows = [_begin(engine, i, requests[i], digests[i], options, prefix, started) for i in order[start : start + ROWS]]
-            yield from _go_on(engine, rows, options)
+            for row, answer in _go_on(engine, rows, options):
+                yield row.index, replace(answer, thumbnails=tuple(thumbnails[id(pixels)] for pixels in row.request.pixels))
 
 
 def _begin(
@@ -73,7 +76,7 @@ def _begin(
     return Row(index, request, limit, keys, kept, seen - begun, ended - seen, ended - started, first, held)
 
 
-def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[int, Answer]]:
+def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[Row, Answer]]:
     """The rest of all answers, a token each at a time; a row that ends leaves the batch."""
     caches = [BatchCache(layer) for layer in zip(*(row.held for row in rows), strict=True)]
     for row in rows:
@@ -86,10 +89,11 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
             following = _choose(engine.model.step(tokens, caches), rows, options)
             mx.async_eval(following)  # under way while the tokens before it are read
         going = []
-        for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):  # type: ignore[arg-type]  # a list
+        ids: list[int] = tokens.tolist()  # type: ignore[assignment]  # token ids are whole numbers
+        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
             row.tokens.append(token)
             if token in engine.stop or len(row.tokens) == row.limit:
-                yield row.index, _finished(engine, row, time.perf_counter() - decoding)
+                yield row, _finished(engine, row, time.perf_counter() - decoding)
             else:
                 going.append(place)
         if going and len(going) < len(rows):

@@ -69,9 +69,7 @@ class BatchCache:
         lengths = [keys.shape[2] for keys, _ in rows]
         self.length = max(lengths)
         self._padding = mx.array([self.length - length for length in lengths])
-        self._keys, self._values = (
-            mx.concatenate([_padded(row, self.length) for row in side]) for side in zip(*rows, strict=True)
-        )
+        self._keys, self._values = (mx.concatenate([_padded(row, self.length) for row in side]) for side in zip(*rows, strict=True))
 
     @property
     def offset(self) -> mx.array:

@@ -37,24 +37,32 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array | None:
-    """x (..., I) of one row, weight (O, I), bias (O,), float32 -> (..., O), evaluated; None where OpenBLAS cannot be asked.
+    """x (..., I) of up to FEW_ROWS rows, weight (O, I), bias (O,), float32 -> (..., O), evaluated; None where OpenBLAS cannot
+    be asked.
 
     A product of matrices first copies the whole weight into panels, which for one row is three times the work.
     """
     if blas.library is None or not x.dtype == weight.dtype == mx.float32:
         return None
     mx.eval(x, weight)
-    row, matrix = np.asarray(x).reshape(-1), np.asarray(weight)
+    rows, matrix = np.asarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
     if not matrix.flags.c_contiguous:
         return None
-    y = np.zeros(len(matrix), np.float32) if bias is None else np.array(bias)
-    blas.library.cblas_sgemv(
-        ROW_MAJOR, NOT_TRANSPOSED, *map(ctypes.c_int, matrix.shape), ctypes.c_float(1), _address(matrix), ctypes.c_int(len(row)),
-        _address(row), 1, ctypes.c_float(1), _address(y), 1,
-    )  # fmt: skip
+    y = np.zeros((len(rows), len(matrix)), np.float32)
+    if bias is not None:
+        y += np.asarray(bias)
+    stripe = len(matrix) if len(rows) == 1 else STRIPE  # outputs at a time, whose weights the next row finds in the cache
+    for start in range(0, len(matrix), stripe):
+        part = matrix[start : start + stripe]
+        for row, out in zip(rows, y[:, start:], strict=True):
+            blas.library.cblas_sgemv(
+                ROW_MAJOR, NOT_TRANSPOSED, *map(ctypes.c_int, part.shape), ctypes.c_float(1), _address(part),
+                ctypes.c_int(len(row)), _address(row), 1, ctypes.c_float(1), _address(out), 1,
+            )  # fmt: skip
     return mx.array(y).reshape(*x.shape[:-1], -1)
 
 
+FEW_ROWS, STRIPE = 4, 1024
 ROW_MAJOR, NOT_TRANSPOSED = 101, 111  # cblas.h
 
 

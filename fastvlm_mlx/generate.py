@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import repeat
 
 import mlx.core as mx
 
+from . import notebook
 from .backend import Backend
 from .cache import KVCache
 from .errors import CheckpointError, OptionError, PromptError, shown
@@ -93,10 +94,16 @@ class Stats:
     decode_tokens_per_second: float
     peak_memory_bytes: int
 
-    def describe(self, *, load_seconds: float) -> str:
+    @property
+    def seconds(self) -> float:
+        """From the question to the last token."""
+        return self.ttft_seconds + max(self.completion_tokens - 1, 0) / max(self.decode_tokens_per_second, 1e-9)
+
+    def describe(self, *, load_seconds: float | None = None) -> str:
         """The figures in two lines for people."""
+        load = f"load {load_seconds:.2f} s, " if load_seconds is not None else ""
         return (
-            f"load {load_seconds:.2f} s, preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
+            f"{load}preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
             f"vision {self.vision_seconds * 1e3:.0f} ms ({self.image_tokens} tokens), "
             f"prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
             f"first token after {self.ttft_seconds:.2f} s, then {self.decode_tokens_per_second:.1f} tokens/s"
@@ -106,15 +113,29 @@ class Stats:
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length"."""
+    """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length".
+
+    `thumbnails` are small JPEGs of the pictures, for notebooks, where an answer shows itself.
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: str
     stats: Stats
+    thumbnails: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self.text, self.thumbnails, self._details)
+
+    def _repr_markdown_(self) -> str:
+        return notebook.markdown(self.text, self._details)
+
+    @property
+    def _details(self) -> str:
+        return f"{self.stats.completion_tokens} tokens in {self.stats.seconds:.2f} s\n{self.stats.describe()}"
 
     def to_json(self, **extra: object) -> str:
         """One JSON object of the text, `extra` and every figure."""
@@ -190,6 +211,7 @@ def _stream(
         seen = wait(sound, images)
     logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, engine.context - request.prompt_tokens))
+    thumbnails = tuple(map(notebook.thumbnail, request.pixels))  # while a GPU is at the first token
 
     decoder = engine.tokenizer.decoder()
     tokens: list[int] = []
@@ -225,7 +247,7 @@ def _stream(
         decode_tokens_per_second=(len(tokens) - 1) / max(ended - answered, 1e-9),
         peak_memory_bytes=mx.get_peak_memory(),
     )
-    yield Chunk(rest, Answer(text + rest, tokens, reason, stats))
+    yield Chunk(rest, Answer(text + rest, tokens, reason, stats, thumbnails))
 
 
 def wait(sound: Sequence[mx.array], images: ImageCache) -> float:

@@ -7,24 +7,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import mlx.core as mx
 
 from . import backend as backends
-from . import blas, cpu, hub, licence, quantize
+from . import blas, cpu, hub, licence, progress, quantize
 from . import generate as generation
 from .chat import Chat
 from .config import STRIDE, Dtype, ModelConfig, check_dtype
 from .errors import CheckpointError, FastVLMWarning, ImageError, OptionError, PromptError, shown
 from .generate import Answer, Chunk, Engine, Options, Request
 from .image import Images, Pixels, Source, as_list, load_image, preprocess
-from .imagecache import ImageCache
+from .imagecache import ImageCache, digest
 from .imagefile import MAX_PIXELS
 from .model import FastVLM
 from .prefix import Prefix
 from .prompt import Piece, Turn, render
-from .storage import OpenModel, fill, is_ours, open_ours
+from .storage import Named, OpenModel, fill, is_ours, open_ours
+from .stream import Stream
+
+if TYPE_CHECKING:
+    from .attention import AttentionMap
 
 PROMPT = "Describe the image."
 LARGE = 100_000_000  # parameters
@@ -111,7 +115,8 @@ class VLM:
                 raise OptionError(f"{self.name} is quantised already; load it without bits.")
             chosen, _ = quantize.plan(model, bits, group_size)
         quantize.apply(model, self.config.quantization or chosen)
-        fill(model, self._opened, kind, chosen)
+        with progress.bar(f"Loading {self.name}", len(model.places())) as step:
+            fill(model, replace(self._opened, weights=lambda: _each(self._opened.weights(), step)), kind, chosen)
         if backend == "cpu":
             _warn_of_slow_blas(model)
             cpu.keep_memory()  # of activations only: what loading frees goes back
@@ -252,7 +257,11 @@ class VLM:
         from .batch import answer_all
 
         requests = self.prepare_all(questions, system=system)
-        answers = dict(answer_all(self._engine(), requests, options))
+        answers: dict[int, Answer] = {}
+        with progress.bar("Answering", len(requests)) as step:
+            for index, answer in answer_all(self._engine(), requests, options):
+                answers[index] = answer
+                step()
         return [answers[index] for index in range(len(requests))]
 
     def stream(
@@ -265,10 +274,14 @@ class VLM:
         top_p: float = 1.0,
         seed: int | None = None,
         system: str | None = None,
-    ) -> Iterator[Chunk]:
-        """The same as `generate`, chunk by chunk as the answer is made; the last chunk has the whole `answer`."""
+    ) -> Stream:
+        """The same as `generate`, chunk by chunk as the answer is made; the last chunk has the whole `answer`.
+
+        As the last line of a notebook's cell it shows itself, growing in place.
+        """
         options = Options(max_tokens, temperature, top_p, seed)
-        return self.answer(self.prepare(image, prompt, system=system), options)
+        request = self.prepare(image, prompt, system=system)
+        return Stream(self.answer(request, options), request.pixels)
 
     def answer(self, request: Request, options: Options, prefix: Prefix | None = None) -> Iterator[Chunk]:
         """Stream the answer to a prepared question; with a `prefix`, what it holds of the question is not computed again."""
@@ -277,6 +290,30 @@ class VLM:
     def _engine(self) -> Engine:
         stop, context = self.config.eos_token_ids, self.config.text.max_position_embeddings
         return Engine(self.model, self.tokenizer, self.images, stop, context)
+
+    def attention_map(
+        self,
+        image: Images,
+        prompt: str,
+        answer: Answer,
+        *,
+        system: str | None = None,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> "AttentionMap":
+        """Where the answer to a question about these pictures looked, averaged over its tokens, `layers` and `heads`.
+
+        `layers` are by default the second half of all, `heads` all of each. In a notebook it shows itself; `.picture()` is a
+        PIL image. Raises ImageError, PromptError and OptionError.
+        """
+        from .attention import attention_map
+
+        request = self.prepare(image, prompt, system=system)
+        if not request.pixels:
+            raise ImageError("There is no picture whose attention could be shown; give the one that was asked about.")
+        shown = generation.encode(self.model, request, [digest(pixels) for pixels in request.pixels], self.images, 0)
+        generation.wait([mx.isfinite(embeddings).all() for embeddings in shown.values()], self.images)
+        return attention_map(self.model, request.pieces, shown, request.pixels, answer.token_ids, layers, heads)
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
@@ -299,6 +336,12 @@ def _warn_of_slow_blas(model: FastVLM) -> None:
     """A large model on a CPU without a fast BLAS takes minutes where it could take seconds; say so, and what to do."""
     if blas.is_slow() and sum(place.size for place in model.places().values()) > LARGE:
         warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=4)
+
+
+def _each(weights: Named, step: Callable[[], None]) -> Named:
+    for named in weights:
+        yield named
+        step()
 
 
 def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:

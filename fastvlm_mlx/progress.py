@@ -1,0 +1,74 @@
+"""A bar for work that takes a while: in a terminal on stderr, in a notebook below the cell, nowhere else."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+PATIENCE = 0.5  # seconds of work before a bar appears
+INTERVAL = 0.1  # seconds between two drawings
+WIDTH = 30  # characters of a bar
+
+
+@contextmanager
+def bar(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Gives a function to call after each of `total` steps; the bar disappears when the block ends, however it ends."""
+    if _in_notebook():
+        draw: Callable[[int], None] = _Notebook(label, total).draw
+    elif sys.stderr is not None and sys.stderr.isatty():
+        draw = _Terminal(label, total).draw
+    else:
+        yield lambda: None
+        return
+    done, drawn, due = 0, False, time.monotonic() + PATIENCE
+
+    def step() -> None:
+        nonlocal done, drawn, due
+        done += 1
+        if time.monotonic() >= due:
+            draw(done)
+            drawn, due = True, time.monotonic() + INTERVAL
+
+    try:
+        yield step
+    finally:
+        if drawn:
+            draw(-1)
+
+
+class _Terminal:
+    def __init__(self, label: str, total: int):
+        self.label, self.total = label, total
+
+    def draw(self, done: int) -> None:
+        """The bar with so many steps done, in place of the last one; nothing any more for -1."""
+        filled = WIDTH * done // max(self.total, 1)
+        line = f"{self.label} [{'#' * filled}{'-' * (WIDTH - filled)}] {done}/{self.total}"
+        blank = " " * (len(self.label) + WIDTH + 2 * len(str(self.total)) + 5)
+        print(f"\r{blank}\r" + (line if done >= 0 else ""), end="", file=sys.stderr, flush=True)
+
+
+class _Notebook:
+    def __init__(self, label: str, total: int):
+        self.label, self.total = label, total
+        self.handle: Any = None
+
+    def draw(self, done: int) -> None:
+        """The same, as one display that is updated."""
+        from IPython.display import display
+
+        element = f'<progress max="{self.total}" value="{done}"></progress> {escape(self.label)} {done}/{self.total}'
+        bundle = {"text/html": element if done >= 0 else "", "text/plain": ""}
+        if self.handle is None:
+            self.handle = display(bundle, raw=True, display_id=True)
+        else:
+            self.handle.update(bundle, raw=True)
+
+
+def _in_notebook() -> bool:
+    """Whether an IPython with a kernel (not IPython in a terminal) runs this."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return hasattr(shell, "kernel")
