@@ -1,16 +1,19 @@
 """Describe a picture, word by word as the answer comes.
 
-Usage: python examples/describe.py [PICTURE] [MODEL]
+Usage: python examples/describe.py [--model MODEL] [--image PICTURE]
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import fastvlm_mlx
 
-picture = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "shapes.png"
-vlm = fastvlm_mlx.load(sys.argv[2] if len(sys.argv) > 2 else "tiny")
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="tiny")
+parser.add_argument("--image", default=Path(__file__).parent / "shapes.png")
+args = parser.parse_args()
 
-for chunk in vlm.stream(picture, "Describe the image."):
+vlm = fastvlm_mlx.load(args.model)
+for chunk in vlm.stream(args.image, "Describe the image."):
     print(chunk.text, end="", flush=True)
 print()

@@ -1,16 +1,20 @@
-"""Ask several questions about one picture: it is looked at once, and what was said is not computed again.
+"""Ask several questions about one picture: it is looked at once, and the answers are made together.
 
-Usage: python examples/questions.py [PICTURE] [MODEL]
+Usage: python examples/questions.py [--model MODEL] [--image PICTURE]
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import fastvlm_mlx
 
-picture = sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "shapes.png"
-vlm = fastvlm_mlx.load(sys.argv[2] if len(sys.argv) > 2 else "tiny")
+QUESTIONS = ["How many shapes are there?", "What colour is the triangle?", "Is there a red circle?"]
 
-for question in ("How many shapes are there?", "What colour is the triangle?", "Is there a red circle?"):
-    answer = vlm.generate(picture, question, max_tokens=64)
-    print(f"{question} {answer}  ({answer.stats.ttft_seconds * 1000:.0f} ms to the first token)")
+parser = argparse.ArgumentParser()
+parser.add_argument("--model", default="tiny")
+parser.add_argument("--image", default=Path(__file__).parent / "shapes.png")
+args = parser.parse_args()
+
+vlm = fastvlm_mlx.load(args.model)
+for question, answer in zip(QUESTIONS, vlm.generate(args.image, QUESTIONS, max_tokens=64), strict=True):
+    print(f"{question} {answer}  ({answer.stats.reused_tokens} of {answer.stats.prompt_tokens} positions were there already)")

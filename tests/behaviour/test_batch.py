@@ -1,0 +1,154 @@
+"""Lists and batches: every answer is the one its question gets alone, and nothing shared is computed twice."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from PIL import Image
+
+import fastvlm_mlx
+from fastvlm_mlx import VLM, batch
+from fastvlm_mlx.cache import BatchCache, KVCache
+from fastvlm_mlx.errors import ImageError, OptionError, PromptError
+
+from .. import checkpoint
+
+PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(4)]
+WORDS = "what is the colour of this thing 图里有什么 and how many are there on the left side of it now ?".split()
+MODELS: list[dict[str, Any]] = [
+    {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+    {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "tied": False},
+    {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
+]
+
+
+@pytest.fixture(scope="module", params=range(len(MODELS)))
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> VLM:
+    """A random model that stops at any of forty tokens, so that answers end early and at different lengths."""
+    folder = checkpoint.write(tmp_path_factory.mktemp("batch") / "model", tokenizer_files, **MODELS[request.param])
+    vlm = fastvlm_mlx.load(folder, dtype="float32")
+    vlm.config = replace(vlm.config, eos_token_ids=tuple(random.Random(request.param).sample(range(vlm.config.text.vocab_size), 40)))
+    return vlm
+
+
+def random_questions(rng: random.Random) -> list[tuple[Any, str]]:
+    """Of any length, about no, one or two pictures."""
+    lengths = [rng.choice([1, 2, 5, 12, 40]) for _ in range(rng.randint(1, 9))]
+    return [(rng.sample(PICTURES, rng.choice([0, 1, 1, 1, 2])), " ".join(rng.choices(WORDS, k=length))) for length in lengths]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_batch_answers_as_one_by_one(model: VLM, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    monkeypatch.setattr(batch, "ROWS", rng.choice([2, 3, 16]))
+    questions = random_questions(rng)
+    options: dict[str, Any] = {"max_tokens": rng.choice([1, 2, 9, 30])}
+    if seed % 2:
+        options |= {"temperature": rng.choice([0.5, 1.0, 2.0]), "top_p": rng.choice([0.5, 1.0]), "seed": rng.randrange(1 << 64)}
+    alone = [model.generate(image, prompt, **options) for image, prompt in questions]
+    together = model.batch(questions, **options)
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert [(answer.text, answer.finish_reason) for answer in together] == [(answer.text, answer.finish_reason) for answer in alone]
+    for one, other in zip(together, alone, strict=True):
+        figures = ("images", "image_tokens", "prompt_tokens", "completion_tokens")
+        assert all(getattr(one.stats, name) == getattr(other.stats, name) for name in figures)
+        assert one.thumbnails == other.thumbnails
+
+
+def test_rows_of_any_length_attend_as_alone() -> None:
+    """Three steps of a batch of caches against each row's own, through attention, with rows leaving in between."""
+    from fastvlm_mlx.random_model import open_random
+
+    vlm = VLM(open_random("small", layers=1))
+    vlm.load_weights()
+    attend = vlm.model.text.layers[0].self_attn
+    draw = np.random.default_rng(0)
+    own, last = [], []
+    for length in (1, 7, 300, 255):
+        cache = KVCache()
+        attend(mx.array(draw.normal(size=(1, length, 128)).astype(np.float32)), cache)
+        own.append(cache)
+        last.append(mx.array(draw.normal(size=(1, 1, 128)).astype(np.float32)))
+    together = BatchCache([cache.held for cache in own])
+    for staying, places in (([0, 1, 2, 3], [0, 1, 2, 3]), ([1, 3], [1, 3]), ([3], [1])):
+        together.keep(mx.array(places))
+        ours = np.array(attend(mx.concatenate([last[i] for i in staying]), together))
+        expected = np.concatenate([np.array(attend(last[i], own[i])) for i in staying])
+        assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
+    small: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(PICTURES[0]).save(path)
+    small.images.clear()
+    decoded, encoded, prefilled = [], [], []
+    pixels, encode, prefill = small.pixels, small.model.encode, small.model.prefill
+    monkeypatch.setattr(small, "pixels", lambda source: decoded.append(1) or pixels(source))
+    monkeypatch.setattr(small.model, "encode", lambda x: encoded.append(len(x)) or encode(x))
+    monkeypatch.setattr(small.model, "prefill", lambda x, cache: prefilled.append(x.shape[1]) or prefill(x, cache))
+    prompts = ["What is it?", "And where?", "Why is that so, and since when?"]
+    answers = small.generate(str(path), prompts, max_tokens=4)
+    assert (decoded, encoded) == ([1], [1])
+    lengths = [answer.stats.prompt_tokens for answer in answers]
+    system = len(small.tokenizer.encode("system\nYou are a helpful assistant.")) + len(small.tokenizer.encode("\n")) + 2
+    shared = system + 1 + len(small.tokenizer.encode("user\n")) + small.image_tokens
+    assert prefilled[0] == lengths[0]
+    assert all(own <= length - shared for own, length in zip(prefilled[1:], lengths[1:], strict=True))
+    assert [answer.stats.reused_tokens for answer in answers] == [length - own for own, length in zip(prefilled, lengths, strict=True)]
+
+    prefilled.clear()
+    small.images.clear()
+    encoded.clear()
+    mixed = [(PICTURES[1], prompts[0]), (PICTURES[2], prompts[0]), (PICTURES[1], prompts[1]), (PICTURES[2], prompts[1])]
+    lengths = [answer.stats.prompt_tokens for answer in small.batch(mixed, max_tokens=2)]
+    assert encoded == [1, 1]
+    assert prefilled[0] == lengths[0] and prefilled[2] > lengths[1] - shared  # each picture with its first question,
+    assert all(own <= lengths[2] - shared for own in prefilled[1::2])  # and then what is new
+
+
+def test_steps_are_shared_and_rows_that_end_leave(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [(PICTURES[i], word) for i, word in enumerate(WORDS[:4])]
+    alone = [small.generate(*question, max_tokens=12).token_ids for question in questions]
+    stops = {ids[place] for ids, place in zip(alone, (2, 5, 8), strict=False)}
+    monkeypatch.setattr(small, "config", replace(small.config, eos_token_ids=tuple(stops)))
+    rows: list[int] = []
+    step = small.model.step
+    monkeypatch.setattr(small.model, "step", lambda token, cache: rows.append(len(token)) or step(token, cache))
+    lengths = [len(answer.token_ids) for answer in small.batch(questions, max_tokens=12)]
+    assert min(lengths) < max(lengths) and len(rows) <= max(lengths)
+    assert rows == sorted(rows, reverse=True) and rows[0] == 4
+    assert sum(rows) <= sum(lengths) + len(questions)  # a row takes part in no more than one step after its end
+
+
+def test_several_answers_with_one_seed_and_without(small: VLM) -> None:
+    same = small.generate(PICTURES[0], ["What is it?"] * 3, max_tokens=10, temperature=1.5, seed=4)
+    assert len({tuple(answer.token_ids) for answer in same}) == 1
+    drawn = small.generate(PICTURES[0], ["What is it?"] * 3, max_tokens=10, temperature=1.5)
+    assert len({tuple(answer.token_ids) for answer in drawn}) == 3
+
+
+def test_an_answer_in_a_batch_ends_where_the_context_does(small: VLM) -> None:
+    limit = small.config.text.max_position_embeddings
+    long = "0" * (limit - 5 - small.prepare(None, "").prompt_tokens)
+    lengths = [len(answer.token_ids) for answer in small.batch([(None, long), (None, "Hi")], max_tokens=9)]
+    assert lengths == [5, 9]
+
+
+def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert small.batch([]) == small.generate(PICTURES[0], []) == []
+    monkeypatch.setattr(small.model, "encode", lambda pixels: pytest.fail("encoded"))
+    small.images.clear()
+    with pytest.raises(ImageError, match="no such image"):
+        small.batch([(PICTURES[0], "What is it?"), ("no-such-picture.png", "And this?")])
+    with pytest.raises(PromptError, match=r"Question 2 is 'And\?', expected a pair"):
+        small.batch([(PICTURES[0], "What is it?"), "And?"])  # type: ignore[list-item]
+    with pytest.raises(PromptError, match="expected text"):
+        small.generate(PICTURES[0], ["What is it?", 7])  # type: ignore[list-item]
+    with pytest.raises(OptionError, match="max_tokens"):
+        small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
