@@ -6,7 +6,7 @@ decoder read from, not why it answered as it did (arXiv:1902.10186).
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -22,7 +22,7 @@ from .prompt import ImageSlot, Piece
 Grid = npt.NDArray[np.floating]
 
 RAMP = np.array([(0, 0, 60), (110, 0, 130), (230, 60, 50), (255, 160, 0), (255, 245, 120)], np.float32)  # from no attention to most
-VEIL = 0.6  # how much of the picture the colours cover
+VEIL = 0.5  # how much of the picture the colours cover
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class AttentionMap:
     """
 
     grids: list[Grid]
-    pictures: list[Pixels]
     on_pictures: float
+    pictures: list[Pixels] = field(repr=False)
 
     def picture(self, index: int = 0) -> Image.Image:
         """The prepared picture under its attention, from dark blue (none) to yellow (the most of any place)."""
@@ -47,7 +47,7 @@ class AttentionMap:
 
     def _repr_html_(self) -> str:
         drawn = [thumbnail(np.asarray(self.picture(index))) for index in range(len(self.grids))]
-        return html(f"{100 * self.on_pictures:.0f} % of the attention went to the picture", drawn)
+        return html(f"{100 * self.on_pictures:.0f} % of the attention went to the picture{'s' * (len(drawn) > 1)}", drawn)
 
 
 def attention_map(
@@ -89,7 +89,7 @@ def attention_map(
             grids.append(shares[start : start + len(piece)].reshape(side, side))
         start += len(piece)
     on_pictures = float(sum(grid.sum() for grid in grids))
-    return AttentionMap([grid / on_pictures for grid in grids], pictures, on_pictures)
+    return AttentionMap([grid / on_pictures for grid in grids], on_pictures, pictures)
 
 
 def _weights(queries: mx.array, keys: mx.array) -> mx.array:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 256  # pixels of a side, at most
 INTERVAL = 0.1  # seconds between two updates of a growing answer
-PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")  # all that can mean something in Markdown
+MARKUP = re.compile(r"([\\`*_\[\]<>&#|~$]|^[-+=]|(?<=^\d)[.)])")  # what can mean something in Markdown
 
 
 def thumbnail(pixels: Pixels) -> bytes:
@@ -46,7 +46,7 @@ def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:
 
 def markdown(text: str, details: str) -> str:
     """A text as it is, and `details` folded below it. The pictures are left to the HTML: a notebook keeps both forms."""
-    lines = "  \n".join(PUNCTUATION.sub(r"\\\1", line) for line in text.splitlines())
+    lines = "  \n".join(MARKUP.sub(r"\\\1", line.strip()) for line in text.splitlines())
     summary, _, rest = escape(details).partition("\n")
     return f"{lines}\n\n<details><summary>{summary}</summary><pre>{rest}</pre></details>\n"
 

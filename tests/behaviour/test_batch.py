@@ -18,7 +18,7 @@ from fastvlm_mlx.errors import ImageError, OptionError, PromptError
 from .. import checkpoint
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(4)]
-WORDS = "what is the colour of this thing 图里有什么 and how many are there on the left side of it now ?".split()
+WORDS = ["what", "is", "the", "colour", "of", "this", "thing", "图里有什么", "and", "how", "many", "are", "there", "left?"]
 MODELS: list[dict[str, Any]] = [
     {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
     {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "tied": False},
@@ -31,7 +31,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A random model that stops at any of forty tokens, so that answers end early and at different lengths."""
     folder = checkpoint.write(tmp_path_factory.mktemp("batch") / "model", tokenizer_files, **MODELS[request.param])
     vlm = fastvlm_mlx.load(folder, dtype="float32")
-    vlm.config = replace(vlm.config, eos_token_ids=tuple(random.Random(request.param).sample(range(vlm.config.text.vocab_size), 40)))
+    vlm.config = replace(
+        vlm.config, eos_token_ids=tuple(random.Random(request.param).sample(range(vlm.config.text.vocab_size), 40))
+    )
     return vlm
 
 
@@ -100,7 +102,9 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
     shared = system + 1 + len(small.tokenizer.encode("user\n")) + small.image_tokens
     assert prefilled[0] == lengths[0]
     assert all(own <= length - shared for own, length in zip(prefilled[1:], lengths[1:], strict=True))
-    assert [answer.stats.reused_tokens for answer in answers] == [length - own for own, length in zip(prefilled, lengths, strict=True)]
+    assert [answer.stats.reused_tokens for answer in answers] == [
+        length - own for own, length in zip(prefilled, lengths, strict=True)
+    ]
 
     prefilled.clear()
     small.images.clear()
