@@ -7,7 +7,6 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from html import escape
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,8 @@ def thumbnail(pixels: Pixels) -> bytes:
 
 def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:
     """Pictures beside a text, `details` folded below it; both in full, as they are."""
+    from html import escape  # not on the way to a first token
+
     images = "".join(f'<img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="picture">' for jpeg in thumbnails)
     folded = ""
     if details:
@@ -46,6 +47,8 @@ def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:
 
 def markdown(text: str, details: str) -> str:
     """A text as it is, and `details` folded below it. The pictures are left to the HTML: a notebook keeps both forms."""
+    from html import escape
+
     lines = "  \n".join(MARKUP.sub(r"\\\1", line.strip()) for line in text.splitlines())
     summary, _, rest = escape(details).partition("\n")
     return f"{lines}\n\n<details><summary>{summary}</summary><pre>{rest}</pre></details>\n"

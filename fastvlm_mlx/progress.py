@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from html import escape
 from typing import Any
 
 PATIENCE = 0.5  # seconds of work before a bar appears
@@ -57,6 +56,8 @@ class _Notebook:
 
     def draw(self, done: int) -> None:
         """The same, as one display that is updated."""
+        from html import escape
+
         from IPython.display import display
 
         element = f'<progress max="{self.total}" value="{done}"></progress> {escape(self.label)} {done}/{self.total}'

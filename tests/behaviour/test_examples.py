@@ -1,5 +1,9 @@
-"""Every script in examples/ runs and prints, with the small random checkpoint and with the built-in model."""
+"""Every script in examples/ runs and prints, with the built-in model and with a small random checkpoint in Apple's layout.
 
+The notebook beside them is run by test_notebook.py.
+"""
+
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +11,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PICTURES = [str(EXAMPLES / name) for name in ("shapes.png", "sign.png")]
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
 def run(script: str, *args: object) -> str:
@@ -17,14 +21,34 @@ def run(script: str, *args: object) -> str:
 
 
 def test_all_are_here() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"describe.py", "questions.py", "compare.py"}
+    assert SCRIPTS == ["chinese.py", "compare.py", "describe.py", "page.py", "questions.py"]
+    assert sum(path.stat().st_size for path in EXAMPLES.iterdir() if path.is_file()) < 400_000
 
 
-@pytest.mark.parametrize(("script", "pictures"), [("describe.py", 1), ("questions.py", 1), ("compare.py", 2)])
-def test_with_a_model_of_ones_own(apple: Path, script: str, pictures: int) -> None:
-    assert run(script, *PICTURES[:pictures], apple).strip()
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_with_a_model_and_a_picture_of_ones_own(apple: Path, script: str) -> None:
+    assert run(script, "--model", apple, "--image", EXAMPLES / "sign.png").strip()
+    assert "--model" in (EXAMPLES / script).read_text(encoding="utf-8").split('"""')[1]  # its usage says so
 
 
-@pytest.mark.parametrize("script", ["describe.py", "questions.py", "compare.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_with_the_built_in_model(script: str) -> None:
-    assert run(script).strip()
+    lines = run(script).splitlines()
+    assert len(lines) >= {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3}[script]
+    if script == "compare.py":  # the same questions of every view, then of all three together
+        assert [line for line in lines if not line.startswith("  ")][:3] == ["part-front.png", "part-left.png", "part-right.png"]
+        assert lines[-1].startswith("All 3 together (27 image tokens):")
+    if script == "questions.py":  # later questions find the system prompt and the picture computed
+        first, *others = (int(found) for found in re.findall(r"\((\d+) of \d+ positions", "\n".join(lines)))
+        assert first == 0 and min(others) > 9
+
+
+def test_chinese_with_a_tokenizer_that_lies_apart(apple: Path, tokenizer_files: Path) -> None:
+    """The checkpoint has no tokenizer of its own; the one named knows some Chinese, so that fewer tokens than bytes are needed."""
+    for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"):
+        (apple / name).unlink()
+    lines = run("chinese.py", "--model", apple, "--tokenizer-path", tokenizer_files).splitlines()
+    question = re.match(r"图里有什么？ \(6 characters, (\d+) tokens\) ", lines[0])
+    assert question and int(question[1]) < len("图里有什么？".encode())
+    tiny = re.match(r"图里有什么？ \(6 characters, (\d+) tokens\) ", run("chinese.py"))
+    assert tiny and int(tiny[1]) == len("图里有什么？".encode())  # a token per byte, and the same text
