@@ -17,12 +17,16 @@ blas.preload()
 if TYPE_CHECKING:
     from .errors import FastVLMError
     from .generate import Answer, Chunk, Stats
+    from .stream import Stream
     from .vlm import VLM, load
 
 __version__ = "0.1.0"
-__all__ = ["VLM", "Answer", "Chunk", "FastVLMError", "Stats", "__version__", "load"]
+__all__ = ["VLM", "Answer", "Chunk", "FastVLMError", "Stats", "Stream", "__version__", "load"]
 
-_HOMES = {"VLM": "vlm", "load": "vlm", "Answer": "generate", "Chunk": "generate", "Stats": "generate", "FastVLMError": "errors"}
+_HOMES = {
+    "VLM": "vlm", "load": "vlm", "Answer": "generate", "Chunk": "generate", "Stats": "generate", "Stream": "stream",
+    "FastVLMError": "errors",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -94,11 +94,6 @@ class Stats:
     decode_tokens_per_second: float
     peak_memory_bytes: int
 
-    @property
-    def seconds(self) -> float:
-        """From the question to the last token."""
-        return self.ttft_seconds + max(self.completion_tokens - 1, 0) / max(self.decode_tokens_per_second, 1e-9)
-
     def describe(self, *, load_seconds: float | None = None) -> str:
         """The figures in two lines for people."""
         load = f"load {load_seconds:.2f} s, " if load_seconds is not None else ""
@@ -135,7 +130,7 @@ class Answer:
 
     @property
     def _details(self) -> str:
-        return f"{self.stats.completion_tokens} tokens in {self.stats.seconds:.2f} s\n{self.stats.describe()}"
+        return f"{self.stats.completion_tokens} tokens, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
 
     def to_json(self, **extra: object) -> str:
         """One JSON object of the text, `extra` and every figure."""

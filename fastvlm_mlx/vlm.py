@@ -308,6 +308,8 @@ class VLM:
         """
         from .attention import attention_map
 
+        if not isinstance(answer, Answer):
+            raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
         request = self.prepare(image, prompt, system=system)
         if not request.pixels:
             raise ImageError("There is no picture whose attention could be shown; give the one that was asked about.")

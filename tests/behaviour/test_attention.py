@@ -15,7 +15,7 @@ import pytest
 import fastvlm_mlx
 from fastvlm_mlx import VLM
 from fastvlm_mlx.attention import RAMP, _weights
-from fastvlm_mlx.errors import ImageError, OptionError
+from fastvlm_mlx.errors import ImageError, OptionError, PromptError
 from training.world import Options, Scene, Shape, draw
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(2)]
@@ -62,6 +62,8 @@ def test_layers_and_heads_are_averaged(small: VLM) -> None:
             seen(**options)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="no picture"):
         small.attention_map(None, "Hi", answer)
+    with pytest.raises(PromptError, match="The answer is a str, expected the Answer"):
+        small.attention_map(PICTURES[0], "Hi", answer.text)  # type: ignore[arg-type]
 
 
 def test_the_colours_say_how_much(small: VLM) -> None:

@@ -19,7 +19,9 @@ HEAVY = {
     "scipy", "sklearn", "timm", "torch", "torchvision", "transformers",
 }  # fmt: skip
 FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
-FOR_OTHER_WORK = {"fastvlm_mlx.convert", "fastvlm_mlx.bench", "fastvlm_mlx.random_model"}
+FOR_OTHER_WORK = {
+    "fastvlm_mlx.attention", "fastvlm_mlx.batch", "fastvlm_mlx.bench", "fastvlm_mlx.convert", "fastvlm_mlx.random_model", "IPython",
+}  # fmt: skip
 FOR_A_MODEL = {"mlx", "numpy", "PIL", "tokenizers"}
 
 RUN = """
