@@ -66,7 +66,7 @@ def attention_map(
     OptionError for one that the model does not have.
     """
     blocks = model.text.layers
-    count = model.text.layers[0].self_attn.heads
+    count = blocks[0].self_attn.heads
     chosen = _checked("layer", layers, range(len(blocks) // 2, len(blocks)), len(blocks))
     among = mx.array(_checked("head", heads, range(count), count))
     prompt = sum(map(len, pieces))

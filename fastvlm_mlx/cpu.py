@@ -37,21 +37,18 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array | None:
-    """x (..., I) of up to FEW_ROWS rows, weight (O, I), bias (O,), float32 -> (..., O), evaluated; None where OpenBLAS cannot
-    be asked.
+    """x (..., I) of one row or FEW_ROWS, weight (O, I), bias (O,), float32 -> (..., O), evaluated; None without OpenBLAS.
 
     A product of matrices first copies the whole weight into panels, which for one row is three times the work.
     """
     if blas.library is None or not x.dtype == weight.dtype == mx.float32:
         return None
     mx.eval(x, weight)
-    rows, matrix = np.asarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
+    rows, matrix = np.ascontiguousarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
     if not matrix.flags.c_contiguous:
         return None
-    y = np.zeros((len(rows), len(matrix)), np.float32)
-    if bias is not None:
-        y += np.asarray(bias)
-    stripe = len(matrix) if len(rows) == 1 else STRIPE  # outputs at a time, whose weights the next row finds in the cache
+    y = np.zeros((len(rows), len(matrix)), np.float32) if bias is None else np.tile(np.asarray(bias), (len(rows), 1))
+    stripe = len(matrix) if len(rows) == 1 else STRIPE
     for start in range(0, len(matrix), stripe):
         part = matrix[start : start + stripe]
         for row, out in zip(rows, y[:, start:], strict=True):
@@ -62,7 +59,8 @@ def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arra
     return mx.array(y).reshape(*x.shape[:-1], -1)
 
 
-FEW_ROWS, STRIPE = 4, 1024
+FEW_ROWS = 4  # from five on, the product of matrices is faster
+STRIPE = 1024  # outputs at a time, so that the next row finds their weights in the processor's cache
 ROW_MAJOR, NOT_TRANSPOSED = 101, 111  # cblas.h
 
 

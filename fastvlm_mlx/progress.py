@@ -2,36 +2,47 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 PATIENCE = 0.5  # seconds of work before a bar appears
 INTERVAL = 0.1  # seconds between two drawings
 WIDTH = 30  # characters of a bar
 
 
+Item = TypeVar("Item")
+
+
+class Track(Protocol):
+    """Hands items on, one step of the bar each."""
+
+    def __call__(self, items: Iterable[Item], /) -> Iterator[Item]:
+        """The same items."""
+
+
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Gives a function to call after each of `total` steps; the bar disappears when the block ends, however it ends."""
+def bar(label: str, total: int) -> Iterator[Track]:
+    """Gives a function to pass `total` items through; the bar is gone when the block ends, however it ends."""
     if _in_notebook():
         draw: Callable[[int], None] = _Notebook(label, total).draw
     elif sys.stderr is not None and sys.stderr.isatty():
         draw = _Terminal(label, total).draw
     else:
-        yield lambda: None
+        yield lambda items: iter(items)
         return
-    done, drawn, due = 0, False, time.monotonic() + PATIENCE
+    drawn, due = False, time.monotonic() + PATIENCE
 
-    def step() -> None:
-        nonlocal done, drawn, due
-        done += 1
-        if time.monotonic() >= due:
-            draw(done)
-            drawn, due = True, time.monotonic() + INTERVAL
+    def track(items: Iterable[Item]) -> Iterator[Item]:
+        nonlocal drawn, due
+        for done, item in enumerate(items, start=1):
+            yield item
+            if time.monotonic() >= due:
+                draw(done)
+                drawn, due = True, time.monotonic() + INTERVAL
 
     try:
-        yield step
+        yield track
     finally:
         if drawn:
             draw(-1)

@@ -24,7 +24,7 @@ from .imagefile import MAX_PIXELS
 from .model import FastVLM
 from .prefix import Prefix
 from .prompt import Piece, Turn, render
-from .storage import Named, OpenModel, fill, is_ours, open_ours
+from .storage import OpenModel, fill, is_ours, open_ours
 from .stream import Stream
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class VLM:
                 raise OptionError(f"{self.name} is quantised already; load it without bits.")
             chosen, _ = quantize.plan(model, bits, group_size)
         quantize.apply(model, self.config.quantization or chosen)
-        with progress.bar(f"Loading {self.name}", len(model.places())) as step:
-            fill(model, replace(self._opened, weights=lambda: _each(self._opened.weights(), step)), kind, chosen)
+        with progress.bar(f"Loading {self.name}", len(model.places())) as track:
+            fill(model, replace(self._opened, weights=lambda: track(self._opened.weights())), kind, chosen)
         if backend == "cpu":
             _warn_of_slow_blas(model)
             cpu.keep_memory()  # of activations only: what loading frees goes back
@@ -257,11 +257,8 @@ class VLM:
         from .batch import answer_all
 
         requests = self.prepare_all(questions, system=system)
-        answers: dict[int, Answer] = {}
-        with progress.bar("Answering", len(requests)) as step:
-            for index, answer in answer_all(self._engine(), requests, options):
-                answers[index] = answer
-                step()
+        with progress.bar("Answering", len(requests)) as track:
+            answers = dict(track(answer_all(self._engine(), requests, options)))
         return [answers[index] for index in range(len(requests))]
 
     def stream(
@@ -338,12 +335,6 @@ def _warn_of_slow_blas(model: FastVLM) -> None:
     """A large model on a CPU without a fast BLAS takes minutes where it could take seconds; say so, and what to do."""
     if blas.is_slow() and sum(place.size for place in model.places().values()) > LARGE:
         warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=4)
-
-
-def _each(weights: Named, step: Callable[[], None]) -> Named:
-    for named in weights:
-        yield named
-        step()
 
 
 def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:

@@ -142,7 +142,7 @@ def test_a_stream_can_be_read_and_broken_off(small: VLM) -> None:
 
 
 BAR = "from fastvlm_mlx import progress\nprogress.PATIENCE = progress.INTERVAL = {}\n"
-BAR += "with progress.bar('Loading', 3) as step:\n    for _ in range(3): step()\n"
+BAR += "with progress.bar('Loading', 3) as track:\n    list(track(range(3)))\n"
 
 
 def test_a_bar_in_a_terminal(tmp_path: Path) -> None:
@@ -182,8 +182,12 @@ def test_loading_and_batches_say_how_far_they_are(apple: Path, monkeypatch: pyte
 
     @contextmanager
     def bar(label: str, total: int) -> Any:
-        counted = steps.setdefault(label, [total, 0])
-        yield lambda: counted.__setitem__(1, counted[1] + 1)
+        def track(items: Any) -> Any:
+            for done, item in enumerate(items, start=1):
+                steps[label] = [total, done]
+                yield item
+
+        yield track
 
     monkeypatch.setattr(progress, "bar", bar)
     vlm = load(apple)
