@@ -60,7 +60,7 @@ def answer_all(engine: Engine, requests: Sequence[Request], options: Options) ->
 def _begin(
     engine: Engine, index: int, request: Request, digests: Sequence[bytes], options: Options, prefix: Prefix, started: float
 ) -> Row:
-    """One question up to its first token. Alone among the rows it runs as it would if asked alone."""
+    """One question up to its first token, computed as when it is asked alone."""
     begun = time.perf_counter()
     known = positions(request.pieces, digests)
     with prefix.answering(known) as kept:

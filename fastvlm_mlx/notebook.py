@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 256  # pixels of a side, at most
 INTERVAL = 0.1  # seconds between two updates of a growing answer
-MARKUP = re.compile(r"([\\`*_\[\]<>&#|~$]|^[-+=]|(?<=^\d)[.)])")  # what can mean something in Markdown
+MARKUP = re.compile(r"([\\`*_\[\]<>&#|~$]|^[-+=])")  # what can mean something in Markdown
+NUMBER = re.compile(r"^(\d+)([.)])")  # so can this, and it becomes the first item of a list
 
 
 def thumbnail(pixels: Pixels) -> bytes:
@@ -49,7 +50,7 @@ def markdown(text: str, details: str) -> str:
     """A text as it is, and `details` folded below it. The pictures are left to the HTML: a notebook keeps both forms."""
     from html import escape
 
-    lines = "  \n".join(MARKUP.sub(r"\\\1", line.strip()) for line in text.splitlines())
+    lines = "  \n".join(NUMBER.sub(r"\1\\\2", MARKUP.sub(r"\\\1", line.strip())) for line in text.splitlines())
     summary, _, rest = escape(details).partition("\n")
     return f"{lines}\n\n<details><summary>{summary}</summary><pre>{rest}</pre></details>\n"
 

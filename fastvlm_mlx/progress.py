@@ -10,7 +10,6 @@ PATIENCE = 0.5  # seconds of work before a bar appears
 INTERVAL = 0.1  # seconds between two drawings
 WIDTH = 30  # characters of a bar
 
-
 Item = TypeVar("Item")
 
 

@@ -115,7 +115,7 @@ class VLM:
                 raise OptionError(f"{self.name} is quantised already; load it without bits.")
             chosen, _ = quantize.plan(model, bits, group_size)
         quantize.apply(model, self.config.quantization or chosen)
-        with progress.bar(f"Loading {self.name}", len(model.places())) as track:
+        with progress.bar("Loading", len(model.places())) as track:
             fill(model, replace(self._opened, weights=lambda: track(self._opened.weights())), kind, chosen)
         if backend == "cpu":
             _warn_of_slow_blas(model)

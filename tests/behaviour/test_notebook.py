@@ -87,7 +87,7 @@ def test_what_a_model_wrote_is_text(small: VLM) -> None:
     shown = answer._repr_markdown_().split("\n\n<details>")[0]
     assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown) == f"{first}  \n{second}"
     assert not re.search(r"(?<!\\)[<>*`#\[\]$&]", shown)
-    for line, escaped in (("- a", r"\- a"), ("1. a", r"1\. a"), ("---", r"\---"), ("a - 1.5", "a - 1.5"), ("    a", "a")):
+    for line, escaped in (("- a", r"\- a"), ("12. a", r"12\. a"), ("---", r"\---"), ("a - 1.5", "a - 1.5"), ("    a", "a")):
         assert notebook.markdown(line, "").startswith(f"{escaped}\n")
 
 
@@ -192,7 +192,7 @@ def test_loading_and_batches_say_how_far_they_are(apple: Path, monkeypatch: pyte
     monkeypatch.setattr(progress, "bar", bar)
     vlm = load(apple)
     vlm.generate(PICTURE, ["What is it?", "Why?"], max_tokens=2)
-    assert steps.keys() == {f"Loading {apple}", "Answering"}
+    assert steps.keys() == {"Loading", "Answering"}
     assert all(total == done > 0 for total, done in steps.values())
 
 
