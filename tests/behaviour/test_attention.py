@@ -16,6 +16,7 @@ import fastvlm_mlx
 from fastvlm_mlx import VLM
 from fastvlm_mlx.attention import RAMP, _weights
 from fastvlm_mlx.errors import ImageError, OptionError, PromptError
+from fastvlm_mlx.prompt import ImageSlot
 from training.world import Options, Scene, Shape, draw
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(2)]
@@ -45,6 +46,23 @@ def test_the_map_of_an_answer(small: VLM) -> None:
     picture = found.picture(1)
     assert picture.size == (small.config.image.size,) * 2 and picture.mode == "RGB"
     assert found._repr_html_().count("<img") == 2 and "attention went to the pictures" in found._repr_html_()
+
+
+def test_the_map_is_what_a_pass_over_the_whole_sequence_gives(small: VLM) -> None:
+    """Without a cache: every position at once, and of that the rows where tokens were chosen, the columns of each picture."""
+    answer = small.generate(PICTURES, "What is it?", max_tokens=6)
+    pieces = small.prepare(PICTURES, "What is it?").pieces
+    x = small.model.embed([*pieces, answer.token_ids], dict(enumerate(small.encode_image(PICTURES))))[:, :-1]
+    last = small.model.text.layers[-1]
+    for layer, cache in zip(small.model.text.layers[:-1], small.model.text.make_cache(), strict=False):
+        x = layer(x, cache)
+    queries, keys, _ = last.self_attn.project(last.input_layernorm(x), 0)
+    whole = np.array(_weights(queries, keys).mean(0))[-6:].mean(0)
+    lengths = [len(piece) for piece in pieces]
+    starts = [sum(lengths[:place]) for place, piece in enumerate(pieces) if isinstance(piece, ImageSlot)]
+    expected = [whole[start : start + 4].reshape(2, 2) for start in starts]
+    found = small.attention_map(PICTURES, "What is it?", answer, layers=[1])
+    assert np.allclose([grid * found.on_pictures for grid in found.grids], expected, atol=1e-6)
 
 
 def test_layers_and_heads_are_averaged(small: VLM) -> None:
