@@ -156,3 +156,12 @@ def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: p
         small.generate(PICTURES[0], ["What is it?", 7])  # type: ignore[list-item]
     with pytest.raises(OptionError, match="max_tokens"):
         small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
+
+
+def test_the_benchmark_compares_equal_answers(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import batch as benchmark
+
+    monkeypatch.setattr(small, "config", replace(small.config, eos_token_ids=()))
+    pairs = benchmark.measure(small, benchmark.questions(3), tokens=4, rounds=2)
+    assert len(pairs) == 2 and all(pair.equal and pair.decode > 0 and pair.whole > 0 for pair in pairs)
+    assert len({len(prompt) for _, prompt in benchmark.questions(4)}) == 4
