@@ -48,7 +48,7 @@ def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arra
     if not matrix.flags.c_contiguous:
         return None
     y = np.zeros((len(rows), len(matrix)), np.float32) if bias is None else np.tile(np.asarray(bias), (len(rows), 1))
-    stripe = len(matrix) if len(rows) == 1 else STRIPE
+    stripe = len(matrix) if len(rows) == 1 else max(1, STRIPE // matrix.shape[1])
     for start in range(0, len(matrix), stripe):
         part = matrix[start : start + stripe]
         for row, out in zip(rows, y[:, start:], strict=True):
@@ -60,7 +60,7 @@ def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arra
 
 
 FEW_ROWS = 4  # from five on, the product of matrices is faster
-STRIPE = 1024  # outputs at a time, so that the next row finds their weights in the processor's cache
+STRIPE = 1 << 19  # weights at a time, so that the next row finds them in the processor's cache
 ROW_MAJOR, NOT_TRANSPOSED = 101, 111  # cblas.h
 
 
