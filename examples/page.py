@@ -2,8 +2,8 @@
 
 Usage: python examples/page.py [--model MODEL] [--image PICTURE] [--resolution PIXELS]
 
-Small print needs a large picture: FastVLM's models see 1024 x 1024 pixels, and --resolution 1536 makes more of a dense page,
-at more than twice the work. The built-in model sees 192 pixels and reads one line of a few large letters: on a page it
+Small print needs a large picture: Apple's models see 1024 x 1024 pixels; --resolution 1536 shows them more of a dense page, at
+more than twice the work. The built-in model sees 192 pixels and reads one line of a few large letters: on a page it
 answers, but wrongly.
 """
 
