@@ -21,6 +21,7 @@ from .image import Images, Source, as_list
 from .imagefile import MAX_PIXELS
 from .prefix import Prefix
 from .prompt import Turn, check_text, render
+from .stream import Stream
 from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Chat:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Stream:
         """The same, chunk by chunk. An answer that is not read to its end is not remembered, and costs nothing later."""
         options = Options(max_tokens, temperature, top_p, seed)
         started = time.perf_counter()
@@ -79,7 +80,7 @@ class Chat:
             time.perf_counter() - started,
             [picture.digest for picture in shown],
         )
-        return self._answer(prompt, pictures, request, options, state)
+        return Stream(self._answer(prompt, pictures, request, options, state), request.pixels)
 
     def _answer(
         self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options, state: int

@@ -134,7 +134,7 @@ class Session:
             self._front.note(f"Stopped, and not kept{kept}. /retry asks again.")
             return
         finally:
-            chunks.close()  # type: ignore[attr-defined]  # a generator
+            chunks.close()
         self._stopped, self.waiting = None, []
         self._warn(question, options)
 

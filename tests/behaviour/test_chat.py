@@ -81,7 +81,7 @@ def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) ->
     assert chat.ask("Which colour?", max_tokens=6).token_ids == expected
     with pytest.raises(PromptError, match="Another question"):
         list(left)
-    left.close()  # type: ignore[attr-defined]
+    left.close()
     chat.undo()
     expected = from_scratch(small, chat, "And now?", PICTURES[1:2], 6)
     assert chat.ask("And now?", PICTURES[1], max_tokens=6).token_ids == expected

@@ -125,6 +125,11 @@ def test_a_stream_grows_in_place(small: VLM, monkeypatch: pytest.MonkeyPatch) ->
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert all(len(Page(html).images) == 1 for html in screen.shown)
 
+    screen.shown.clear()
+    chat = small.chat()
+    chat.stream("What is it?", PICTURE, max_tokens=12)._ipython_display_()
+    assert Page(screen.shown[-1]).text == whole.text == chat.messages[-1]["content"]
+
 
 def test_updates_of_a_stream_are_not_too_many(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "INTERVAL", float("inf"))
