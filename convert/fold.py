@@ -6,7 +6,7 @@
 - 1x1 convolutions become Linear layers; kernels take MLX's order (O, k, k, I).
 - A convolution with r outputs per channel becomes r depthwise ones. Its outputs then come filter by filter instead of
   channel by channel, and what reads them next has its columns put in that order.
-- Query, key and value projections are stacked, and so are gate and up.
+- Query, key and value projections are stacked, and so are gate and up; quantised ones stay quantised.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from fastvlm_mlx.config import ATTENTION_STAGES, ModelConfig, VisionConfig
 from fastvlm_mlx.errors import listed
 
 from .branches import batch_norm
+from .packed import PARTS
 from .published import network_indices
 
 Named = Iterator[tuple[str, mx.array]]
@@ -35,6 +36,10 @@ class Published:
     def exactly(self, name: str) -> mx.array:
         """The same in float32, for tensors that are computed with and not only moved."""
         return self.take(name).astype(mx.float32)
+
+    def parts(self, name: str) -> list[str]:
+        """What a linear layer consists of: a weight, or one quantised in two or three parts, and a bias if it has one."""
+        return [part for part in (*PARTS, "bias") if f"{self.prefix}.{name}.{part}" in self.tensors]
 
     def under(self, name: str) -> "Published":
         """The tensors below a further name."""
@@ -135,24 +140,34 @@ def _conv_exp(source: Published) -> Named:
     yield f"{ours}.expand.bias", _by_filter(source.take("se.expand.bias"), 0)
 
 
+def _moved(source: Published, name: str, ours: str) -> Named:
+    """A layer as it is, quantised or not."""
+    for part in source.parts(name):
+        yield f"{ours}.{part}", source.take(f"{name}.{part}")
+
+
+def _stacked(source: Published, names: list[str], ours: str) -> Named:
+    """Layers with the same inputs as one, quantised or not: their rows, each after the other."""
+    for part in source.parts(names[0]):
+        yield f"{ours}.{part}", mx.concatenate([source.take(f"{name}.{part}") for name in names])
+
+
 def _projector(source: Published) -> Named:
     yield "projector.linear_1.weight", _by_filter(source.take("linear_1.weight"), 1)
     yield "projector.linear_1.bias", source.take("linear_1.bias")
-    yield "projector.linear_2.weight", source.take("linear_2.weight")
-    yield "projector.linear_2.bias", source.take("linear_2.bias")
+    yield from _moved(source, "linear_2", "projector.linear_2")
 
 
 def _decoder(source: Published, layers: int, tied: bool) -> Named:
-    yield "text.embed_tokens.weight", source.take("embed_tokens.weight")
+    yield from _moved(source, "embed_tokens", "text.embed_tokens")
     for i in range(layers):
         layer, ours = source.under(f"layers.{i}"), f"text.layers.{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{ours}.{norm}.weight", layer.take(f"{norm}.weight")
-        for part in ("weight", "bias"):
-            yield f"{ours}.self_attn.qkv_proj.{part}", mx.concatenate([layer.take(f"self_attn.{n}_proj.{part}") for n in "qkv"])
-        yield f"{ours}.self_attn.o_proj.weight", layer.take("self_attn.o_proj.weight")
-        yield f"{ours}.mlp.gate_up_proj.weight", mx.concatenate([layer.take(f"mlp.{n}_proj.weight") for n in ("gate", "up")])
-        yield f"{ours}.mlp.down_proj.weight", layer.take("mlp.down_proj.weight")
+        yield from _stacked(layer, [f"self_attn.{n}_proj" for n in "qkv"], f"{ours}.self_attn.qkv_proj")
+        yield from _moved(layer, "self_attn.o_proj", f"{ours}.self_attn.o_proj")
+        yield from _stacked(layer, ["mlp.gate_proj", "mlp.up_proj"], f"{ours}.mlp.gate_up_proj")
+        yield from _moved(layer, "mlp.down_proj", f"{ours}.mlp.down_proj")
     yield "text.norm.weight", source.take("norm.weight")
     if not tied:
-        yield "text.lm_head.weight", source.take("lm_head.weight")
+        yield from _moved(source, "lm_head", "text.lm_head")

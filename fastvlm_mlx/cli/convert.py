@@ -11,7 +11,7 @@ from .options import TokenizerPath, Yes, agree_to_download
 
 
 def convert(
-    folder: Annotated[str, typer.Argument(help="Apple's checkpoint: a folder or a Hub name.", show_default=False)],
+    folder: Annotated[str, typer.Argument(help="A checkpoint of any layout: a folder or a Hub name.", show_default=False)],
     out: Annotated[
         str,
         typer.Option(
@@ -20,6 +20,23 @@ def convert(
     ],
     dtype: Annotated[
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the checkpoint to be llava, llava-training, transformers, transformers-training, mlx-vlm or apple-mlx "
+            "instead of recognising it."
+        ),
+    ] = None,
+    vision_from: Annotated[
+        str | None,
+        typer.Option(
+            help="For Apple's MLX exports, which lack it: take the image encoder from this checkpoint (folder or Hub name)."
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Make pictures square by black bars ('pad') or by cutting ('crop'); by default as the checkpoint says."),
     ] = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
@@ -47,6 +64,7 @@ def convert(
     if upload is not None:
         check(upload)
     source = find(folder, agree=agree_to_download(yes))
+    tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes))
     with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
             source,
@@ -54,7 +72,11 @@ def convert(
             name=folder if HUB_NAME.fullmatch(folder) and source != Path(folder) else None,
             dtype=dtype,  # type: ignore[arg-type]  # checked by convert
             tokenizer=tokenizer,
+            layout=layout,
+            vision_from=tower,
+            fit=fit,  # type: ignore[arg-type]  # checked by convert
             force=force,
+            say=lambda config: print(f"Layout: {config.source.layout}", file=sys.stderr),
             progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
         )
     size = sum(file.stat().st_size for file in target.iterdir())
