@@ -232,25 +232,18 @@ class Layout(NamedTuple):
     """A table, and what a checkpoint of the layout shows: its model_type, and one of `signs` in some tensor's name."""
 
     table: Table
-    title: str
     model_types: tuple[str, ...]
     signs: tuple[str, ...]
     has_tower: bool = True
 
 
 LAYOUTS = {
-    "llava-training": Layout(
-        LLAVA_TRAINING, "Apple's, its tower in training form", ("llava_qwen2",), (".rbr_conv.", ".lkb_origin.")
-    ),
-    "llava": Layout(LLAVA, "Apple's", ("llava_qwen2",), (APPLE_TOWER,)),
-    "mlx-vlm": Layout(MLX_VLM, "mlx-vlm's", ("llava_qwen2", "fastvlm"), (MLX_VLM_TOWER,)),
-    "apple-mlx": Layout(
-        APPLE_MLX, "Apple's MLX export", ("llava_qwen2", "fastvlm"), ("multi_modal_projector.linear_0.",), has_tower=False
-    ),
-    "transformers-training": Layout(
-        TRANSFORMERS_TRAINING, "transformers', its tower in training form", ("fast_vlm",), (".conv_kxk.", ".large_conv.")
-    ),
-    "transformers": Layout(TRANSFORMERS, "transformers'", ("fast_vlm",), (TIMM_TOWER,)),
+    "llava-training": Layout(LLAVA_TRAINING, ("llava_qwen2",), (".rbr_conv.", ".lkb_origin.")),
+    "llava": Layout(LLAVA, ("llava_qwen2",), (APPLE_TOWER,)),
+    "mlx-vlm": Layout(MLX_VLM, ("llava_qwen2", "fastvlm"), (MLX_VLM_TOWER,)),
+    "apple-mlx": Layout(APPLE_MLX, ("llava_qwen2", "fastvlm"), ("multi_modal_projector.linear_0.",), has_tower=False),
+    "transformers-training": Layout(TRANSFORMERS_TRAINING, ("fast_vlm",), (".conv_kxk.", ".large_conv.")),
+    "transformers": Layout(TRANSFORMERS, ("fast_vlm",), (TIMM_TOWER,)),
 }
 USUAL = {"llava_qwen2": "llava", "fastvlm": "mlx-vlm", "fast_vlm": "transformers"}  # where no name shows a sign
 
