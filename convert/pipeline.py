@@ -103,8 +103,7 @@ def convert(
     check_dtype(dtype)
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
-    if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
+    check_place(folder, out)
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
     if say:
         say(opened.config)
@@ -133,6 +132,12 @@ def convert(
     texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder, config)}
     save(out, config, cast(), texts, nbytes=nbytes, force=force)
     return config
+
+
+def check_place(folder: Path, out: Path) -> None:
+    """Raise OutputError where writing `out` would be writing over the checkpoint."""
+    if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
+        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
 
 
 def _stored_dtype(sources: list[Source]) -> Dtype:
