@@ -6,7 +6,7 @@ tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ import mlx.core as mx
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
-from fastvlm_mlx.config import STRIDE, Dtype, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
+from fastvlm_mlx.errors import CheckpointError, OptionError
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.prompt import SYSTEM
 from fastvlm_mlx.storage import OpenModel, check_finite, is_ours, new_folder, open_ours, save_weights
 from fastvlm_mlx.tokenizer import END_OF_TEXT
 
 from .card import ATTRIBUTION, licence_text
-from .config_map import ARCHITECTURE, LICENSE
+from .config_map import ARCHITECTURE, LICENSE, check_fit
 from .key_map import source_name
 from .pipeline import Progress, check_place, open_foreign
 from .unfold import unfold
@@ -52,9 +52,12 @@ def to_transformers(
     name: str | None = None,
     dtype: Dtype | None = None,
     tokenizer: Path | None = None,
+    layout: str | None = None,
+    vision_from: Path | None = None,
+    fit: Fit | None = None,
     force: bool = False,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> ModelConfig:
     """Write `folder`, one of ours or of any other layout, as transformers has its FastVLM; returns our config of what was written.
 
@@ -63,12 +66,17 @@ def to_transformers(
     Options, errors and the rest as in `convert`.
     """
     check_dtype(dtype)
+    check_fit(fit)
     check_place(folder, out)
     name = name or folder.resolve().name
     if is_ours(folder):
+        if layout or vision_from:
+            raise OptionError(f"{folder} is converted already; leave --layout and --vision-from out to convert it.")
         opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
     else:
-        opened = open_foreign(folder, name, tokenizer, **options)
+        opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from)
+    if say:
+        say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)
     settled = opened.settle()
     if settled.image.size % STRIDE:
         raise CheckpointError(
@@ -77,7 +85,13 @@ def to_transformers(
         )
     words, image = _with_image_token(opened)
     vocab = max(settled.text.vocab_size, image + 1 + -(image + 1) % ROWS)
-    config = replace(settled, dtype=dtype or settled.dtype, text=replace(settled.text, vocab_size=vocab), quantization={})
+    config = replace(
+        settled,
+        dtype=dtype or settled.dtype,
+        text=replace(settled.text, vocab_size=vocab),
+        image=replace(settled.image, fit=fit or settled.image.fit),
+        quantization={},
+    )
     kind: mx.Dtype = getattr(mx, config.dtype)
 
     def weights() -> Iterator[tuple[str, mx.array]]:

@@ -87,7 +87,7 @@ def convert(
     vision_from: Path | None = None,
     fit: Fit | None = None,
     force: bool = False,
-    say: Callable[[ModelConfig], None] | None = None,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ModelConfig:
     """Write `folder` as a folder of ours at `out` and return its config.
@@ -95,7 +95,7 @@ def convert(
     `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default the
     checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one recognised.
     `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how pictures become square,
-    "pad" or "crop", by default as the checkpoint says. `say` is told what was recognised before any work begins, `progress`
+    "pad" or "crop", by default as the checkpoint says. `say` is told the layout before any work begins, `progress`
     is called after every tensor. Raises
     CheckpointError for a folder that cannot be used and OutputError where `out` exists (without `force`) or cannot be
     written; nothing is left half-written.
@@ -106,7 +106,7 @@ def convert(
     check_place(folder, out)
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
     if say:
-        say(opened.config)
+        say(opened.config.source.layout)
     config = opened.settle()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)

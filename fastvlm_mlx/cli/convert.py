@@ -21,6 +21,9 @@ def convert(
     dtype: Annotated[
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
     ] = None,
+    to: Annotated[
+        str, typer.Option(help="Write 'mlx', a folder for this program, or 'transformers', one for that library.")
+    ] = "mlx",
     layout: Annotated[
         str | None,
         typer.Option(
@@ -52,11 +55,19 @@ def convert(
 
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """
-    from ..convert import convert as run
-    from ..errors import OutputError
+    from ..config import check_dtype
+    from ..convert import check_fit, check_layout, to_transformers
+    from ..convert import convert as to_mlx
+    from ..errors import OptionError, OutputError, shown
     from ..hub import HUB_NAME, find, find_tokenizer
     from ..publish import check, publish
 
+    if to not in ("mlx", "transformers"):
+        raise OptionError(f"--to is {shown(to)}, expected 'mlx' or 'transformers'.")
+    check_dtype(dtype)
+    check_layout(layout)
+    check_fit(fit)
+    run = to_mlx if to == "mlx" else to_transformers
     tokenizer = find_tokenizer(tokenizer_path)
     target = Path(os.path.expanduser(out))  # noqa: PTH111
     if target == Path():
@@ -76,7 +87,7 @@ def convert(
             vision_from=tower,
             fit=fit,  # type: ignore[arg-type]  # checked by convert
             force=force,
-            say=lambda config: print(f"Layout: {config.source.layout}", file=sys.stderr),
+            say=lambda name: print(f"Layout: {name}", file=sys.stderr),
             progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
         )
     size = sum(file.stat().st_size for file in target.iterdir())

@@ -199,7 +199,7 @@ def test_a_tower_of_another_model_is_refused(apple: Path, tmp_path: Path, tokeni
 
 def test_what_is_recognised_is_said(apple: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    convert(layouts.mlx_vlm(apple, tmp_path / "theirs"), tmp_path / "ours", say=lambda config: said.append(config.source.layout))
+    convert(layouts.mlx_vlm(apple, tmp_path / "theirs"), tmp_path / "ours", say=said.append)
     assert said == ["mlx-vlm"]
 
 
