@@ -70,6 +70,7 @@ def from_transformers(theirs: dict[str, Any], folder: Path, *, name: str, layout
     `folder` is where its processor's settings are: the size of the picture and whether it is padded.
     """
     text, vision = _table(theirs, "text_config"), _table(theirs, "vision_config")
+    check(bool(text), "text_config is missing or empty")
     rope, model_args = _table(text, "rope_parameters"), _table(vision, "model_args")
     _check_only(theirs, ONLY_TRANSFORMERS)
     _check_only(text, ONLY_QWEN2, "text_config.")
@@ -129,12 +130,12 @@ def _image(theirs: dict[str, Any], folder: Path) -> ImageConfig:
     """The picture's size and fit: from the processor's settings, else the side of a square of `image_seq_length` tokens."""
     processor = _processor(folder)
     _check_only(processor, ONLY_PROCESSOR, "image processor: ")
-    sides = {side for key in ("size", "crop_size") for side in _sides(processor.get(key))}
-    check(len(sides) < 2, f"the image processor brings pictures to sides of {sorted(sides, key=str)}, FastVLM's are square")
+    sides = [side for key in ("size", "crop_size") for side in _sides(processor.get(key))]
+    check(all(side == sides[0] for side in sides), f"the image processor has sides of {shown(sides)} pixels, FastVLM's are one")
     tokens = theirs.get("image_seq_length", 0)
     check(type(tokens) is int and 0 <= tokens <= 1 << 20, f"image_seq_length is {shown(tokens)}, expected a number of tokens")
     check(math.isqrt(tokens) ** 2 == tokens, f"image_seq_length is {tokens}, which is no square")
-    size = sides.pop() if sides else STRIDE * math.isqrt(tokens) or ImageConfig().size
+    size = sides[0] if sides else STRIDE * math.isqrt(tokens) or ImageConfig().size
     return ImageConfig(size=size, fit="pad" if processor.get("do_pad") is True else "crop")
 
 

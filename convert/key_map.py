@@ -229,7 +229,10 @@ APPLE_MLX: Table = (
 
 
 class Layout(NamedTuple):
-    """A table, and what a checkpoint of the layout shows: its model_type, and one of `signs` in some tensor's name."""
+    """A table, and what a checkpoint of the layout shows: its model_type, and one of `signs` in some tensor's name.
+
+    The first whose sign is seen is the one.
+    """
 
     table: Table
     model_types: tuple[str, ...]
@@ -240,8 +243,8 @@ class Layout(NamedTuple):
 LAYOUTS = {
     "llava-training": Layout(LLAVA_TRAINING, ("llava_qwen2",), (".rbr_conv.", ".lkb_origin.")),
     "llava": Layout(LLAVA, ("llava_qwen2",), (APPLE_TOWER,)),
-    "mlx-vlm": Layout(MLX_VLM, ("llava_qwen2", "fastvlm"), (MLX_VLM_TOWER,)),
     "apple-mlx": Layout(APPLE_MLX, ("llava_qwen2", "fastvlm"), ("multi_modal_projector.linear_0.",), has_tower=False),
+    "mlx-vlm": Layout(MLX_VLM, ("llava_qwen2", "fastvlm"), (MLX_VLM_TOWER, "language_model.model.")),
     "transformers-training": Layout(TRANSFORMERS_TRAINING, ("fast_vlm",), (".conv_kxk.", ".large_conv.")),
     "transformers": Layout(TRANSFORMERS, ("fast_vlm",), (TIMM_TOWER,)),
 }

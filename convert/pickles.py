@@ -55,8 +55,8 @@ def load(path: Path) -> dict[str, mx.array]:
 
 def _open(path: Path) -> dict[str, Any]:
     """A pickle's tensors by name, mapped, not read."""
-    torch = _torch(path)
     _check_archive(path)
+    torch = _torch(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of many kinds
