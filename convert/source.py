@@ -92,7 +92,7 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     """
     if LAYOUTS[source.layout].has_tower:
         if folder is not None:
-            raise OptionError(f"{source.checkpoint.folder} has an image encoder of its own; leave --vision-from out to convert it.")
+            raise OptionError(f"{source.checkpoint.folder} has its own image encoder; leave --vision-from out.")
         return None
     if folder is None:
         raise CheckpointError(
