@@ -179,6 +179,9 @@ def test_an_export_without_a_tower_is_refused_in_a_sentence(apple: Path, tmp_pat
             attempt()
     with pytest.raises(CheckpointError, match="no image encoder either"):
         convert(export, tmp_path / "ours", vision_from=export)
+    convert(apple, tmp_path / "converted")
+    with pytest.raises(CheckpointError, match="converted already"):
+        convert(export, tmp_path / "ours", vision_from=tmp_path / "converted")
     with pytest.raises(OptionError, match="its own image encoder"):
         convert(apple, tmp_path / "ours", vision_from=apple)
 
@@ -304,7 +307,7 @@ def as_pickle(folder: Path, files: int = 1) -> None:
     weights = checkpoint.read(folder)
     (folder / "model.safetensors").unlink()
     kinds = {mx.bfloat16: torch.bfloat16, mx.float32: torch.float32, mx.int64: torch.int64}
-    tensors = {n: torch.tensor(a.astype(mx.float32).tolist(), dtype=kinds[a.dtype]) for n, a in weights.items()}
+    tensors = {n: torch.from_numpy(np.array(a.astype(mx.float32))).to(kinds[a.dtype]) for n, a in weights.items()}
     names = sorted(tensors)
     for i in range(files):
         file = "pytorch_model.bin" if files == 1 else f"pytorch_model-{i + 1:05d}-of-{files:05d}.bin"
