@@ -136,7 +136,12 @@ def _image(theirs: dict[str, Any], folder: Path) -> ImageConfig:
     check(type(tokens) is int and 0 <= tokens <= 1 << 20, f"image_seq_length is {shown(tokens)}, expected a number of tokens")
     check(math.isqrt(tokens) ** 2 == tokens, f"image_seq_length is {tokens}, which is no square")
     size = sides[0] if sides else STRIDE * math.isqrt(tokens) or ImageConfig().size
-    return ImageConfig(size=size, fit="pad" if processor.get("do_pad") is True else "crop")
+    pad = processor.get("do_pad") is True
+    check(
+        pad or processor.get("do_center_crop") is not False,
+        "the image processor neither pads nor crops, FastVLM's pictures are square",
+    )
+    return ImageConfig(size=size, fit="pad" if pad else "crop")
 
 
 def _processor(folder: Path) -> dict[str, Any]:

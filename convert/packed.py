@@ -57,22 +57,22 @@ def unpacked_shapes(found: Shapes, kinds: dict[str, str], plan: Plan, names: dic
     `kinds` are the types that safetensors names, `names` what the tensors are called in the checkpoint.
     """
     shapes = dict(found)
-    for layer, (bits, group_size, mode) in ((layer, (q.bits, q.group_size, q.mode)) for layer, q in plan.items()):
-        parts = PARTS if mode == "affine" else PARTS[:2]
+    for layer, q in plan.items():
+        parts = PARTS if q.mode == "affine" else PARTS[:2]
         missing = [part for part in parts if f"{layer}.{part}" not in found]
         weight, scales = f"{layer}.weight", f"{layer}.scales"
         if missing:
             raise CheckpointError(f"{names[scales]!r} comes without its {missing[0]}; fetch the checkpoint again.")
-        width = found[scales][-1] * group_size if found[scales] else 0
-        right = kinds[weight] == "U32" and found[weight] == (*found[scales][:-1], width * bits // 32) and len(found[weight]) == 2
+        width = found[scales][-1] * q.group_size if found[scales] else 0
+        right = kinds[weight] == "U32" and found[weight] == (*found[scales][:-1], width * q.bits // 32) and len(found[weight]) == 2
         for part in parts[1:]:
             kind = kinds[f"{layer}.{part}"]
-            right &= kind == "U8" if mode != "affine" else kind in ("F32", "F16", "BF16")
+            right &= kind == "U8" if q.mode != "affine" else kind in ("F32", "F16", "BF16")
             right &= found[f"{layer}.{part}"] == found[scales]
         if not right:
             raise CheckpointError(
-                f"{names[weight]!r} and its scales do not fit {bits} bits in groups of {group_size}, which config.json calls for; "
-                "do the two belong together?"
+                f"{names[weight]!r} and its scales do not fit {q.bits} bits in groups of {q.group_size}, which config.json calls "
+                "for; do the two belong together?"
             )
         for part in parts[1:]:
             del shapes[f"{layer}.{part}"]
@@ -91,13 +91,10 @@ def keep(plan: Plan) -> Kept:
     """Decide what stays quantised: what is only moved, and what is stacked from parts quantised alike."""
     kept = {layer: q for layer, q in plan.items() if MOVED.fullmatch(layer)}
     used = set(kept)
-    for first in [layer for layer in plan if layer.endswith((".q_proj", ".gate_proj"))]:
-        for ours, parts in STACKED.items():
+    for ours, parts in STACKED.items():
+        for first in [layer for layer in plan if layer.endswith(f".{parts[0]}")]:
             block = first.removesuffix(parts[0])
-            if block == first:
-                continue
-            alike = {plan.get(block + part) for part in parts}
-            if len(alike) == 1:
+            if all(plan.get(block + part) == plan[first] for part in parts):
                 kept[block + ours] = plan[first]
                 used |= {block + part for part in parts}
     return Kept(kept, {layer: q for layer, q in plan.items() if layer not in used})

@@ -25,6 +25,9 @@ from .source import Source, open_source, open_tower
 from .tokenizer import read_tokenizer
 
 HEAD, EMBEDDING = "text.lm_head", "text.embed_tokens"
+UNPACKED = (
+    "quantised layers whose columns stand in another order here, or that are stacked with others quantised otherwise, are unpacked"
+)
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
@@ -57,7 +60,8 @@ def open_foreign(
     _check_shapes(config, sources)
     kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})
     if kept.unpacked:
-        warnings.warn(_unpacked_note(name, kept), FastVLMWarning, stacklevel=3)
+        theirs = [each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked]
+        warnings.warn(f"{name}: {UNPACKED}: {listed(theirs)}.", FastVLMWarning, stacklevel=3)
     config = replace(config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers)
 
     @cache
@@ -187,11 +191,3 @@ def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
         return holders.get(target, missing_from).name_of(target)
 
     published.check(found, config, name_of)
-
-
-def _unpacked_note(name: str, kept: packed.Kept) -> str:
-    layers = listed(kept.unpacked)
-    return (
-        f"{name}: {len(kept.unpacked)} quantised layers were unpacked, their columns standing in another order here or their "
-        f"neighbours being quantised differently ({layers}); the other {len(kept.layers)} stay quantised."
-    )

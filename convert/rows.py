@@ -73,6 +73,10 @@ class Plan(NamedTuple):
     merges: list[Merged]
     drops: dict[str, str]
 
+    def names(self) -> dict[str, str]:
+        """The renames as names alone, by target."""
+        return {target: renamed.source for target, renamed in self.renames.items()}
+
 
 def match(names: Iterable[str], table: Table, layout: str) -> Plan:
     """Assign every name to exactly one row of the table; raises CheckpointError naming those no row takes."""

@@ -14,7 +14,7 @@ from .config_map import from_llava, from_transformers
 from .key_map import LAYOUTS, check_layout, match, recognise, source_name
 from .published import Shapes
 from .read import Checkpoint, read_checkpoint
-from .rows import Merged, Plan
+from .rows import Plan
 
 TOWER = "vision."
 
@@ -43,7 +43,7 @@ class Source(NamedTuple):
         headers = self.checkpoint.tensors
         shapes = {target: _turned(headers[source].shape, axes) for target, (source, axes) in self.plan.renames.items()}
         kinds = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
-        shapes = packed.unpacked_shapes(shapes, kinds, self.quantization, self._names())
+        shapes = packed.unpacked_shapes(shapes, kinds, self.quantization, self.plan.names())
         for group in self.plan.merges:
             zeros = {part: mx.zeros(headers[name].shape) for part, name in group.parts.items()}
             try:
@@ -68,12 +68,9 @@ class Source(NamedTuple):
     def tower(self) -> "Source":
         """The image encoder alone."""
         renames = {target: renamed for target, renamed in self.plan.renames.items() if target.startswith(TOWER)}
-        merges: list[Merged] = [group for group in self.plan.merges if group.target.startswith(TOWER)]
+        merges = [group for group in self.plan.merges if group.target.startswith(TOWER)]
         quantization = {layer: q for layer, q in self.quantization.items() if layer.startswith(TOWER)}
         return self._replace(plan=Plan(renames, merges, {}), quantization=quantization)
-
-    def _names(self) -> dict[str, str]:
-        return {target: renamed.source for target, renamed in self.plan.renames.items()}
 
 
 def open_source(folder: Path, layout: str | None = None) -> Source:
@@ -82,8 +79,7 @@ def open_source(folder: Path, layout: str | None = None) -> Source:
     checkpoint = read_checkpoint(folder)
     layout = layout or recognise(checkpoint.tensors, checkpoint.config.get("model_type"))
     plan = match(checkpoint.tensors, layout)
-    names = {target: renamed.source for target, renamed in plan.renames.items()}
-    return Source(checkpoint, layout, plan, packed.settings(checkpoint.config, names))
+    return Source(checkpoint, layout, plan, packed.settings(checkpoint.config, plan.names()))
 
 
 def open_tower(folder: Path | None, source: Source) -> Source | None:

@@ -42,14 +42,11 @@ def mlx_vlm(apple: Path, out: Path, bits: Bits | None = None, **settings: Any) -
     for name, array in checkpoint.read(apple).items():
         if name.endswith("num_batches_tracked") or (name == "lm_head.weight" and theirs["tie_word_embeddings"]):
             continue
-        if name.startswith(APPLE_TOWER):
-            name = "vision_tower.vision_model." + name.removeprefix(APPLE_TOWER).replace("patch_embed.", "patch_embed.blocks.")
-            if array.ndim == 4:
-                array = array.transpose(0, 2, 3, 1)
-            elif "layer_scale" in name:
-                array = array.transpose(1, 2, 0)
-        else:
-            name = name.removeprefix("model.") if "mm_projector" in name else f"language_model.{name}"
+        if name.startswith(APPLE_TOWER) and array.ndim == 4:
+            array = array.transpose(0, 2, 3, 1)
+        elif "layer_scale" in name:
+            array = array.transpose(1, 2, 0)
+        name = mlx_vlm_name(name)
         weights[name] = mx.contiguous(array)
     del theirs["torch_dtype"]
     quantization = _quantize(weights, bits)
@@ -57,6 +54,13 @@ def mlx_vlm(apple: Path, out: Path, bits: Bits | None = None, **settings: Any) -
     index = {"metadata": {"total_size": 0}, "weight_map": dict.fromkeys(sorted(weights), "model.safetensors")}
     (out / "model.safetensors.index.json").write_text(json.dumps(index))
     return out
+
+
+def mlx_vlm_name(name: str) -> str:
+    """Apple's name as mlx-vlm has it."""
+    if name.startswith(APPLE_TOWER):
+        return "vision_tower.vision_model." + name.removeprefix(APPLE_TOWER).replace("patch_embed.", "patch_embed.blocks.")
+    return name.removeprefix("model.") if "mm_projector" in name else f"language_model.{name}"
 
 
 def apple_mlx(apple: Path, out: Path, bits: Bits | None = None, **settings: Any) -> Path:
@@ -74,12 +78,18 @@ def apple_mlx(apple: Path, out: Path, bits: Bits | None = None, **settings: Any)
 
 def alike(bits: int = 4, group_size: int = 64, mode: str = "affine") -> Bits:
     """Every linear layer outside the tower in the same way."""
-    return lambda path: {"bits": bits, "group_size": group_size, "mode": mode}
+    how = {"bits": bits, "group_size": group_size, "mode": mode}
+    return lambda path: None if path.startswith("vision_tower") else how
+
+
+def whole(path: str) -> dict[str, Any] | None:
+    """The tower's attention too."""
+    return {"bits": 8, "group_size": 32, "mode": "affine"} if "head.proj" not in path else None
 
 
 def mixed(path: str) -> dict[str, Any] | None:
     """The first layer's value projection in more bits, as mlx-vlm's mixed recipes have it."""
-    return {"bits": 6 if "layers.0.self_attn.v_proj" in path else 4, "group_size": 64, "mode": "affine"}
+    return alike(6 if "layers.0.self_attn.v_proj" in path else 4)(path)
 
 
 def _quantize(weights: Arrays, bits: Bits | None) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def _quantize(weights: Arrays, bits: Bits | None) -> dict[str, Any]:
     table: dict[str, Any] = dict(usual)
     for name in [name for name, array in weights.items() if array.ndim == 2 and name.endswith(".weight")]:
         path = name.removesuffix(".weight")
-        how = None if path.startswith("vision_tower") else bits(path)
+        how = bits(path)
         if how is None:
             continue
         parts = mx.quantize(weights[name], **how)

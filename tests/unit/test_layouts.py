@@ -79,7 +79,9 @@ def test_the_stored_type_is_kept(apple: Path, tmp_path: Path) -> None:
 # Quantised
 
 
-@pytest.mark.parametrize("how", [layouts.alike(), layouts.alike(8, 32), layouts.alike(4, 32, "mxfp4"), layouts.mixed])
+@pytest.mark.parametrize(
+    "how", [layouts.alike(), layouts.alike(8, 32), layouts.alike(4, 32, "mxfp4"), layouts.mixed, layouts.whole]
+)
 def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path, how: layouts.Bits) -> None:
     """Against a folder of Apple's that holds what mlx-vlm's quantised layers stand for."""
     theirs = layouts.mlx_vlm(source, tmp_path / "theirs", how)
@@ -93,8 +95,7 @@ def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path
 
     dequantised, quantised = checkpoint.read(source), stored(theirs)
     for name, array in dequantised.items():
-        path = "language_model." + name if "mm_projector" not in name else name.removeprefix("model.")
-        path = path.removesuffix(".weight")
+        path = layouts.mlx_vlm_name(name).removesuffix(".weight")
         if f"{path}.scales" in quantised:
             parts = [quantised[f"{path}.{part}"] for part in ("weight", "scales", "biases") if f"{path}.{part}" in quantised]
             dequantised[name] = values(*parts, settings=checkpoint.quant(how(path)))
@@ -108,7 +109,7 @@ def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path
 
 def test_a_quantised_folder_loaded_directly_and_converted(apple: Path, tmp_path: Path) -> None:
     theirs = layouts.mlx_vlm(apple, tmp_path / "theirs", layouts.alike(8))
-    with pytest.warns(FastVLMWarning, match=r"1 quantised layers were unpacked.*projector\.linear_1"):
+    with pytest.warns(FastVLMWarning, match=r"are unpacked: 'mm_projector\.0\.weight'\."):
         direct = load(str(theirs), dtype="float32")
         config = convert(theirs, tmp_path / "ours")
     assert config.dtype == "bfloat16"
@@ -271,7 +272,7 @@ def test_the_picture_without_a_file_of_its_own(apple: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "settings",
     [{"image_mean": [0.5] * 3}, {"image_std": [0.2] * 3}, {"do_resize": False}, {"resample": 2}, {"size": {"shortest_edge": 100}},
-     {"size": {"height": 128, "width": 64}}, {"size": "big"}],
+     {"size": {"height": 128, "width": 64}}, {"size": "big"}, {"do_center_crop": False}],
 )  # fmt: skip
 def test_a_picture_treated_otherwise_is_refused(apple: Path, tmp_path: Path, settings: Any) -> None:
     theirs = layouts.transformers(apple, tmp_path / "theirs")
