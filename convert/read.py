@@ -18,6 +18,8 @@ from fastvlm_mlx.safetensors import Tensor
 
 from . import pickles
 
+MAX_TENSORS = 20_000  # 7B in training form has about 1,900; each name is looked for in a table of hundreds of rows
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -46,10 +48,11 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     contradictory.
     """
     config = read_table(folder / "config.json")
-    tensors = shards.read_headers(folder)
-    if tensors:
-        return Checkpoint(folder, config, tensors)
-    tensors = pickles.read_headers(folder)
-    if tensors:
-        return Checkpoint(folder, config, tensors, pickles.load)
-    raise CheckpointError(f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}.")
+    tensors, arrays = shards.read_headers(folder), safetensors.load
+    if not tensors:
+        tensors, arrays = pickles.read_headers(folder), pickles.load
+    if not tensors:
+        raise CheckpointError(f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}.")
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{folder}: holds {len(tensors)} tensors, FastVLM has at most {MAX_TENSORS}; check the folder.")
+    return Checkpoint(folder, config, tensors, arrays)

@@ -279,6 +279,14 @@ def test_tensors_of_odd_names(folder: Open, layout: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", WRITERS)
+def test_tens_of_thousands_of_tensors(folder: Open, layout: str) -> None:
+    opened = folder(layout)
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header(lambda t: t.update({f"language_model.model.layers.{i}.x": empty for i in range(25_000)}))(opened.path)
+    opened.refused("tensors, FastVLM has at most")
+
+
+@pytest.mark.parametrize("layout", WRITERS)
 def test_folders_and_shards_with_line_ends_in_their_names(folder: Open, layout: str) -> None:
     opened = folder(layout)
     opened.path = opened.path.rename(opened.path.with_name("a\nmodel"))
