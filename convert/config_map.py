@@ -14,7 +14,6 @@ from fastvlm_mlx.errors import CheckpointError, OptionError, shown
 from fastvlm_mlx.jsonfile import read_table
 from fastvlm_mlx.licence import APPLE
 
-LICENSE = APPLE
 TOWER = re.compile(r"mobileclip_l_(\d+)")
 ARCHITECTURE = "fastvit_mci3"  # timm's name of FastViTHD
 FITS: tuple[Fit, ...] = ("pad", "crop")
@@ -162,7 +161,7 @@ def _sides(size: object) -> list[Any]:
 
 def _license(theirs: dict[str, Any]) -> str:
     """Apple's, unless the config says it is not."""
-    stated = theirs.get("license", LICENSE)
+    stated = theirs.get("license", APPLE)
     check(isinstance(stated, str), f"license is {shown(stated)}, expected a name")
     return str(stated)
 

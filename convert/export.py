@@ -5,7 +5,6 @@ tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +16,14 @@ from tokenizers import Tokenizer as BPETokenizer
 
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
 from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.licence import announce
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.prompt import SYSTEM
 from fastvlm_mlx.storage import OpenModel, check_finite, is_ours, new_folder, open_ours, save_weights
 from fastvlm_mlx.tokenizer import END_OF_TEXT
 
-from .card import ATTRIBUTION, licence_text
-from .config_map import ARCHITECTURE, LICENSE, check_fit
+from .card import licence_text, transformers_card
+from .config_map import ARCHITECTURE, check_fit
 from .key_map import source_name
 from .pipeline import Progress, check_place, open_foreign
 from .unfold import unfold
@@ -109,8 +109,9 @@ def to_transformers(
             if target.endswith(NORM):
                 yield theirs.removesuffix("weight") + "num_batches_tracked", mx.array(0, dtype=mx.int64)
 
+    announce(config.source.license)
     texts = _settings(config, image) | _tokenizer_files(words, config)
-    texts |= {"README.md": _card(config), "LICENSE": licence_text(folder, config)}
+    texts |= {"README.md": transformers_card(config), "LICENSE": licence_text(folder, config)}
     nbytes = kind.size * sum(place.size for place in FastVLM(config, "cpu").places().values())
     with new_folder(out, nbytes, force) as partial:
         for file, text in texts.items():
@@ -179,7 +180,7 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "torch_dtype": config.dtype,  # where earlier releases look for it
         "license": config.source.license,
         "image_token_index": image,
-        "image_seq_length": math.ceil(size / STRIDE) ** 2,
+        "image_seq_length": config.image.tokens,
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "vision_feature_layer": -1,
@@ -241,30 +242,3 @@ def _tokenizer_files(words: BPETokenizer, config: ModelConfig) -> dict[str, str]
         "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
         "chat_template.jinja": CHAT_TEMPLATE,
     }
-
-
-def _card(config: ModelConfig) -> str:
-    source = config.source
-    base = f"\nbase_model: {source.name}" if "/" in source.name else ""
-    terms = (
-        f"{ATTRIBUTION} Research purposes only; see LICENSE." if source.license == LICENSE else f"{source.license}; see LICENSE."
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: image-text-to-text
-license: {source.license}{base}
-tags: [fastvlm]
----
-# {Path(source.name).name} for transformers
-
-FastVLM, written by fastvlm-mlx for transformers' `FastVlmForConditionalGeneration`, from the layout "{source.layout}".
-
-## Changes
-
-Batch norms and layer scales of the image encoder are folded into neighbouring weights, so that those that are left change
-nothing; parallel branches (where there were any) are merged; values are rounded to {config.dtype}. Nothing was trained.
-
-## Licence
-
-{terms}
-"""
