@@ -14,8 +14,9 @@ import mlx.core as mx
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
+from fastvlm_mlx import quantize
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.errors import CheckpointError, OptionError, listed
 from fastvlm_mlx.licence import announce
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.prompt import SYSTEM
@@ -84,7 +85,7 @@ def to_transformers(
             "processor cannot count; choose another model."
         )
     words, image = _with_image_token(opened)
-    vocab = max(settled.text.vocab_size, image + 1 + -(image + 1) % ROWS)
+    vocab = settled.text.vocab_size if image < settled.text.vocab_size else image + 1 + -(image + 1) % ROWS
     config = replace(
         settled,
         dtype=dtype or settled.dtype,
@@ -94,8 +95,10 @@ def to_transformers(
     )
     kind: mx.Dtype = getattr(mx, config.dtype)
 
+    tensors = dict(opened.weights())
+    _check(tensors, settled, name)
+
     def weights() -> Iterator[tuple[str, mx.array]]:
-        tensors = dict(opened.weights())
         total = len(tensors)
         for target, array in unfold(tensors, settled):
             if target in ("text.embed_tokens.weight", "text.lm_head.weight"):
@@ -118,6 +121,21 @@ def to_transformers(
             (partial / file).write_text(text, encoding="utf-8")
         save_weights(partial, weights(), "pt")
     return config
+
+
+def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
+    """Raise CheckpointError unless names, shapes and types of our tensors are what the config calls for."""
+    model = FastVLM(config, "cpu")
+    quantize.apply(model, config.quantization)
+    places = model.places()
+    wrong = places.keys() ^ tensors.keys() or {
+        path
+        for path, place in places.items()
+        if tensors[path].shape != place.shape
+        or mx.issubdtype(tensors[path].dtype, mx.floating) != mx.issubdtype(place.dtype, mx.floating)
+    }
+    if wrong:
+        raise CheckpointError(f"{name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again.")
 
 
 def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:

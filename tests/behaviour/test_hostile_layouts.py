@@ -16,7 +16,22 @@ import pytest
 from .. import checkpoint, layouts
 from .conftest import Run
 from .forkserver import ForkServer
-from .test_hostile_folders import BOTH, SAYS_OTHERWISE, Attack, Change, header, poison, settings, text, then, weights, without
+from .test_hostile_folders import (  # noqa: F401  (fixtures)
+    BOTH,
+    OURS,
+    SAYS_OTHERWISE,
+    Attack,
+    Change,
+    _ours,
+    header,
+    ours,
+    poison,
+    settings,
+    text,
+    then,
+    weights,
+    without,
+)
 
 PARTS = ("weight", "scales", "biases")
 QUANTISED = layouts.alike(4, 32)
@@ -251,7 +266,7 @@ def test_lies(folder: Open, layout: str, case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "name", "value", "ours"),
+    ("layout", "name", "value", "named"),
     [
         ("transformers", TIMM + "stem.0.reparam_conv.weight", "nan", "vision.patch_embed.conv.weight"),
         ("mlx-vlm", "language_model.model.norm.weight", "inf", "text.norm.weight"),
@@ -260,11 +275,20 @@ def test_lies(folder: Open, layout: str, case: str) -> None:
         ("apple-mlx", LINEAR, "nan", "projector.linear_1.weight"),
     ],
 )
-def test_values_that_are_no_numbers(folder: Open, layout: str, name: str, value: str, ours: str) -> None:
+def test_values_that_are_no_numbers(folder: Open, layout: str, name: str, value: str, named: str) -> None:
     opened = folder(layout)
     poison(name, float(value))(opened.path)
     notes = ("fastvlm-mlx: Note: model: quantised layers",) if layout == "mlx-vlm quantised" else ()
-    opened.refused(ours, "not finite", after=(*notes, "Layout: "))
+    opened.refused(named, "not finite", after=(*notes, "Layout: "))
+
+
+@pytest.mark.parametrize("case", OURS)
+def test_the_way_back_from_a_folder_of_ours(run: Run, ours: Path, tmp_path: Path, case: str) -> None:  # noqa: F811
+    change, _ = OURS[case]
+    change(ours)
+    result = run("convert", ours, "--out", tmp_path / "out", "--to", "transformers")
+    result.refused(after=("Layout: fastvlm_mlx",) * (result.err.count("\n") - 1))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours"]
 
 
 # Names and links
