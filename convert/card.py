@@ -37,11 +37,9 @@ def _is_own(path: Path) -> bool:
 def model_card(config: ModelConfig, *, quality: str | None = None) -> str:
     """README.md of a converted folder; `quality` is a report in Markdown of what quantising it cost, if it was measured."""
     vision, text, source = config.vision, config.text, config.source
-    apples = source.license == APPLE
-    terms = f"{ATTRIBUTION} Research purposes only ({AGREEMENT})" if apples else _plain(source.license)
     report = f"\n## Quality\n\n{quality.strip()}\n" if quality else ""
     return f"""---
-{_front_matter(config)}---
+{_front_matter(config, "mlx")}---
 # {_plain(Path(source.name).name or "FastVLM")} for MLX
 
 FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
@@ -61,15 +59,39 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 
 ## Licence
 
-{terms}; see LICENSE.
+{_terms(config)}; see LICENSE.
 """
 
 
-def _front_matter(config: ModelConfig) -> str:
+def transformers_card(config: ModelConfig) -> str:
+    """README.md of a folder written for transformers."""
+    return f"""---
+{_front_matter(config, "transformers")}---
+# {_plain(Path(config.source.name).name or "FastVLM")} for transformers
+
+FastVLM, written by fastvlm-mlx for transformers' `FastVlmForConditionalGeneration`, from the layout "{config.source.layout}".
+
+## Changes
+
+Batch norms and layer scales of the image encoder are folded into neighbouring weights, so that those that are left change
+nothing; parallel branches (where there were any) are merged; values are rounded to {config.dtype}. Nothing was trained.
+
+## Licence
+
+{_terms(config)}; see LICENSE.
+"""
+
+
+def _terms(config: ModelConfig) -> str:
+    apples = config.source.license == APPLE
+    return f"{ATTRIBUTION} Research purposes only ({AGREEMENT})" if apples else _plain(config.source.license)
+
+
+def _front_matter(config: ModelConfig, library: str) -> str:
     """What the Hub reads of a card, as YAML; strings from outside in JSON's form, which YAML has too."""
     source = config.source
     bits = sorted({f"{layer.bits}-bit" for layer in config.quantization.values()})
-    entries = {"library_name": "mlx", "pipeline_tag": "image-text-to-text", "license": source.license}
+    entries = {"library_name": library, "pipeline_tag": "image-text-to-text", "license": source.license}
     if source.license not in HUB_LICENCES:
         entries |= {"license": "other", "license_name": json.dumps(source.license), "license_link": "LICENSE"}
     elif source.license == APPLE:
@@ -78,7 +100,7 @@ def _front_matter(config: ModelConfig) -> str:
         entries["base_model"] = source.name
         if bits:
             entries["base_model_relation"] = "quantized"
-    entries["tags"] = f"[{', '.join(['mlx', 'fastvlm', 'fastvlm-mlx', *bits])}]"
+    entries["tags"] = f"[{', '.join([library, 'fastvlm', 'fastvlm-mlx', *bits])}]"
     return "".join(f"{key}: {value}\n" for key, value in entries.items())
 
 

@@ -1,14 +1,22 @@
-"""Apple's config.json (`model_type` "llava_qwen2") -> ours. What the runtime does not do is refused here, by name."""
+"""Their config.json -> ours, for every layout. What the runtime does not do is refused here, by name.
 
+Apple's settings are kept by mlx-vlm and by Apple's MLX exports (`model_type` "llava_qwen2"); transformers has its own
+(`model_type` "fast_vlm"), and keeps the picture's size in a file beside config.json.
+"""
+
+import math
 import re
+from pathlib import Path
 from typing import Any
 
-from fastvlm_mlx.config import Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
-from fastvlm_mlx.errors import CheckpointError, shown
+from fastvlm_mlx.config import STRIDE, Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
+from fastvlm_mlx.errors import CheckpointError, OptionError, shown
+from fastvlm_mlx.jsonfile import read_table
 from fastvlm_mlx.licence import APPLE
 
-LICENSE = APPLE
 TOWER = re.compile(r"mobileclip_l_(\d+)")
+ARCHITECTURE = "fastvit_mci3"  # timm's name of FastViTHD
+FITS: tuple[Fit, ...] = ("pad", "crop")
 
 # Settings that change what a model computes, and the only values the runtime computes.
 ONLY = {
@@ -19,12 +27,26 @@ ONLY = {
     "rope_scaling": None,
     "use_sliding_window": False,
 }
+ONLY_TRANSFORMERS = {
+    "projector_hidden_act": "gelu",
+    "multimodal_projector_bias": True,
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+}
+ONLY_QWEN2 = {"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
+MODEL_ARGS = ("inference_mode", "layers", "embed_dims")  # of timm's tower
+ONLY_PROCESSOR = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_resize": True, "do_rescale": True, "resample": 3}
+
+
+def check_fit(fit: str | None) -> None:
+    """Raise OptionError unless it is one of FITS; None stands for the checkpoint's."""
+    if fit is not None and fit not in FITS:
+        raise OptionError(f"fit is {shown(fit)}, expected 'pad' or 'crop'.")
 
 
 def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig:
     """Read Apple's settings; raises CheckpointError naming a setting that is missing or that FastVLM does not have."""
-    for key, value in ONLY.items():
-        check(theirs.get(key, value) == value, f"{key} is {shown(theirs.get(key))}, FastVLM has {value!r}")
+    _check_only(theirs, ONLY)
     tower = str(theirs.get("mm_vision_tower"))
     size = TOWER.fullmatch(tower.rsplit("/", 1)[-1])
     if size is None:
@@ -32,53 +54,143 @@ def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig
             f"config.json: mm_vision_tower is {shown(tower)}, expected 'mobileclip_l_' and the image size; fetch the file again."
         )
     fit: Fit = "pad" if theirs.get("image_aspect_ratio") == "pad" else "crop"
-    vision = theirs.get("vision_config") or {}
-    check(isinstance(vision, dict), "vision_config is not a table")
-    for key in ("depths", "widths"):
-        check(isinstance(vision.get(key, []), list), f"vision_config.{key} is {shown(vision.get(key))}, expected a list of sizes")
-    published = VisionConfig()
-    depths, widths = (tuple(vision.get(key, getattr(published, key))) for key in ("depths", "widths"))
-    try:
-        text = TextConfig(
-            hidden_size=theirs["hidden_size"],
-            num_hidden_layers=theirs["num_hidden_layers"],
-            num_attention_heads=theirs["num_attention_heads"],
-            num_key_value_heads=theirs["num_key_value_heads"],
-            intermediate_size=theirs["intermediate_size"],
-            vocab_size=theirs["vocab_size"],
-            tie_word_embeddings=_flag(theirs, "tie_word_embeddings"),
-            rope_theta=_number(theirs, "rope_theta"),
-            rms_norm_eps=_number(theirs, "rms_norm_eps"),
-            max_position_embeddings=theirs["max_position_embeddings"],
-        )
-    except KeyError as error:
-        raise CheckpointError(f"config.json: no {error.args[0]!r} in it; fetch the file again.") from error
     return ModelConfig(
-        text=text,
-        vision=VisionConfig(depths, widths),
+        text=_text(theirs, rope_theta=_number(theirs, "rope_theta"), tied=_flag(theirs, "tie_word_embeddings")),
+        vision=_vision(_table(theirs, "vision_config"), "depths", "widths"),
         image=ImageConfig(size=int(size[1]), fit=fit),
         source=SourceConfig(name=name, layout=layout, license=_license(theirs)),
         eos_token_ids=_eos(theirs),
     )
 
 
+def from_transformers(theirs: dict[str, Any], folder: Path, *, name: str, layout: str) -> ModelConfig:
+    """Read transformers' settings, of the current and earlier releases; raises CheckpointError as `from_llava` does.
+
+    `folder` is where its processor's settings are: the size of the picture and whether it is padded.
+    """
+    text, vision = _table(theirs, "text_config"), _table(theirs, "vision_config")
+    check(bool(text), "text_config is missing or empty")
+    rope, model_args = _table(text, "rope_parameters"), _table(vision, "model_args")
+    _check_only(theirs, ONLY_TRANSFORMERS)
+    _check_only(text, ONLY_QWEN2, "text_config.")
+    _check_only(rope, {"rope_type": "default"}, "text_config.rope_parameters.")
+    kinds = text.get("layer_types") or []
+    check(
+        isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds),
+        "text_config.layer_types has others than full_attention",
+    )
+    architecture = str(vision.get("architecture")).split(".")[0]
+    check(architecture == ARCHITECTURE, f"vision_config.architecture is {shown(architecture)}, FastVLM has {ARCHITECTURE!r}")
+    for key in model_args:
+        check(key in MODEL_ARGS, f"vision_config.model_args has {shown(key)}, of which FastVLM knows nothing")
+    tied = any(_flag(table, "tie_word_embeddings") for table in (theirs, text) if "tie_word_embeddings" in table)
+    return ModelConfig(
+        text=_text(text, rope_theta=_number(rope if "rope_theta" in rope else text, "rope_theta"), tied=tied),
+        vision=_vision(model_args, "layers", "embed_dims"),
+        image=_image(theirs, folder),
+        source=SourceConfig(name=name, layout=layout, license=_license(theirs)),
+        eos_token_ids=_eos(theirs) or _eos(text),
+    )
+
+
+def _check_only(theirs: dict[str, Any], only: dict[str, Any], prefix: str = "") -> None:
+    for key, value in only.items():
+        check(theirs.get(key, value) == value, f"{prefix}{key} is {shown(theirs.get(key))}, FastVLM has {value!r}")
+
+
+def _text(theirs: dict[str, Any], *, rope_theta: float, tied: bool) -> TextConfig:
+    try:
+        return TextConfig(
+            hidden_size=theirs["hidden_size"],
+            num_hidden_layers=theirs["num_hidden_layers"],
+            num_attention_heads=theirs["num_attention_heads"],
+            num_key_value_heads=theirs["num_key_value_heads"],
+            intermediate_size=theirs["intermediate_size"],
+            vocab_size=theirs["vocab_size"],
+            tie_word_embeddings=tied,
+            rope_theta=rope_theta,
+            rms_norm_eps=_number(theirs, "rms_norm_eps"),
+            max_position_embeddings=theirs["max_position_embeddings"],
+        )
+    except KeyError as error:
+        raise _absent(error.args[0]) from error
+
+
+def _vision(theirs: dict[str, Any], depths: str, widths: str) -> VisionConfig:
+    """A tower of other sizes than FastViTHD's says so under these two keys."""
+    published = VisionConfig()
+    for key in (depths, widths):
+        value = theirs.get(key, [])
+        check(isinstance(value, list), f"{key} of the image encoder is {shown(value)}, expected a list of sizes")
+    return VisionConfig(tuple(theirs.get(depths, published.depths)), tuple(theirs.get(widths, published.widths)))
+
+
+def _image(theirs: dict[str, Any], folder: Path) -> ImageConfig:
+    """The picture's size and fit: from the processor's settings, else the side of a square of `image_seq_length` tokens."""
+    processor = _processor(folder)
+    _check_only(processor, ONLY_PROCESSOR, "image processor: ")
+    sides = [side for key in ("size", "crop_size") for side in _sides(processor.get(key))]
+    check(all(side == sides[0] for side in sides), f"the image processor has sides of {shown(sides)} pixels, FastVLM's are one")
+    tokens = theirs.get("image_seq_length", 0)
+    check(type(tokens) is int and 0 <= tokens <= 1 << 20, f"image_seq_length is {shown(tokens)}, expected a number of tokens")
+    check(math.isqrt(tokens) ** 2 == tokens, f"image_seq_length is {tokens}, which is no square")
+    size = sides[0] if sides else STRIDE * math.isqrt(tokens) or ImageConfig().size
+    pad = processor.get("do_pad") is True
+    check(
+        pad or processor.get("do_center_crop") is not False,
+        "the image processor neither pads nor crops, FastVLM's pictures are square",
+    )
+    return ImageConfig(size=size, fit="pad" if pad else "crop")
+
+
+def _processor(folder: Path) -> dict[str, Any]:
+    """The image processor's settings, from the file of their own or the one they share with the processor's, else none."""
+    if (folder / "preprocessor_config.json").exists():
+        return read_table(folder / "preprocessor_config.json")
+    if (folder / "processor_config.json").exists():
+        return _table(read_table(folder / "processor_config.json"), "image_processor")
+    return {}
+
+
+def _sides(size: object) -> list[Any]:
+    """The sides that an image processor's `size` or `crop_size` names."""
+    if isinstance(size, dict):
+        return [side for side in size.values() if side is not None]
+    return [] if size is None else [size]
+
+
 def _license(theirs: dict[str, Any]) -> str:
     """Apple's, unless the config says it is not."""
-    stated = theirs.get("license", LICENSE)
+    stated = theirs.get("license", APPLE)
     check(isinstance(stated, str), f"license is {shown(stated)}, expected a name")
     return str(stated)
 
 
+def _table(theirs: dict[str, Any], key: str) -> dict[str, Any]:
+    """A table in a table, empty where there is none."""
+    table = theirs.get(key) or {}
+    check(isinstance(table, dict), f"{key} is {shown(table)}, expected a table")
+    return dict(table)
+
+
 def _flag(table: dict[str, Any], key: str) -> bool:
+    if key not in table:
+        raise _absent(key)
     check(isinstance(table[key], bool), f"{key} is {shown(table[key])}, expected true or false")
     return bool(table[key])
 
 
 def _number(table: dict[str, Any], key: str) -> float:
+    if key not in table:
+        raise _absent(key)
     value = table[key]
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e12
     check(right, f"{key} is {shown(value)}, expected a positive number")
     return float(value)
+
+
+def _absent(key: str) -> CheckpointError:
+    return CheckpointError(f"config.json: no {key!r} in it; fetch the file again.")
 
 
 def _eos(theirs: dict[str, Any]) -> tuple[int, ...]:

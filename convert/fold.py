@@ -6,7 +6,7 @@
 - 1x1 convolutions become Linear layers; kernels take MLX's order (O, k, k, I).
 - A convolution with r outputs per channel becomes r depthwise ones. Its outputs then come filter by filter instead of
   channel by channel, and what reads them next has its columns put in that order.
-- Query, key and value projections are stacked, and so are gate and up.
+- Query, key and value projections are stacked, and so are gate and up; quantised ones stay quantised.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,14 @@ from fastvlm_mlx.config import ATTENTION_STAGES, ModelConfig, VisionConfig
 from fastvlm_mlx.errors import listed
 
 from .branches import batch_norm
+from .packed import PARTS
 from .published import network_indices
 
 Named = Iterator[tuple[str, mx.array]]
 
 
-class Published:
-    """The tensors of the published form under a prefix, handed out once each."""
+class Tensors:
+    """Tensors under a prefix, handed out once each."""
 
     def __init__(self, tensors: dict[str, mx.array], prefix: str):
         self.tensors, self.prefix = tensors, prefix
@@ -36,9 +37,13 @@ class Published:
         """The same in float32, for tensors that are computed with and not only moved."""
         return self.take(name).astype(mx.float32)
 
-    def under(self, name: str) -> "Published":
+    def parts(self, name: str) -> list[str]:
+        """What a linear layer consists of: a weight, or one quantised in two or three parts, and a bias if it has one."""
+        return [part for part in (*PARTS, "bias") if f"{self.prefix}.{name}.{part}" in self.tensors]
+
+    def under(self, name: str) -> "Tensors":
         """The tensors below a further name."""
-        return Published(self.tensors, f"{self.prefix}.{name}")
+        return Tensors(self.tensors, f"{self.prefix}.{name}")
 
 
 def fold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
@@ -46,14 +51,14 @@ def fold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
 
     Empties `tensors`, whose names and shapes have been checked.
     """
-    yield from _tower(Published(tensors, "vision"), config.vision)
-    yield from _projector(Published(tensors, "projector"))
-    yield from _decoder(Published(tensors, "text"), config.text.num_hidden_layers, config.text.tie_word_embeddings)
+    yield from _tower(Tensors(tensors, "vision"), config.vision)
+    yield from _projector(Tensors(tensors, "projector"))
+    yield from _decoder(Tensors(tensors, "text"), config.text.num_hidden_layers, config.text.tie_word_embeddings)
     if tensors:
         raise AssertionError(f"folding left over {listed(tensors)}")
 
 
-def _tower(source: Published, config: VisionConfig) -> Named:
+def _tower(source: Tensors, config: VisionConfig) -> Named:
     yield "vision.patch_embed.conv.weight", source.take("patch_embed.0.reparam_conv.weight").transpose(0, 2, 3, 1)
     yield "vision.patch_embed.conv.bias", source.take("patch_embed.0.reparam_conv.bias")
     yield from _depthwise(source.under("patch_embed.1.reparam_conv"), "vision.patch_embed.depthwise")
@@ -76,18 +81,18 @@ def _tower(source: Published, config: VisionConfig) -> Named:
     yield from _conv_exp(source.under("conv_exp"))
 
 
-def _linear(source: Published, ours: str) -> Named:
+def _linear(source: Tensors, ours: str) -> Named:
     """A 1x1 convolution (O, I, 1, 1) with bias."""
     yield f"{ours}.weight", source.take("weight").squeeze((2, 3))
     yield f"{ours}.bias", source.take("bias")
 
 
-def _depthwise(source: Published, ours: str) -> Named:
+def _depthwise(source: Tensors, ours: str) -> Named:
     yield f"{ours}.weight", source.take("weight").transpose(0, 2, 3, 1)
     yield f"{ours}.bias", source.take("bias")
 
 
-def _groups(source: Published, ours: str, widen: int) -> Named:
+def _groups(source: Tensors, ours: str, widen: int) -> Named:
     """A convolution with `widen` outputs per channel, output c * widen + j being filter j of channel c."""
     weight, bias = source.take("weight").transpose(0, 2, 3, 1), source.take("bias")
     for j in range(widen):
@@ -100,13 +105,13 @@ def _by_filter(x: mx.array, axis: int, widen: int = 2) -> mx.array:
     return x[tuple([slice(None)] * axis + [mx.arange(x.shape[axis]).reshape(-1, widen).T.reshape(-1)])]
 
 
-def _downsample(source: Published, ours: str, widen: int) -> Named:
+def _downsample(source: Tensors, ours: str, widen: int) -> Named:
     yield from _groups(source.under("0.lkb_reparam"), f"{ours}.groups", widen)
     yield f"{ours}.linear.weight", _by_filter(source.take("1.reparam_conv.weight").squeeze((2, 3)), 1, widen)
     yield f"{ours}.linear.bias", source.take("1.reparam_conv.bias")
 
 
-def _convffn(source: Published, layer_scale: mx.array, ours: str) -> Named:
+def _convffn(source: Tensors, layer_scale: mx.array, ours: str) -> Named:
     scale, shift = batch_norm({name: source.take(f"conv.bn.{name}") for name in ("weight", "bias", "running_mean", "running_var")})
     yield f"{ours}.conv.weight", source.exactly("conv.conv.weight").transpose(0, 2, 3, 1) * scale[:, None, None, None]
     fc1 = source.exactly("fc1.weight").squeeze((2, 3))
@@ -117,7 +122,7 @@ def _convffn(source: Published, layer_scale: mx.array, ours: str) -> Named:
     yield f"{ours}.fc2.bias", source.exactly("fc2.bias") * layer_scale
 
 
-def _attention(source: Published, ours: str) -> Named:
+def _attention(source: Tensors, ours: str) -> Named:
     layer_scale = source.exactly("layer_scale_1").reshape(-1)
     yield f"{ours}.norm.weight", source.take("norm.weight")
     yield f"{ours}.norm.bias", source.take("norm.bias")
@@ -126,7 +131,7 @@ def _attention(source: Published, ours: str) -> Named:
     yield f"{ours}.token_mixer.proj.bias", source.exactly("token_mixer.proj.bias") * layer_scale
 
 
-def _conv_exp(source: Published) -> Named:
+def _conv_exp(source: Tensors) -> Named:
     ours = "vision.conv_exp"
     yield from _groups(source.under("reparam_conv"), f"{ours}.groups", 2)
     yield f"{ours}.reduce.weight", _by_filter(source.take("se.reduce.weight").squeeze((2, 3)), 1)
@@ -135,24 +140,34 @@ def _conv_exp(source: Published) -> Named:
     yield f"{ours}.expand.bias", _by_filter(source.take("se.expand.bias"), 0)
 
 
-def _projector(source: Published) -> Named:
+def _moved(source: Tensors, name: str, ours: str) -> Named:
+    """A layer as it is, quantised or not."""
+    for part in source.parts(name):
+        yield f"{ours}.{part}", source.take(f"{name}.{part}")
+
+
+def _stacked(source: Tensors, names: list[str], ours: str) -> Named:
+    """Layers with the same inputs as one, quantised or not: their rows, each after the other."""
+    for part in source.parts(names[0]):
+        yield f"{ours}.{part}", mx.concatenate([source.take(f"{name}.{part}") for name in names])
+
+
+def _projector(source: Tensors) -> Named:
     yield "projector.linear_1.weight", _by_filter(source.take("linear_1.weight"), 1)
     yield "projector.linear_1.bias", source.take("linear_1.bias")
-    yield "projector.linear_2.weight", source.take("linear_2.weight")
-    yield "projector.linear_2.bias", source.take("linear_2.bias")
+    yield from _moved(source, "linear_2", "projector.linear_2")
 
 
-def _decoder(source: Published, layers: int, tied: bool) -> Named:
-    yield "text.embed_tokens.weight", source.take("embed_tokens.weight")
+def _decoder(source: Tensors, layers: int, tied: bool) -> Named:
+    yield from _moved(source, "embed_tokens", "text.embed_tokens")
     for i in range(layers):
         layer, ours = source.under(f"layers.{i}"), f"text.layers.{i}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             yield f"{ours}.{norm}.weight", layer.take(f"{norm}.weight")
-        for part in ("weight", "bias"):
-            yield f"{ours}.self_attn.qkv_proj.{part}", mx.concatenate([layer.take(f"self_attn.{n}_proj.{part}") for n in "qkv"])
-        yield f"{ours}.self_attn.o_proj.weight", layer.take("self_attn.o_proj.weight")
-        yield f"{ours}.mlp.gate_up_proj.weight", mx.concatenate([layer.take(f"mlp.{n}_proj.weight") for n in ("gate", "up")])
-        yield f"{ours}.mlp.down_proj.weight", layer.take("mlp.down_proj.weight")
+        yield from _stacked(layer, [f"self_attn.{n}_proj" for n in "qkv"], f"{ours}.self_attn.qkv_proj")
+        yield from _moved(layer, "self_attn.o_proj", f"{ours}.self_attn.o_proj")
+        yield from _stacked(layer, ["mlp.gate_proj", "mlp.up_proj"], f"{ours}.mlp.gate_up_proj")
+        yield from _moved(layer, "mlp.down_proj", f"{ours}.mlp.down_proj")
     yield "text.norm.weight", source.take("norm.weight")
     if not tied:
-        yield "text.lm_head.weight", source.take("lm_head.weight")
+        yield from _moved(source, "lm_head", "text.lm_head")

@@ -1,57 +1,29 @@
-"""The tables: one per layout, from the names a checkpoint uses to the published form, the common ground of all layouts.
+"""The tables: one per layout, from the names a checkpoint uses to the published form, and how a layout is recognised.
 
 The published form is Apple's reparameterised tower under `vision.`, the projector under `projector.` and Qwen2 under
-`text.`; `published.py` lists its names and shapes. A row renames, merges the branches of a training-form block, or drops.
-In a template {i} and {b} stand for numbers, {p} for "weight" or "bias", {any} for anything.
+`text.`; `published.py` lists its names and shapes, `rows.py` says what a row can do.
 """
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
-import mlx.core as mx
+from fastvlm_mlx.config import STAGES
+from fastvlm_mlx.errors import CheckpointError, OptionError, listed, shown
 
-from fastvlm_mlx.errors import CheckpointError, listed
-
-from . import branches
-
-Merge = Callable[[dict[str, mx.array]], dict[str, mx.array]]
-
-
-class Rename(NamedTuple):
-    """One tensor under another name."""
-
-    source: str
-    target: str
-
-
-class Drop(NamedTuple):
-    """Tensors left behind, and why."""
-
-    source: str
-    reason: str
-
-
-class Group(NamedTuple):
-    """The branches of one training-form block, merged into the tensors of its published form.
-
-    `parts` are relative to `source`, those after a "?" may be absent; `merge` gets them by these names and returns tensors
-    by name relative to `target`.
-    """
-
-    source: str
-    parts: tuple[str, ...]
-    target: str
-    merge: Merge
-
-
-Row = Rename | Drop | Group
+from . import branches, rows
+from .published import network_indices
+from .rows import Drop, Group, Plan, Rename, Row, Table
 
 APPLE_TOWER = "model.vision_tower.vision_tower.model."
+TIMM_TOWER = "model.vision_tower.timm_model."
+MLX_VLM_TOWER = "vision_tower.vision_model."
+
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+COUNTER = "a counter of training steps"
+POOLED_HEAD = "the pooled head of image-text pre-training, which FastVLM does not use"
 
 
-def _kept(source: str, target: str, names: Iterable[str]) -> tuple[Row, ...]:
+def _kept(source: str, target: str, names: Iterable[str]) -> Table:
     """Rows for names that only change their prefix."""
     return tuple(Rename(source + name, target + name) for name in names)
 
@@ -60,29 +32,16 @@ def _under(prefix: str, names: Iterable[str], optional: bool = False) -> tuple[s
     return tuple(f"{'?' if optional else ''}{prefix}.{name}" for name in names)
 
 
-TOWER_IN_BOTH_FORMS = (
-    "network.{i}.{b}.layer_scale",
-    "network.{i}.{b}.layer_scale_1",
-    "network.{i}.{b}.layer_scale_2",
-    "network.{i}.{b}.norm.{p}",
-    "network.{i}.{b}.token_mixer.qkv.weight",
-    "network.{i}.{b}.token_mixer.proj.{p}",
-    "network.{i}.{b}.convffn.conv.conv.weight",
-    *(f"network.{{i}}.{{b}}.convffn.conv.bn.{name}" for name in BATCH_NORM),
-    "network.{i}.{b}.convffn.fc1.{p}",
-    "network.{i}.{b}.convffn.fc2.{p}",
-    "conv_exp.se.reduce.{p}",
-    "conv_exp.se.expand.{p}",
-)
+# Apple's names of a block's tensors, relative to the block, which the other layouts vary.
 
-TOWER_REPARAMETERISED = (
-    "patch_embed.{i}.reparam_conv.{p}",
-    "network.{i}.{b}.token_mixer.reparam_conv.{p}",
-    "network.{i}.proj.0.lkb_reparam.{p}",
-    "network.{i}.proj.1.reparam_conv.{p}",
-    "network.{i}.reparam_conv.{p}",
-    "conv_exp.reparam_conv.{p}",
+CONV_FFN = (
+    "convffn.conv.conv.weight",
+    *_under("convffn.conv.bn", BATCH_NORM),
+    "convffn.fc1.{p}",
+    "convffn.fc2.{p}",
 )
+LAYER_SCALES = ("layer_scale", "layer_scale_1", "layer_scale_2")
+ATTENTION = ("norm.{p}", "token_mixer.qkv.weight", "token_mixer.proj.{p}")
 
 CONV_BN = ("conv.weight", *_under("bn", BATCH_NORM))
 MOBILE_ONE = (
@@ -98,9 +57,59 @@ REP_MIXER = (
 LARGE_KERNEL = (*_under("lkb_origin", CONV_BN), *_under("small_conv", CONV_BN))
 
 
-def _training_blocks(source: str, target: str) -> tuple[Row, ...]:
-    def group(block: str, parts: tuple[str, ...], published: str, merge: Merge) -> Row:
-        return Group(source + block, parts, target + published, merge)
+def _as_they_are(parts: Iterable[str]) -> dict[str, str]:
+    return {part.lstrip("?"): part for part in parts}
+
+
+def _decoder(source: str, head: str, part: str = "{p}", *, weight: str = "weight") -> Table:
+    """Qwen2 under transformers' names; `part` and `weight` are what a linear layer with and without bias consists of."""
+    layer = "layers.{i}."
+    names = [
+        f"embed_tokens.{weight}",
+        f"{layer}input_layernorm.weight",
+        f"{layer}post_attention_layernorm.weight",
+        *(f"{layer}self_attn.{name}_proj.{part}" for name in "qkv"),
+        *(f"{layer}{name}_proj.{weight}" for name in ("self_attn.o", "mlp.gate", "mlp.up", "mlp.down")),
+        "norm.weight",
+    ]
+    return (*_kept(source, "text.", names), Rename(f"{head}.{weight}", f"text.lm_head.{weight}"))
+
+
+def _projector(first: str, second: str, part: str = "{p}") -> Table:
+    return (Rename(f"{first}.{part}", f"projector.linear_1.{part}"), Rename(f"{second}.{part}", f"projector.linear_2.{part}"))
+
+
+# Apple's own: the tower as published, or with the branches it is trained with.
+
+APPLE_COMMON: Table = (
+    *_kept(APPLE_TOWER + "network.{i}.{b}.", "vision.network.{i}.{b}.", (*CONV_FFN, *LAYER_SCALES, *ATTENTION)),
+    *_kept(APPLE_TOWER, "vision.", ("conv_exp.se.reduce.{p}", "conv_exp.se.expand.{p}")),
+    Drop(APPLE_TOWER + "{any}.num_batches_tracked", COUNTER),
+    Drop(APPLE_TOWER + "head.proj", POOLED_HEAD),
+    *_projector("model.mm_projector.0", "model.mm_projector.2"),
+    *_decoder("model.", "lm_head"),
+)
+
+LLAVA: Table = (
+    *_kept(
+        APPLE_TOWER,
+        "vision.",
+        (
+            "patch_embed.{i}.reparam_conv.{p}",
+            "network.{i}.{b}.token_mixer.reparam_conv.{p}",
+            "network.{i}.proj.0.lkb_reparam.{p}",
+            "network.{i}.proj.1.reparam_conv.{p}",
+            "network.{i}.reparam_conv.{p}",
+            "conv_exp.reparam_conv.{p}",
+        ),
+    ),
+    *APPLE_COMMON,
+)
+
+
+def _llava_blocks() -> Table:
+    def group(block: str, parts: Iterable[str], published: str, merge: rows.Merge) -> Row:
+        return Group(APPLE_TOWER + block, _as_they_are(parts), "vision." + published, merge)
 
     return (
         group("patch_embed.{i}", MOBILE_ONE, "patch_embed.{i}.reparam_conv", branches.mobile_one),
@@ -112,107 +121,162 @@ def _training_blocks(source: str, target: str) -> tuple[Row, ...]:
     )
 
 
-APPLE_COMMON = (
-    *_kept(APPLE_TOWER, "vision.", TOWER_IN_BOTH_FORMS),
-    Drop(APPLE_TOWER + "{any}.num_batches_tracked", "a counter of training steps"),
-    Drop(APPLE_TOWER + "head.proj", "the pooled head of image-text pre-training, which FastVLM does not use"),
-    Rename("model.mm_projector.0.{p}", "projector.linear_1.{p}"),
-    Rename("model.mm_projector.2.{p}", "projector.linear_2.{p}"),
-    Rename("model.embed_tokens.weight", "text.embed_tokens.weight"),
-    Rename("model.layers.{i}.input_layernorm.weight", "text.layers.{i}.input_layernorm.weight"),
-    Rename("model.layers.{i}.post_attention_layernorm.weight", "text.layers.{i}.post_attention_layernorm.weight"),
-    *(Rename(f"model.layers.{{i}}.self_attn.{n}.{{p}}", f"text.layers.{{i}}.self_attn.{n}.{{p}}")
-      for n in ("q_proj", "k_proj", "v_proj")),
-    Rename("model.layers.{i}.self_attn.o_proj.weight", "text.layers.{i}.self_attn.o_proj.weight"),
-    *(Rename(f"model.layers.{{i}}.mlp.{n}.weight", f"text.layers.{{i}}.mlp.{n}.weight")
-      for n in ("gate_proj", "up_proj", "down_proj")),
-    Rename("model.norm.weight", "text.norm.weight"),
-    Rename("lm_head.weight", "text.lm_head.weight"),
-)  # fmt: skip
+LLAVA_TRAINING: Table = (*_llava_blocks(), *APPLE_COMMON)
 
-LAYOUTS: dict[str, tuple[Row, ...]] = {
-    "llava": (*_kept(APPLE_TOWER, "vision.", TOWER_REPARAMETERISED), *APPLE_COMMON),
-    "llava-training": (*_training_blocks(APPLE_TOWER, "vision."), *APPLE_COMMON),
+# transformers' own: the tower is timm's, in stages, with names of its own for the same blocks and branches.
+
+TIMM_PARTS = {"rbr_conv": "conv_kxk", "rbr_scale": "conv_scale", "rbr_skip": "identity", "lkb_origin": "large_conv"}
+
+
+def _timm(parts: Iterable[str]) -> dict[str, str]:
+    """Apple's names of a block's branches as timm has them."""
+    spelled = {}
+    for part in parts:
+        words = [TIMM_PARTS.get(word, word) for word in part.lstrip("?").split(".")]
+        spelled[".".join(words) + (".gamma" if words == ["layer_scale"] else "")] = part
+    return spelled
+
+
+def _stages() -> Iterable[tuple[str, str | None, str | None, str]]:
+    """Each stage of timm's, and the members of Apple's `network` that are its downsampler, its positions and its blocks."""
+    for stage, (downsample, position, blocks) in enumerate(network_indices(STAGES)):
+        yield (
+            f"{TIMM_TOWER}stages.{stage}.",
+            f"vision.network.{downsample}." if downsample >= 0 else None,
+            f"vision.network.{position}." if position >= 0 else None,
+            f"vision.network.{blocks}.{{b}}.",
+        )
+
+
+def _transformers_common() -> Iterable[Row]:
+    for stage, _, _, block in _stages():
+        theirs = stage + "blocks.{b}."
+        yield from (Rename(theirs + name.replace("convffn", "mlp"), block + name) for name in CONV_FFN)
+        yield from (Rename(f"{theirs}{name}.gamma", block + name) for name in LAYER_SCALES)
+        yield from _kept(theirs, block, ATTENTION)
+    yield Rename(TIMM_TOWER + "final_conv.se.fc1.{p}", "vision.conv_exp.se.reduce.{p}")
+    yield Rename(TIMM_TOWER + "final_conv.se.fc2.{p}", "vision.conv_exp.se.expand.{p}")
+    yield Drop(TIMM_TOWER + "{any}.num_batches_tracked", COUNTER)
+    yield from _projector("model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2")
+    yield from _decoder("model.language_model.", "lm_head")
+
+
+def _transformers_blocks() -> Iterable[Row]:
+    yield Rename(TIMM_TOWER + "stem.{i}.reparam_conv.{p}", "vision.patch_embed.{i}.reparam_conv.{p}")
+    for stage, downsample, position, block in _stages():
+        yield Rename(stage + "blocks.{b}.token_mixer.reparam_conv.{p}", block + "token_mixer.reparam_conv.{p}")
+        if downsample:
+            yield Rename(stage + "downsample.proj.0.reparam_conv.{p}", downsample + "proj.0.lkb_reparam.{p}")
+            yield Rename(stage + "downsample.proj.1.reparam_conv.{p}", downsample + "proj.1.reparam_conv.{p}")
+        if position:
+            yield Rename(stage + "pos_emb.reparam_conv.{p}", position + "reparam_conv.{p}")
+    yield Rename(TIMM_TOWER + "final_conv.reparam_conv.{p}", "vision.conv_exp.reparam_conv.{p}")
+
+
+def _transformers_training_blocks() -> Iterable[Row]:
+    mobile_one = _timm(MOBILE_ONE)
+    yield Group(TIMM_TOWER + "stem.{i}", mobile_one, "vision.patch_embed.{i}.reparam_conv", branches.mobile_one)
+    for stage, downsample, position, block in _stages():
+        yield Group(stage + "blocks.{b}.token_mixer", _timm(REP_MIXER), block + "token_mixer.reparam_conv", branches.rep_mixer)
+        if downsample:
+            theirs = stage + "downsample.proj."
+            yield Group(theirs + "0", _timm(LARGE_KERNEL), downsample + "proj.0.lkb_reparam", branches.large_kernel)
+            yield Group(theirs + "1", mobile_one, downsample + "proj.1.reparam_conv", branches.mobile_one)
+        if position:
+            yield Group(stage + "pos_emb.pos_enc", _timm(("weight", "bias")), position + "reparam_conv", branches.rep_cpe)
+    yield Group(TIMM_TOWER + "final_conv", mobile_one, "vision.conv_exp.reparam_conv", branches.mobile_one)
+
+
+TRANSFORMERS: Table = (*_transformers_blocks(), *_transformers_common())
+TRANSFORMERS_TRAINING: Table = (*_transformers_training_blocks(), *_transformers_common())
+
+# mlx-vlm's: kernels in MLX's order (O, k, k, I), layer scales (1, 1, C); linear layers may be quantised.
+
+KERNEL, SCALE = (0, 3, 1, 2), (2, 0, 1)
+
+
+def _convolution(source: str, target: str) -> Table:
+    return Rename(f"{source}.weight", f"{target}.weight", KERNEL), Rename(f"{source}.bias", f"{target}.bias")
+
+
+def _mlx_vlm() -> Iterable[Row]:
+    ours = "vision."
+    yield from _convolution(MLX_VLM_TOWER + "patch_embed.blocks.{i}.reparam_conv", ours + "patch_embed.{i}.reparam_conv")
+    for conv in (
+        "network.{i}.{b}.token_mixer.reparam_conv", "network.{i}.{b}.convffn.fc1", "network.{i}.{b}.convffn.fc2",
+        "network.{i}.proj.0.lkb_reparam", "network.{i}.proj.1.reparam_conv", "network.{i}.reparam_conv",
+        "conv_exp.reparam_conv", "conv_exp.se.reduce", "conv_exp.se.expand",
+    ):  # fmt: skip
+        yield from _convolution(MLX_VLM_TOWER + conv, ours + conv)
+    block, blocks = MLX_VLM_TOWER + "network.{i}.{b}.", ours + "network.{i}.{b}."
+    yield Rename(block + "convffn.conv.conv.weight", blocks + "convffn.conv.conv.weight", KERNEL)
+    yield from _kept(block, blocks, _under("convffn.conv.bn", BATCH_NORM))
+    yield from (Rename(block + name, blocks + name, SCALE) for name in LAYER_SCALES)
+    yield from _kept(block, blocks, ("norm.{p}", "token_mixer.qkv.{q}", "token_mixer.proj.{q}"))
+    yield Drop(MLX_VLM_TOWER + "head.proj", POOLED_HEAD)
+    yield from _projector("mm_projector.0", "mm_projector.2", "{q}")
+    yield from _decoder("language_model.model.", "language_model.lm_head", "{q}", weight="{q}")
+
+
+MLX_VLM: Table = tuple(_mlx_vlm())
+
+# Apple's exports for its app: no tower.
+
+APPLE_MLX: Table = (
+    *_projector("multi_modal_projector.linear_0", "multi_modal_projector.linear_2", "{q}"),
+    *_decoder("language_model.model.", "language_model.lm_head", "{q}", weight="{q}"),
+)
+
+
+class Layout(NamedTuple):
+    """A table, and what a checkpoint of the layout shows: its model_type, and one of `signs` in some tensor's name.
+
+    The first whose sign is seen is the one.
+    """
+
+    table: Table
+    model_types: tuple[str, ...]
+    signs: tuple[str, ...]
+    has_tower: bool = True
+
+
+LAYOUTS = {
+    "llava-training": Layout(LLAVA_TRAINING, ("llava_qwen2",), (".rbr_conv.", ".lkb_origin.")),
+    "llava": Layout(LLAVA, ("llava_qwen2",), (APPLE_TOWER,)),
+    "apple-mlx": Layout(APPLE_MLX, ("llava_qwen2", "fastvlm"), ("multi_modal_projector.linear_0.",), has_tower=False),
+    "mlx-vlm": Layout(MLX_VLM, ("llava_qwen2", "fastvlm"), (MLX_VLM_TOWER, "language_model.model.")),
+    "transformers-training": Layout(TRANSFORMERS_TRAINING, ("fast_vlm",), (".conv_kxk.", ".large_conv.")),
+    "transformers": Layout(TRANSFORMERS, ("fast_vlm",), (TIMM_TOWER,)),
 }
+USUAL = {"llava_qwen2": "llava", "fastvlm": "mlx-vlm", "fast_vlm": "transformers"}  # where no name shows a sign
 
 
-def recognise(names: Iterable[str]) -> str:
-    """The layout of a llava_qwen2 checkpoint, told by its tower's names."""
-    training = any(name.startswith(APPLE_TOWER) and (".rbr_conv." in name or ".lkb_origin." in name) for name in names)
-    return "llava-training" if training else "llava"
+def recognise(names: Iterable[str], model_type: object = "llava_qwen2") -> str:
+    """The layout of a checkpoint; raises CheckpointError for a model_type that is none of FastVLM's."""
+    if not isinstance(model_type, str) or model_type not in USUAL:
+        raise CheckpointError(
+            f"config.json: model_type is {shown(model_type)}, expected {listed(USUAL)} (FastVLM's layouts) or a folder written by "
+            "'fastvlm-mlx convert'."
+        )
+    possible = {name: layout for name, layout in LAYOUTS.items() if model_type in layout.model_types}
+    names = list(names)
+    for name, layout in possible.items():
+        if any(sign in tensor for sign in layout.signs for tensor in names):
+            return name
+    return USUAL[model_type]
 
 
-class Plan(NamedTuple):
-    """What a table makes of a set of names: renames by target, merges, and drops by source."""
-
-    renames: dict[str, str]
-    merges: list[tuple[Group, str, str, dict[str, str]]]  # row, source prefix, target prefix, part -> source name
-    drops: dict[str, str]
+def check_layout(layout: str | None) -> None:
+    """Raise OptionError unless it is one of LAYOUTS; None stands for the one recognised."""
+    if layout is not None and layout not in LAYOUTS:
+        raise OptionError(f"layout is {shown(layout)}, expected one of {', '.join(map(repr, LAYOUTS))}.")
 
 
 def match(names: Iterable[str], layout: str) -> Plan:
     """Assign every name to exactly one row of the layout's table; raises CheckpointError naming those no row takes."""
-    plan = Plan({}, [], {})
-    groups: dict[tuple[int, str], dict[str, str]] = {}
-    matchers = list(_matchers(LAYOUTS[layout]))
-    unknown = []
-    for name in names:
-        hits = [(row, part, found) for row, part, regex in matchers if (found := regex.fullmatch(name))]
-        if not hits:
-            unknown.append(name)
-            continue
-        if len(hits) > 1:
-            raise AssertionError(f"layout {layout!r}: {len(hits)} rows take {name!r}")
-        row, part, found = hits[0]
-        if isinstance(row, Rename):
-            plan.renames[row.target.format(**found.groupdict())] = name
-        elif isinstance(row, Drop):
-            plan.drops[name] = row.reason
-        else:
-            numbers = {key: value for key, value in found.groupdict().items() if key != "any"}
-            key = (LAYOUTS[layout].index(row), row.target.format(**numbers))
-            groups.setdefault(key, {"": row.source.format(**numbers)})[part] = name
-    if unknown:
-        raise CheckpointError(
-            f"{len(unknown)} tensors of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout of FastVLM; "
-            "fetch the checkpoint again."
-        )
-    for (index, target), parts in groups.items():
-        row = LAYOUTS[layout][index]
-        assert isinstance(row, Group)
-        source = parts.pop("")
-        missing = [f"{source}.{part}" for part in row.parts if not part.startswith("?") and part not in parts]
-        whole = {part.lstrip("?").split(".")[0] for part in row.parts if part.startswith("?")}
-        for branch in whole & {part.split(".")[0] for part in parts}:
-            members = (part[1:] for part in row.parts if part.startswith(f"?{branch}."))
-            missing += [f"{source}.{part}" for part in members if part not in parts]
-        if missing:
-            raise CheckpointError(f"tensors {listed(missing)} are missing; fetch the checkpoint again.")
-        plan.merges.append((row, source, target, parts))
-    return plan
+    return rows.match(names, LAYOUTS[layout].table, layout)
 
 
 def source_name(target: str, layout: str) -> str:
-    """What a tensor of the published form is called in a layout; for a merged one, the block its branches are in."""
-    for row in LAYOUTS[layout]:
-        if isinstance(row, Rename) and (found := _regex(row.target).fullmatch(target)):
-            return row.source.format(**found.groupdict())
-        if isinstance(row, Group) and (found := _regex(row.target + ".{p}").fullmatch(target)):
-            return row.source.format(**found.groupdict()) + ".*"
-    raise AssertionError(f"layout {layout!r} has no row for {target!r}")
-
-
-def _matchers(rows: Iterable[Row]) -> Iterable[tuple[Row, str, re.Pattern[str]]]:
-    for row in rows:
-        if isinstance(row, Group):
-            for part in (part.lstrip("?") for part in row.parts):
-                yield row, part, _regex(f"{row.source}.{part}")
-        else:
-            yield row, "", _regex(row.source)
-
-
-def _regex(template: str) -> re.Pattern[str]:
-    pattern = re.escape(template)
-    for placeholder, what in (("i", r"\d+"), ("b", r"\d+"), ("p", "weight|bias"), ("any", ".+")):
-        pattern = pattern.replace(rf"\{{{placeholder}\}}", f"(?P<{placeholder}>{what})", 1)
-    return re.compile(pattern)
+    """What a tensor of the published form is called in a layout."""
+    return rows.source_name(target, LAYOUTS[layout].table)

@@ -1,6 +1,7 @@
 """The way of a foreign checkpoint: read -> map -> fold -> cast -> save, or straight into a model's memory."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -8,51 +9,73 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from fastvlm_mlx.config import Dtype, ModelConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, OutputError, listed, shown
+from fastvlm_mlx import quantize
+from fastvlm_mlx.config import Dtype, Fit, ModelConfig, check_dtype
+from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OutputError, listed
 from fastvlm_mlx.licence import announce
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.storage import OpenModel, check_finite, check_words, is_ours, save
 from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
 
-from . import published
+from . import packed, published
 from .card import licence_text, model_card
-from .config_map import from_llava
+from .config_map import check_fit
 from .fold import fold
-from .key_map import Plan, match, recognise, source_name
-from .read import Checkpoint, read_checkpoint
+from .source import Source, open_source, open_tower
 from .tokenizer import read_tokenizer
 
-HEAD, EMBEDDING = "text.lm_head.weight", "text.embed_tokens.weight"
+HEAD, EMBEDDING = "text.lm_head", "text.embed_tokens"
+UNPACKED = (
+    "quantised layers whose columns stand in another order here, or that are stacked with others quantised otherwise, are unpacked"
+)
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
-def open_foreign(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
+def open_foreign(
+    folder: Path,
+    name: str,
+    tokenizer: Path | None = None,
+    *,
+    layout: str | None = None,
+    vision_from: Path | None = None,
+    fit: Fit | None = None,
+) -> OpenModel:
     """Open a checkpoint of another layout as a model of ours: mapped and folded in memory, nothing written.
 
-    Everything that can be wrong with names, shapes and settings is found here, before any weights are read.
+    The layout is recognised unless given; for the rest see `convert`. Everything that can be wrong with names, shapes and
+    settings is found here, before any weights are read. A FastVLMWarning names quantised layers whose values had to be
+    unpacked.
     """
-    checkpoint = read_checkpoint(folder)
-    if checkpoint.config.get("model_type") != "llava_qwen2":
-        raise CheckpointError(
-            f"{folder}: model_type is {shown(checkpoint.config.get('model_type'))}, expected 'llava_qwen2' (Apple's FastVLM) "
-            "or a folder written by 'fastvlm-mlx convert'."
-        )
-    layout = recognise(checkpoint.tensors)
+    check_fit(fit)
+    source = open_source(folder, layout)
+    tower = open_tower(vision_from, source)
+    sources = [source] if tower is None else [source, tower]
     words = read_tokenizer(tokenizer or folder)
-    config = from_llava(checkpoint.config, name=name, layout=layout)
+    config = source.config(name)
+    if tower is not None:
+        config = replace(config, vision=tower.config(name).vision)
+    if fit is not None:
+        config = replace(config, image=replace(config.image, fit=fit))
     check_words(words, config)
-    config = replace(_with_stored_dtype(config, checkpoint), eos_token_ids=_stop_tokens(config, words))
-    plan = match(checkpoint.tensors, layout)
-    _check_shapes(config, plan, checkpoint, layout)
+    _check_shapes(config, sources)
+    kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})
+    if kept.unpacked:
+        theirs = [each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked]
+        warnings.warn(f"{name}: {UNPACKED}: {listed(theirs)}.", FastVLMWarning, stacklevel=3)
+    config = replace(config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers)
 
     @cache
     def settle() -> ModelConfig:
-        return _settle_head(config, plan, checkpoint)
+        return _settle_head(config, source)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         settled = settle()
-        yield from fold(_published(plan, checkpoint), settled)
+        tensors = {target: array for each in sources for target, array in each.tensors().items()}
+        if settled.text.tie_word_embeddings:
+            for part in packed.PARTS:
+                tensors.pop(f"{HEAD}.{part}", None)
+        packed.unpack(tensors, kept.unpacked)
+        yield from fold(tensors, settled)
 
     return OpenModel(name, config, words, weights, settle)
 
@@ -64,32 +87,43 @@ def convert(
     name: str | None = None,
     dtype: Dtype | None = None,
     tokenizer: Path | None = None,
+    layout: str | None = None,
+    vision_from: Path | None = None,
+    fit: Fit | None = None,
     force: bool = False,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ModelConfig:
     """Write `folder` as a folder of ours at `out` and return its config.
 
     `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default the
-    checkpoint's own. `progress` is called after every tensor. Raises
+    checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one recognised.
+    `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how pictures become square,
+    "pad" or "crop", by default as the checkpoint says. `say` is told the layout before any work begins, `progress`
+    is called after every tensor. Raises
     CheckpointError for a folder that cannot be used and OutputError where `out` exists (without `force`) or cannot be
     written; nothing is left half-written.
     """
     check_dtype(dtype)
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
-    if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
-    opened = open_foreign(folder, name or folder.resolve().name, tokenizer)
+    check_place(folder, out)
+    opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
+    if say:
+        say(opened.config.source.layout)
     config = opened.settle()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
-    places = FastVLM(config, "cpu").places()
-    nbytes = sum(place.size for place in places.values()) * getattr(mx, config.dtype).size
+    kind: mx.Dtype = getattr(mx, config.dtype)
+    model = FastVLM(config, "cpu")
+    quantize.apply(model, config.quantization)
+    places = model.places()
+    nbytes = sum(place.size * kind.size if mx.issubdtype(place.dtype, mx.floating) else place.nbytes for place in places.values())
     total = len(places)
 
     def cast() -> Iterator[tuple[str, mx.array]]:
         for done, (name, array) in enumerate(opened.weights(), start=1):
-            stored = array.astype(getattr(mx, config.dtype))
+            stored = array.astype(kind) if mx.issubdtype(array.dtype, mx.floating) else array
             if places.pop(name).shape != stored.shape:
                 raise AssertionError(f"folding made {name} {stored.shape}")
             check_finite(str(folder), [(name, stored, array)])
@@ -104,54 +138,56 @@ def convert(
     return config
 
 
-def _with_stored_dtype(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+def check_place(folder: Path, out: Path) -> None:
+    """Raise OutputError where writing `out` would be writing over the checkpoint."""
+    if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
+        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
+
+
+def _stored_dtype(sources: list[Source]) -> Dtype:
     """The type most of the weights are stored in, whatever config.json says of it."""
     named: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     sizes = dict.fromkeys(named, 0)
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype in sizes:
-            sizes[tensor.dtype] += tensor.nbytes
-    return replace(config, dtype=named[max(sizes, key=lambda kind: sizes[kind])])
+    for source in sources:
+        for target in source.plan.renames.values():
+            tensor = source.checkpoint.tensors[target.source]
+            if tensor.dtype in sizes:
+                sizes[tensor.dtype] += tensor.nbytes
+    return named[max(sizes, key=lambda kind: sizes[kind])]
 
 
 def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The config's end of sequence and <|endoftext|>; the end of a turn where the config names none."""
-    found = set(config.eos_token_ids) or {tokenizer.special("<|im_end|>")}
+    """The config's end of sequence, the end of a turn, and <|endoftext|>."""
     end_of_text = tokenizer.find(END_OF_TEXT)
+    found = {*config.eos_token_ids, tokenizer.special("<|im_end|>")}
     return tuple(sorted(found | ({end_of_text} if end_of_text is not None else set())))
 
 
-def _settle_head(config: ModelConfig, plan: Plan, checkpoint: Checkpoint) -> ModelConfig:
+def _settle_head(config: ModelConfig, source: Source) -> ModelConfig:
     """Drop a stored head that equals the embedding it is said to be tied to; keep it, untied, where they differ."""
-    if not config.text.tie_word_embeddings or HEAD not in plan.renames:
+    heads = [part for part in packed.PARTS if f"{HEAD}.{part}" in source.plan.renames]
+    if not config.text.tie_word_embeddings or not heads:
         return config
-    arrays = checkpoint.load()
-    if mx.array_equal(arrays[plan.renames[HEAD]], arrays[plan.renames[EMBEDDING]]).item():
-        plan.drops[plan.renames.pop(HEAD)] = "equal to the embedding it is tied to"
-        return config
+    tensors = source.tensors()
+    pairs = [(tensors[f"{HEAD}.{part}"], tensors.get(f"{EMBEDDING}.{part}")) for part in heads]
+    if all(two is not None and mx.array_equal(one, two).item() for one, two in pairs):
+        return replace(config, quantization={layer: q for layer, q in config.quantization.items() if layer != HEAD})
     return replace(config, text=replace(config.text, tie_word_embeddings=False))
 
 
-def _check_shapes(config: ModelConfig, plan: Plan, checkpoint: Checkpoint, layout: str) -> None:
+def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
     """Names and shapes of the published form, worked out from the headers alone."""
-    found = {target: checkpoint.tensors[source].shape for target, source in plan.renames.items()}
-    for row, source, target, parts in plan.merges:
-        zeros = {part: mx.zeros(checkpoint.tensors[name].shape) for part, name in parts.items()}
-        try:
-            merged = row.merge(zeros)  # unevaluated: only shapes are worked out
-        except (ValueError, IndexError, KeyError) as error:
-            raise CheckpointError(f"the tensors under {source!r} do not fit each other ({error}).") from error
-        found |= {f"{target}.{part}": tuple(array.shape) for part, array in merged.items()}
-    if config.text.tie_word_embeddings and HEAD in found:  # stored all the same: equal or not is settled on loading
+    found: published.Shapes = {}
+    holders: dict[str, Source] = {}
+    for source in sources:
+        shapes = source.shapes()
+        found |= shapes
+        holders |= dict.fromkeys(shapes, source)
+    if config.text.tie_word_embeddings and f"{HEAD}.weight" in found:  # stored all the same: equal or not is settled on loading
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
-    published.check(found, config, lambda name: source_name(name, layout))
 
+    def name_of(target: str) -> str:
+        missing_from = sources[-1] if target.startswith("vision.") else sources[0]
+        return holders.get(target, missing_from).name_of(target)
 
-def _published(plan: Plan, checkpoint: Checkpoint) -> dict[str, mx.array]:
-    """The published form's tensors, unevaluated, holding on to nothing that was dropped."""
-    arrays = checkpoint.load()
-    tensors = {target: arrays.pop(source) for target, source in plan.renames.items()}
-    for row, _, target, parts in plan.merges:
-        merged = row.merge({part: arrays.pop(name) for part, name in parts.items()})
-        tensors |= {f"{target}.{part}": array for part, array in merged.items()}
-    return tensors
+    published.check(found, config, name_of)

@@ -1,8 +1,10 @@
 """A checkpoint folder as found: its config.json and the names, shapes and types of its tensors; no data is read yet.
 
-Nothing in a folder is executed: pickles are refused by name, and `auto_map`, `model_file` and *.py are never looked at.
+Nothing in a folder is executed: `auto_map`, `model_file` and *.py are never looked at, and pickles are opened by PyTorch's
+loader of plain tensors only, where there are no safetensors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,20 +12,23 @@ from typing import Any
 import mlx.core as mx
 
 from fastvlm_mlx import safetensors, shards
-from fastvlm_mlx.errors import CheckpointError, listed
+from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.jsonfile import read_table
 from fastvlm_mlx.safetensors import Tensor
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+from . import pickles
+
+MAX_TENSORS = 20_000  # 7B in training form has about 1,900; each name is looked for in a table of hundreds of rows
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's config and what its safetensors headers announce."""
+    """A folder's config and what its files announce; `arrays` gives the tensors of one file."""
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    arrays: Callable[[Path], dict[str, mx.array]] = safetensors.load
 
     @property
     def nbytes(self) -> int:
@@ -34,24 +39,20 @@ class Checkpoint:
         """Every tensor, unevaluated: read from its file when it is needed."""
         arrays: dict[str, mx.array] = {}
         for file in sorted({tensor.file for tensor in self.tensors.values()}):
-            arrays |= safetensors.load(file)
+            arrays |= self.arrays(file)
         return arrays
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Open a folder of safetensors, single or sharded; raises CheckpointError for anything missing or contradictory."""
+    """Open a folder of safetensors, single or sharded, or of pickles; raises CheckpointError for anything missing or
+    contradictory.
+    """
     config = read_table(folder / "config.json")
-    tensors = shards.read_headers(folder)
+    tensors, arrays = shards.read_headers(folder), safetensors.load
     if not tensors:
-        raise _without_weights(folder)
-    return Checkpoint(folder, config, tensors)
-
-
-def _without_weights(folder: Path) -> CheckpointError:
-    pickles = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLES]
-    if pickles:
-        return CheckpointError(
-            f"{folder}: its weights are pickles ({listed(pickles)}), which can run code when opened and are never read; "
-            "save them as safetensors first."
-        )
-    return CheckpointError(f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}.")
+        tensors, arrays = pickles.read_headers(folder), pickles.load
+    if not tensors:
+        raise CheckpointError(f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}.")
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{folder}: holds {len(tensors)} tensors, FastVLM has at most {MAX_TENSORS}; check the folder.")
+    return Checkpoint(folder, config, tensors, arrays)

@@ -19,7 +19,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARCHIVE = re.compile(r"(llava-fastvithd_(?:0\.5b|1\.5b|7b)_stage[23])(?:\.zip)?")  # of apple/ml-fastvlm
 FILES = (
     "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "added_tokens.json", "LICENSE*",
+    "merges.txt", "added_tokens.json", "preprocessor_config.json", "processor_config.json", "LICENSE*",
 )  # fmt: skip
 
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)

@@ -154,7 +154,7 @@ def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], 
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        _save_weights(partial, weights)
+        save_weights(partial, weights)
 
 
 @contextmanager
@@ -245,15 +245,18 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _save_weights(folder: Path, weights: Named) -> None:
-    """Shards of up to SHARD_BYTES, one of them in memory at a time; a single one is plain model.safetensors."""
+def save_weights(folder: Path, weights: Named, order: str = "mlx") -> None:
+    """Shards of up to SHARD_BYTES, one of them in memory at a time; a single one is plain model.safetensors.
+
+    `order` is noted in the files: whose order of axes kernels have, "mlx" or "pt" (PyTorch's).
+    """
     done: list[tuple[Path, list[str]]] = []
     total = 0
 
     def flush(shard: dict[str, mx.array]) -> None:
         path = folder / f"shard-{len(done)}.safetensors"
         try:
-            mx.save_safetensors(str(path), shard, metadata={"format": "mlx"})
+            mx.save_safetensors(str(path), shard, metadata={"format": order})
             written = safetensors.read_header(path).keys()
         except (RuntimeError, ValueError, CheckpointError) as error:
             raise OutputError(f"{folder.parent} cannot take the weights ({NO_ROOM}.") from error

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from fastvlm_mlx.config import ModelConfig, TextConfig, VisionConfig
+from fastvlm_mlx.config import ModelConfig, QuantConfig, TextConfig, VisionConfig
 from fastvlm_mlx.convert import published
 from fastvlm_mlx.convert.key_map import APPLE_TOWER
 
@@ -100,3 +100,9 @@ def shard(folder: Path, count: int) -> None:
         weight_map |= dict.fromkeys(part, file)
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def quant(how: dict[str, Any] | None) -> QuantConfig:
+    """How a layer is quantised, from a table in a config.json."""
+    assert how is not None
+    return QuantConfig(**how)

@@ -11,7 +11,7 @@ from .options import TokenizerPath, Yes, agree_to_download
 
 
 def convert(
-    folder: Annotated[str, typer.Argument(help="Apple's checkpoint: a folder or a Hub name.", show_default=False)],
+    folder: Annotated[str, typer.Argument(help="A checkpoint of any layout: a folder or a Hub name.", show_default=False)],
     out: Annotated[
         str,
         typer.Option(
@@ -20,6 +20,26 @@ def convert(
     ],
     dtype: Annotated[
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
+    ] = None,
+    to: Annotated[
+        str, typer.Option(help="Write 'mlx', a folder for this program, or 'transformers', one for that library.")
+    ] = "mlx",
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the checkpoint to be llava, llava-training, transformers, transformers-training, mlx-vlm or apple-mlx "
+            "instead of recognising it."
+        ),
+    ] = None,
+    vision_from: Annotated[
+        str | None,
+        typer.Option(
+            help="For Apple's MLX exports, which lack it: take the image encoder from this checkpoint (folder or Hub name)."
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Make pictures square by black bars ('pad') or by cutting ('crop'); by default as the checkpoint says."),
     ] = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
@@ -35,11 +55,19 @@ def convert(
 
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """
-    from ..convert import convert as run
-    from ..errors import OutputError
+    from ..config import check_dtype
+    from ..convert import check_fit, check_layout, to_transformers
+    from ..convert import convert as to_mlx
+    from ..errors import OptionError, OutputError, shown
     from ..hub import HUB_NAME, find, find_tokenizer
     from ..publish import check, publish
 
+    if to not in ("mlx", "transformers"):
+        raise OptionError(f"--to is {shown(to)}, expected 'mlx' or 'transformers'.")
+    check_dtype(dtype)
+    check_layout(layout)
+    check_fit(fit)
+    run = to_mlx if to == "mlx" else to_transformers
     tokenizer = find_tokenizer(tokenizer_path)
     target = Path(os.path.expanduser(out))  # noqa: PTH111
     if target == Path():
@@ -47,6 +75,7 @@ def convert(
     if upload is not None:
         check(upload)
     source = find(folder, agree=agree_to_download(yes))
+    tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes))
     with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
             source,
@@ -54,7 +83,11 @@ def convert(
             name=folder if HUB_NAME.fullmatch(folder) and source != Path(folder) else None,
             dtype=dtype,  # type: ignore[arg-type]  # checked by convert
             tokenizer=tokenizer,
+            layout=layout,
+            vision_from=tower,
+            fit=fit,  # type: ignore[arg-type]  # checked by convert
             force=force,
+            say=lambda name: print(f"Layout: {name}", file=sys.stderr),
             progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
         )
     size = sum(file.stat().st_size for file in target.iterdir())

@@ -17,7 +17,7 @@ Model = Annotated[
         "-m",
         "--model-path",
         envvar="FASTVLM_MODEL",
-        help="A folder (Apple's checkpoint or a converted one), a Hugging Face Hub name, or 'tiny', the built-in model.",
+        help="A folder (a FastVLM checkpoint of any layout), a Hugging Face Hub name, or 'tiny', the built-in model.",
     ),
 ]
 Pictures = Annotated[

@@ -33,17 +33,22 @@ class Result:
     seconds: float
     memory: int
 
-    def refused(self, *says: str, code: int = 1) -> None:
-        """Assert that the command was turned down as promised: one sentence that names the thing, and nothing else."""
+    def refused(self, *says: str, code: int = 1, after: tuple[str, ...] = ()) -> None:
+        """Assert that the command was turned down as promised: one sentence that names the thing, and nothing else.
+
+        `after` are the beginnings of lines that stderr had before.
+        """
         shown = f"{self.args}\n{self.code} {self.seconds:.1f} s {self.memory >> 20} MB\nout {self.out[:300]!r}\nerr {self.err}"
         assert self.code == code, shown
         assert self.out == b"", shown
-        assert self.err.startswith("fastvlm-mlx: ") and self.err.endswith("\n"), shown
-        assert self.err.count("\n") == 1 and len(self.err) < 1100 and self.err[:-1].isprintable(), shown
+        *before, err = self.err.splitlines()
+        assert len(before) == len(after) and all(map(str.startswith, before, after)), shown
+        assert err.startswith("fastvlm-mlx: ") and self.err.endswith("\n"), shown
+        assert len(err) < 1100 and err.isprintable(), shown
         assert "Traceback" not in self.err and "of its own" not in self.err, shown
-        assert any(word in self.err for word in ADVICE), shown
+        assert any(word in err for word in ADVICE), shown
         for text in says:
-            assert text in self.err, f"{text!r} is not in\n{shown}"
+            assert text in err, f"{text!r} is not in\n{shown}"
         self.cheap()
 
     def answered(self, *notes: str) -> None:
@@ -89,12 +94,12 @@ ADVICE = (
 
 
 class ForkServer:
-    """Starts the server, and asks it to run commands."""
+    """Starts the server, which imports `modules` besides what every command needs, and asks it to run commands."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
         env.pop("FASTVLM_TRACEBACK", None)
-        command = [sys.executable, "-m", "tests.behaviour.forkserver"]
+        command = [sys.executable, "-m", "tests.behaviour.forkserver", *modules]
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=root)
 
@@ -116,7 +121,7 @@ class ForkServer:
 
 def _serve() -> None:
     """Answer requests until stdin ends."""
-    for name in ("fastvlm_mlx.cli.app", "fastvlm_mlx.convert", "fastvlm_mlx.vlm"):
+    for name in ("fastvlm_mlx.cli.app", "fastvlm_mlx.convert", "fastvlm_mlx.vlm", *sys.argv[1:]):
         importlib.import_module(name)
     importlib.import_module("PIL.Image").init()
     replies = os.fdopen(os.dup(1), "wb")

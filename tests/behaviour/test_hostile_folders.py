@@ -289,7 +289,7 @@ APPLES: dict[str, tuple[Change, str]] = {
         for value in values
         if not (key == "tie_word_embeddings" and value == "no")
     },
-    "only pickles": (then(without("model.safetensors"), text("pytorch_model.bin", b"\x80\x04.")), "pickles"),
+    "only pickles": (then(without("model.safetensors"), text("pytorch_model.bin", b"\x80\x04.")), "pytorch_model.bin"),
     "NaN": (poison(NORM, float("nan")), "norm.weight"),
     "infinity": (poison("model.layers.0.mlp.down_proj.weight", float("inf")), "down_proj"),
     "minus infinity": (poison("model.embed_tokens.weight", float("-inf")), "embed_tokens"),
@@ -444,14 +444,16 @@ def test_convert_finds_values_that_are_not_numbers(run: Run, apple: Path, tmp_pa
     change, says = APPLES[case]
     change(apple)
     before = sorted(tmp_path.iterdir())
-    run("convert", apple, "--out", tmp_path / "out").refused(says, "not finite")
+    run("convert", apple, "--out", tmp_path / "out").refused(says, "not finite", after=("Layout: llava",))
     assert sorted(tmp_path.iterdir()) == before
 
 
 def test_weights_too_large_for_float16(run: Run, apple: Path, tmp_path: Path) -> None:
     poison(NORM, 1e6)(apple)
     run("generate", "-m", apple, "-p", "Hi", "--dtype", "float16").refused("norm.weight", "float16", "bfloat16")
-    run("convert", apple, "--out", tmp_path / "out", "--dtype", "float16").refused("norm.weight", "float16", "bfloat16")
+    run("convert", apple, "--out", tmp_path / "out", "--dtype", "float16").refused(
+        "norm.weight", "float16", "bfloat16", after=("Layout: llava",)
+    )
     ask(run, apple).answered()
 
 
@@ -498,11 +500,11 @@ def test_nothing_in_a_folder_is_run(run: Run, apple: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "model.ckpt"])
-def test_pickles_alone_are_refused_by_name(run: Run, apple: Path, tmp_path: Path, name: str) -> None:
+def test_pickles_of_code_are_refused_by_name(run: Run, apple: Path, tmp_path: Path, name: str) -> None:
     evidence = tmp_path / "executed"
     (apple / "model.safetensors").unlink()
     (apple / name).write_bytes(pickle.dumps(Attack(evidence)))
-    ask(run, apple).refused(name, "never read")
+    ask(run, apple).refused(name, "safetensors instead")
     assert not evidence.exists()
 
 

@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastvlm_mlx import safetensors, shards
-from fastvlm_mlx.config import ImageConfig, ModelConfig
-from fastvlm_mlx.convert import open_foreign
-from fastvlm_mlx.convert.config_map import from_llava
+from fastvlm_mlx.config import ImageConfig, ModelConfig, QuantConfig
+from fastvlm_mlx.convert import open_foreign, packed, pickles
+from fastvlm_mlx.convert.config_map import from_llava, from_transformers
+from fastvlm_mlx.convert.key_map import APPLE_TOWER, LAYOUTS, MLX_VLM_TOWER, TIMM_TOWER, match, recognise
 from fastvlm_mlx.convert.tokenizer import read_tokenizer
 from fastvlm_mlx.errors import FastVLMError
 from fastvlm_mlx.image import load_image, preprocess
@@ -33,6 +34,7 @@ from fastvlm_mlx.tokenizer import Tokenizer
 
 from . import pictures
 from .test_hostile_folders import _ours  # noqa: F401  (a fixture)
+from .test_hostile_layouts import _folders  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.fuzz
 
@@ -240,8 +242,99 @@ def test_apples_configs(_apple: Path, capfd: pytest.CaptureFixture[str]) -> None
     read()
 
 
-def test_folders_with_changed_configs(_apple: Path, _ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
-    for source, open_it in ((_apple, open_foreign), (_ours, open_ours)):
+def test_transformers_configs(_folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    pictures_of = {
+        "size": {"shortest_edge": 128},
+        "crop_size": {"height": 128, "width": 128},
+        "image_mean": [0, 0, 0],
+        "do_pad": True,
+    }
+
+    @many
+    @given(nested(json.loads((_folders["transformers"] / "config.json").read_text())), nested(pictures_of))
+    def read(config: dict[str, Any], processor: dict[str, Any]) -> None:
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+        with orderly(capfd):
+            from_transformers(config, tmp_path, name="fuzz", layout="transformers")
+
+    read()
+
+
+@many
+@given(
+    st.dictionaries(
+        st.one_of(TEXTS, st.sampled_from(["bits", "group_size", "mode", "a.b"])), st.one_of(JSON, st.sampled_from([4, 64]))
+    ),
+    st.sampled_from(["quantization", "quantization_config"]),
+)
+def test_quantizations(capfd: pytest.CaptureFixture[str], table: dict[str, Any], key: str) -> None:
+    with orderly(capfd):
+        packed.settings({key: table}, {"text.embed_tokens.scales": "a.b.scales", "text.norm.weight": "norm.weight"})
+
+
+@many
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["U32", "F32", "BF16", "U8"]), st.lists(st.integers(0, 70), max_size=3)), min_size=3, max_size=3
+    ),
+    st.sampled_from([form for forms in packed.FORMS.values() for form in forms]),
+    st.sampled_from(list(packed.FORMS)),
+)
+def test_shapes_of_quantised_layers(
+    capfd: pytest.CaptureFixture[str], parts: list[tuple[str, list[int]]], form: tuple[int, int], mode: str
+) -> None:
+    found = {f"a.{part}": tuple(shape) for part, (_, shape) in zip(packed.PARTS, parts, strict=True)}
+    kinds = {f"a.{part}": kind for part, (kind, _) in zip(packed.PARTS, parts, strict=True)}
+    with orderly(capfd):
+        packed.unpacked_shapes(found, kinds, {"a": QuantConfig(*form, mode)}, {name: name for name in found})
+
+
+NAME_PARTS = st.sampled_from(
+    [
+        *(APPLE_TOWER, TIMM_TOWER, MLX_VLM_TOWER, "language_model.model.", "model.", "layers.", "network.", "stages.", "blocks."),
+        *("stem.", "token_mixer", "conv_kxk", "identity", "weight", "bias", "scales", ".", "0", "10", "9" * 30),
+        *("{i}", "\n", "\ud800", "é", "x" * 500),
+    ]
+)
+
+
+@many
+@given(st.lists(st.lists(NAME_PARTS, max_size=6).map("".join), max_size=8), st.sampled_from(list(LAYOUTS)))
+def test_names(capfd: pytest.CaptureFixture[str], names: list[str], layout: str) -> None:
+    with orderly(capfd):
+        match(names, layout)
+    with orderly(capfd):
+        match(names, recognise(names, LAYOUTS[layout].model_types[0]))
+
+
+def test_damaged_pickles(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch = pytest.importorskip("torch")
+    whole = tmp_path / "whole.bin"
+    torch.save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.tensor(1)}, whole)
+    path = tmp_path / "damaged" / "pytorch_model.bin"
+    path.parent.mkdir()
+
+    @many
+    @given(damaged(whole.read_bytes()))
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        with orderly(capfd):
+            headers = pickles.read_headers(path.parent)
+            arrays = pickles.load(path)
+            mx.eval(arrays)
+            assert {name: array.shape for name, array in arrays.items()} == {name: tensor.shape for name, tensor in headers.items()}
+
+    read()
+
+
+def test_folders_with_changed_configs(
+    _apple: Path,
+    _ours: Path,  # noqa: F811
+    _folders: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for source, open_it in ((_apple, open_foreign), (_ours, open_ours), *((folder, open_foreign) for folder in _folders.values())):
         folder = tmp_path / source.name
         folder.mkdir()
         for file in source.iterdir():

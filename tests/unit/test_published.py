@@ -86,8 +86,8 @@ def test_every_published_name_finds_its_row_and_every_shape_fits(size: str) -> N
     assert len(plan.renames) + len(plan.drops) == len(header) and not plan.merges
     config: ModelConfig = published_config(size)
     config = replace(config, text=replace(config.text, tie_word_embeddings=False))  # the head is stored in every size
-    published.check({target: header[source] for target, source in plan.renames.items()}, config, lambda name: name)
-    assert all(plan.renames[target] == source_name(target, "llava") for target in plan.renames)
+    published.check({target: header[source] for target, (source, _) in plan.renames.items()}, config, lambda name: name)
+    assert all(plan.renames[target].source == source_name(target, "llava") for target in plan.renames)
 
 
 @pytest.mark.parametrize("name", ["model.layers.3.self_attn.k_proj.bias", TOWER + "network.7.2.layer_scale_1"])
@@ -98,6 +98,6 @@ def test_a_name_left_out_or_misspelt_does_not_pass(name: str, tmp_path: Path) ->
     config = published_config("0.5b")
     config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     with pytest.raises(CheckpointError, match="missing"):
-        published.check({t: header[s] for t, s in plan.renames.items()}, config, lambda target: source_name(target, "llava"))
+        published.check({t: header[s] for t, (s, _) in plan.renames.items()}, config, lambda target: source_name(target, "llava"))
     with pytest.raises(CheckpointError, match="unknown name"):
         match(header | {name.replace("weight", "wieght").replace("bias", "bais") + ".x": shape}, "llava")

@@ -1,0 +1,262 @@
+"""Back again: a model as the folder that transformers' FastVlmForConditionalGeneration and LlavaProcessor load.
+
+config.json  generation_config.json  model.safetensors (or shards)  processor_config.json  preprocessor_config.json
+tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as BPETokenizer
+
+from fastvlm_mlx import quantize
+from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
+from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.licence import announce
+from fastvlm_mlx.model import FastVLM
+from fastvlm_mlx.prompt import SYSTEM
+from fastvlm_mlx.storage import OpenModel, check_finite, is_ours, new_folder, open_ours, save_weights
+from fastvlm_mlx.tokenizer import END_OF_TEXT
+
+from .card import licence_text, transformers_card
+from .config_map import ARCHITECTURE, check_fit
+from .key_map import source_name
+from .pipeline import Progress, check_place, open_foreign
+from .unfold import unfold
+
+IMAGE = "<image>"
+ROWS = 64  # the vocabulary's matrices are padded to a multiple of this many rows, as transformers does
+NORM = ".convffn.conv.bn.weight"
+
+# What prompt.py renders: pictures on lines of their own before the text of their turn.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}{{ '<|im_start|>system\\nSYSTEM<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\\n' }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+).replace("SYSTEM", SYSTEM)
+
+
+def to_transformers(
+    folder: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    dtype: Dtype | None = None,
+    tokenizer: Path | None = None,
+    layout: str | None = None,
+    vision_from: Path | None = None,
+    fit: Fit | None = None,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
+) -> ModelConfig:
+    """Write `folder`, one of ours or of any other layout, as transformers has its FastVLM; returns our config of what was written.
+
+    What was folded stays so, expressed by batch norms and layer scales that change nothing: features and logits are the same.
+    Quantised layers are written as the values they stand for. `<image>` is added to the vocabulary where it is not in it.
+    Options, errors and the rest as in `convert`.
+    """
+    check_dtype(dtype)
+    check_fit(fit)
+    check_place(folder, out)
+    name = name or folder.resolve().name
+    if is_ours(folder):
+        if layout or vision_from:
+            raise OptionError(f"{folder} is converted already; leave --layout and --vision-from out to convert it.")
+        opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
+    else:
+        opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from)
+    if say:
+        say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)
+    settled = opened.settle()
+    if settled.image.size % STRIDE:
+        raise CheckpointError(
+            f"{name}: its pictures of {settled.image.size} pixels are no whole number of tokens of {STRIDE}, which transformers' "
+            "processor cannot count; choose another model."
+        )
+    words, image = _with_image_token(opened)
+    vocab = settled.text.vocab_size if image < settled.text.vocab_size else image + 1 + -(image + 1) % ROWS
+    config = replace(
+        settled,
+        dtype=dtype or settled.dtype,
+        text=replace(settled.text, vocab_size=vocab),
+        image=replace(settled.image, fit=fit or settled.image.fit),
+        quantization={},
+    )
+    kind: mx.Dtype = getattr(mx, config.dtype)
+
+    tensors = dict(opened.weights())
+    _check(tensors, settled, name)
+
+    def weights() -> Iterator[tuple[str, mx.array]]:
+        total = len(tensors)
+        for target, array in unfold(tensors, settled):
+            if target in ("text.embed_tokens.weight", "text.lm_head.weight"):
+                array = _with_rows(array, vocab)
+            stored = array.astype(kind)
+            theirs = source_name(target, "transformers")
+            check_finite(str(folder), [(theirs, stored, array)])
+            if progress:
+                progress(total - len(tensors), total)
+            yield theirs, stored
+            if target.endswith(NORM):
+                yield theirs.removesuffix("weight") + "num_batches_tracked", mx.array(0, dtype=mx.int64)
+
+    announce(config.source.license)
+    texts = _settings(config, image) | _tokenizer_files(words, config)
+    texts |= {"README.md": transformers_card(config), "LICENSE": licence_text(folder, config)}
+    nbytes = kind.size * sum(place.size for place in FastVLM(config, "cpu").places().values())
+    with new_folder(out, nbytes, force) as partial:
+        for file, text in texts.items():
+            (partial / file).write_text(text, encoding="utf-8")
+        save_weights(partial, weights(), "pt")
+    return config
+
+
+def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
+    """Raise CheckpointError unless names, shapes and types of our tensors are what the config calls for."""
+    model = FastVLM(config, "cpu")
+    quantize.apply(model, config.quantization)
+    places = model.places()
+    wrong = places.keys() ^ tensors.keys() or {
+        path
+        for path, place in places.items()
+        if tensors[path].shape != place.shape
+        or mx.issubdtype(tensors[path].dtype, mx.floating) != mx.issubdtype(place.dtype, mx.floating)
+    }
+    if wrong:
+        raise CheckpointError(f"{name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again.")
+
+
+def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
+    """The tokenizer with `<image>` in it, and its id."""
+    words = BPETokenizer.from_str(opened.tokenizer.to_json())
+    words.encode_special_tokens = False
+    if words.token_to_id(IMAGE) is None:
+        words.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    image = words.token_to_id(IMAGE)
+    if image is None or not words.get_added_tokens_decoder().get(image, AddedToken("")).special:
+        raise CheckpointError(f"{opened.name}: {IMAGE!r} is an ordinary word of its vocabulary; name another --tokenizer-path.")
+    return words, int(image)
+
+
+def _with_rows(array: mx.array, rows: int) -> mx.array:
+    """A matrix (V, D) with rows added that are the others' mean: as logits they are never the largest."""
+    if array.shape[0] >= rows:
+        return array
+    mean = array.astype(mx.float32).mean(axis=0, keepdims=True)
+    return mx.concatenate([array, mx.repeat(mean, rows - array.shape[0], axis=0).astype(array.dtype)])
+
+
+def _settings(config: ModelConfig, image: int) -> dict[str, str]:
+    """The files of settings by name."""
+    text, vision, size = config.text, config.vision, config.image.size
+    model_args: dict[str, Any] = {"inference_mode": True}
+    if vision != VisionConfig():
+        model_args |= {"layers": list(vision.depths), "embed_dims": list(vision.widths)}
+    qwen2 = {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "intermediate_size": text.intermediate_size,
+        "vocab_size": text.vocab_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,  # where releases before 5 look for it
+        "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
+        "max_position_embeddings": text.max_position_embeddings,
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "use_sliding_window": False,
+        "eos_token_id": list(config.eos_token_ids),
+    }
+    timm = {
+        "model_type": "timm_wrapper",
+        "architecture": ARCHITECTURE,
+        "do_pooling": True,
+        "global_pool": "avg",
+        "hidden_size": vision.out_width,
+        "initializer_range": 0.02,
+        "model_args": model_args,
+    }
+    model = {
+        "model_type": "fast_vlm",
+        "architectures": ["FastVlmForConditionalGeneration"],
+        "dtype": config.dtype,
+        "torch_dtype": config.dtype,  # where earlier releases look for it
+        "license": config.source.license,
+        "image_token_index": image,
+        "image_seq_length": config.image.tokens,
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "text_config": qwen2,
+        "vision_config": timm,
+    }
+    processor = {
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE,
+        "patch_size": STRIDE,
+        "num_additional_image_tokens": 0,
+        "vision_feature_select_strategy": "full",
+    }
+    pictures = {
+        "processor_class": "LlavaProcessor",
+        "image_processor_type": "LlavaImageProcessor",
+        "do_pad": config.image.fit == "pad",
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.0, 0.0, 0.0],
+        "image_std": [1.0, 1.0, 1.0],
+        "do_convert_rgb": True,
+    }
+    tables = {
+        "config.json": model,
+        "generation_config.json": {"eos_token_id": list(config.eos_token_ids), "do_sample": False},
+        "processor_config.json": processor,
+        "preprocessor_config.json": pictures,
+    }
+    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+
+
+def _tokenizer_files(words: BPETokenizer, config: ModelConfig) -> dict[str, str]:
+    settings = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": END_OF_TEXT if words.token_to_id(END_OF_TEXT) is not None else "<|im_end|>",
+        "unk_token": None,
+        "model_max_length": config.text.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+        "processor_class": "LlavaProcessor",
+        "chat_template": CHAT_TEMPLATE,
+        "added_tokens_decoder": {
+            str(i): {"content": token.content, "special": token.special, "normalized": token.normalized,
+                     "lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+            for i, token in sorted(words.get_added_tokens_decoder().items())
+        },
+    }  # fmt: skip
+    return {
+        "tokenizer.json": words.to_str(),
+        "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
+        "chat_template.jinja": CHAT_TEMPLATE,
+    }

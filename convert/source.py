@@ -1,0 +1,111 @@
+"""A checkpoint seen through its layout's table: its tensors under the names of the published form."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from fastvlm_mlx.config import ModelConfig
+from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.storage import is_ours
+
+from . import packed
+from .config_map import from_llava, from_transformers
+from .key_map import LAYOUTS, check_layout, match, recognise, source_name
+from .published import Shapes
+from .read import Checkpoint, read_checkpoint
+from .rows import Plan
+
+TOWER = "vision."
+
+
+class Source(NamedTuple):
+    """A checkpoint, its layout, what the layout's table makes of its names, and which layers are quantised and how."""
+
+    checkpoint: Checkpoint
+    layout: str
+    plan: Plan
+    quantization: packed.Plan
+
+    def config(self, name: str) -> ModelConfig:
+        """Its config.json as ours; raises CheckpointError for settings that FastVLM does not have."""
+        theirs, folder = self.checkpoint.config, self.checkpoint.folder
+        if self.layout.startswith("transformers"):
+            return from_transformers(theirs, folder, name=name, layout=self.layout)
+        return from_llava(theirs, name=name, layout=self.layout)
+
+    def name_of(self, target: str) -> str:
+        """What a tensor of the published form is called here."""
+        return source_name(target, self.layout)
+
+    def shapes(self) -> Shapes:
+        """The published form's shapes, from the headers alone; raises CheckpointError for parts that do not fit each other."""
+        headers = self.checkpoint.tensors
+        shapes = {target: _turned(headers[source].shape, axes) for target, (source, axes) in self.plan.renames.items()}
+        kinds = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
+        shapes = packed.unpacked_shapes(shapes, kinds, self.quantization, self.plan.names())
+        for group in self.plan.merges:
+            zeros = {part: mx.zeros(headers[name].shape) for part, name in group.parts.items()}
+            try:
+                merged = group.row.merge(zeros)  # unevaluated: only shapes are worked out
+            except (ValueError, IndexError, KeyError) as error:
+                raise CheckpointError(f"the tensors under {group.source!r} do not fit each other ({error}).") from error
+            shapes |= {f"{group.target}.{part}": tuple(array.shape) for part, array in merged.items()}
+        return shapes
+
+    def tensors(self) -> dict[str, mx.array]:
+        """The published form's tensors, unevaluated, holding on to nothing that was dropped."""
+        arrays = self.checkpoint.load()
+        tensors = {}
+        for target, (source, axes) in self.plan.renames.items():
+            array = arrays.pop(source)
+            tensors[target] = array.transpose(axes) if axes else array
+        for group in self.plan.merges:
+            merged = group.row.merge({part: arrays.pop(name) for part, name in group.parts.items()})
+            tensors |= {f"{group.target}.{part}": array for part, array in merged.items()}
+        return tensors
+
+    def tower(self) -> "Source":
+        """The image encoder alone."""
+        renames = {target: renamed for target, renamed in self.plan.renames.items() if target.startswith(TOWER)}
+        merges = [group for group in self.plan.merges if group.target.startswith(TOWER)]
+        quantization = {layer: q for layer, q in self.quantization.items() if layer.startswith(TOWER)}
+        return self._replace(plan=Plan(renames, merges, {}), quantization=quantization)
+
+
+def open_source(folder: Path, layout: str | None = None) -> Source:
+    """Open a checkpoint of the given layout, or of the one recognised; its names are accounted for, no weights are read."""
+    check_layout(layout)
+    checkpoint = read_checkpoint(folder)
+    layout = layout or recognise(checkpoint.tensors, checkpoint.config.get("model_type"))
+    plan = match(checkpoint.tensors, layout)
+    return Source(checkpoint, layout, plan, packed.settings(checkpoint.config, plan.names()))
+
+
+def open_tower(folder: Path | None, source: Source) -> Source | None:
+    """The image encoder that a checkpoint without one takes from `folder`; None where it has its own.
+
+    Raises CheckpointError where it is needed and not given, OptionError where it is given and not needed.
+    """
+    if LAYOUTS[source.layout].has_tower:
+        if folder is not None:
+            raise OptionError(
+                f"{source.checkpoint.folder} has its own image encoder; give --vision-from only for exports without one."
+            )
+        return None
+    if folder is None:
+        raise CheckpointError(
+            f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its image encoder is "
+            "a Core ML package; convert it with --vision-from and a folder that has the encoder, such as the checkpoint it is from."
+        )
+    if is_ours(folder):
+        raise CheckpointError(f"{folder} is converted already; give --vision-from the checkpoint as published.")
+    tower = open_source(folder)
+    if not LAYOUTS[tower.layout].has_tower:
+        raise CheckpointError(f"{folder} has no image encoder either; give --vision-from the checkpoint as published.")
+    return tower.tower()
+
+
+def _turned(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape with its axes in another order; as it is where it has another number of them."""
+    return tuple(shape[axis] for axis in axes) if len(axes) == len(shape) else shape
