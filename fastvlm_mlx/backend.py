@@ -4,7 +4,7 @@ Model code calls `gelu`, `swiglu`, `linear`, `depthwise` and `attention` and rea
 the same too.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -49,6 +49,30 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backen
         if y is not None:
             return y
     return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
+
+
+class Packed(Protocol):
+    """A quantised matrix (O, I): packed integers and what turns them back into weights."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group_size: int
+    mode: str
+    keeps_wide: bool
+    _wide: mx.array | None
+
+
+def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:
+    """x (..., I) with a quantised matrix (O, I), bias (O,) -> (..., O)."""
+    if backend == "cpu" and (matrix.keeps_wide or x.size > x.shape[-1]):
+        return linear(x, cpu.widened(matrix), bias, backend)
+    y = mx.quantized_matmul(
+        x, matrix.weight, matrix.scales, getattr(matrix, "biases", None),
+        group_size=matrix.group_size, bits=matrix.bits, mode=matrix.mode,
+    )  # fmt: skip
+    return y if bias is None else y + bias
 
 
 def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> mx.array:

@@ -1,22 +1,28 @@
-"""Three operations for MLX's CPU backend, where the general ones are slow; Metal and CUDA never come here.
+"""Four operations for MLX's CPU backend, where the general ones are slow; Metal and CUDA never come here.
 
-MLX on a CPU runs a grouped convolution as a plain loop, the error function without SIMD, and the product of one row with a
-matrix as a product of matrices. Here the convolution is a banded matrix product, so that BLAS does the work, GELU a rational
-function of products and one division, and one row with a matrix OpenBLAS's own routine for that.
+MLX on a CPU runs a grouped convolution as a plain loop, the error function without SIMD, the product of one row with a
+matrix as a product of matrices, and a product with a quantised matrix as a plain loop. Here the convolution is a banded matrix
+product, so that BLAS does the work, GELU a rational function of products and one division, one row with a matrix OpenBLAS's own
+routine for that, and a quantised matrix is turned back into float32 first.
 """
 
 import ctypes
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cache
 from shutil import which
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from . import blas
+
+if TYPE_CHECKING:
+    from .backend import Packed
 
 WINDOWS = 1 << 23  # elements of input windows laid out at a time: ten times the input they are taken from
 TILE = 16  # outputs of a row computed by one product: the band is TILE wide, its waste and the copied input balance there
@@ -66,6 +72,61 @@ ROW_MAJOR, NOT_TRANSPOSED = 101, 111  # cblas.h
 
 def _address(array: npt.NDArray[np.float32]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
+
+
+WIDE_SHARE = 4  # of the machine's memory, a quarter may hold float32 copies of quantised matrices
+
+
+def keep_wide(matrices: Iterable["Packed"], memory: int) -> None:
+    """Decide which quantised matrices are kept in float32 once they were turned back: the first that fit in a share of `memory`.
+
+    A kept matrix answers as fast as one that was never quantised; the others are turned back for every prompt, and MLX's own
+    product, ten times as slow, takes single tokens. `memory` is the machine's, in bytes.
+    """
+    room = memory // WIDE_SHARE
+    for matrix in matrices:
+        size = matrix.scales.size * matrix.group_size * 4
+        matrix.keeps_wide = size <= room
+        room -= size if matrix.keeps_wide else 0
+
+
+def memory_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def widened(matrix: "Packed") -> mx.array:
+    """A quantised matrix in float32 (O, I)."""
+    if matrix._wide is not None:
+        return matrix._wide
+    if matrix.mode == "affine" and matrix.bits in ODD_BITS:
+        groups = unpack(matrix.weight, matrix.bits).reshape(*matrix.scales.shape, -1)
+        wide = (groups * matrix.scales[..., None] + matrix.biases[..., None]).reshape(len(groups), -1)
+    else:
+        offsets = matrix.biases if matrix.mode == "affine" else None
+        wide = mx.dequantize(matrix.weight, matrix.scales, offsets, matrix.group_size, matrix.bits, matrix.mode)
+        wide = wide.astype(mx.float32)
+    if matrix.keeps_wide:
+        matrix._wide = wide
+    return wide
+
+
+ODD_BITS = (3, 5, 6)  # integers that cross the borders of words: MLX takes them apart one by one
+
+
+def unpack(words: mx.array, bits: int) -> mx.array:
+    """Packed integers (O, I * bits / 32), uint32 -> the integers (O, I), float32."""
+    rows = len(words)
+    mx.eval(words)
+    lanes = np.asarray(words).reshape(rows, -1, bits)
+    values = np.empty((*lanes.shape[:2], 32), np.float32)
+    for lane in range(32):
+        word, shift = divmod(lane * bits, 32)
+        value = lanes[..., word] >> np.uint32(shift)
+        if shift + bits > 32:
+            value = value | (lanes[..., word + 1] << np.uint32(32 - shift))
+        values[..., lane] = value & np.uint32(2**bits - 1)
+    return mx.array(values.reshape(rows, -1))
 
 
 def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from .backend import Backend, linear, swiglu
 from .cache import BatchCache, KVCache
 from .config import TextConfig
+from .quantize import QuantizedEmbedding
 
 Cache = KVCache | BatchCache
 
@@ -106,7 +107,7 @@ class Qwen2(nn.Module):
         """Scores (..., V) of every token of the vocabulary, from hidden states (..., D)."""
         if "lm_head" in self:
             scores: mx.array = self.lm_head(hidden)
-        elif isinstance(self.embed_tokens, nn.QuantizedEmbedding):
+        elif isinstance(self.embed_tokens, QuantizedEmbedding):
             scores = self.embed_tokens.as_linear(hidden)
         else:
             scores = linear(hidden, self.embed_tokens.weight, None, self.backend)

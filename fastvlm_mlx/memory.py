@@ -21,6 +21,7 @@ from .cpu import COMPILE_FROM, TILE, WINDOWS
 from .model import PREFILL_CHUNK, FastVLM
 
 PARTS = ("tower", "projector", "embeddings", "decoder")
+SCALE_BYTES = 2  # of a scale in a folder
 CONTEXT = 1024  # positions beside the pictures': a question and an answer of some length
 BYTES: dict[Dtype, int] = dict(zip(DTYPES, (4, 2, 2), strict=True))
 AHEAD = 1 << 24  # numbers that MLX makes, at most, ahead of those that are still waited for
@@ -78,13 +79,14 @@ def with_decoder_bits(config: ModelConfig, bits: int) -> ModelConfig:
 
 
 def weight_bytes(config: ModelConfig, dtype: Dtype | None = None) -> dict[str, int]:
-    """Bytes of the weights by part, stored in `dtype` (by default the config's) but for the quantised layers."""
+    """Bytes of the weights by part, in memory as `dtype`, or in a folder (without `dtype`), where scales take 16 bits."""
     sizes = dict.fromkeys(PARTS, 0)
     item = BYTES[dtype or config.dtype]
+    scales = item if dtype else min(item, SCALE_BYTES)
     for name, shape in _shapes(config):
         settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         count = math.prod(shape)
-        sizes[_part(name)] += count * item if settings is None else _quantized_bytes(count, settings, item)
+        sizes[_part(name)] += count * item if settings is None else _quantized_bytes(count, settings, scales)
     return sizes
 
 

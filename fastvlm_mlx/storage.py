@@ -16,11 +16,11 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import safetensors, shards
-from .config import MODEL_TYPE, ModelConfig
+from .config import MODEL_TYPE, ModelConfig, QuantConfig
 from .errors import CheckpointError, OutputError, TokenizerError, listed, shown
 from .jsonfile import read_table
 from .model import FastVLM
-from .quantize import Plan, quantized
+from .quantize import Plan, quantized, scale_type
 from .shards import INDEX
 from .tokenizer import Tokenizer
 
@@ -117,7 +117,7 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
         tensors: list[tuple[str, mx.array]] = []
         for name, stored, _ in batch:
             settings = quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-            tensors += quantized(name, stored, settings) if settings is not None else [(name, stored)]
+            tensors += [(name, stored)] if settings is None else _packed(name, stored, settings, opened.config.dtype, dtype)
         mx.eval([tensor for _, tensor in tensors])
         model.load_weights(tensors, strict=False)
         done.update(name for name, _ in tensors)
@@ -148,22 +148,28 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
         raise CheckpointError(f"{opened.name}: {listed(sorted(missing))} are missing from its weights; convert it again.")
 
 
+def _packed(name: str, weight: mx.array, settings: QuantConfig, stored: str, dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
+    """A weight quantised as our folder would hold it, and its scales in the type to compute in."""
+    parts = quantized(name, weight, settings, scale_type(stored))
+    return [(part, tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor) for part, tensor in parts]
+
+
 def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], *, nbytes: int, force: bool = False) -> None:
     """Write a folder of `texts` by file name, config.json and the weights, of about `nbytes` bytes; all of it or nothing."""
     with new_folder(out, nbytes, force) as partial:
-        for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        (partial / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        save_weights(partial, weights)
+        write(partial, config, weights, texts)
 
 
-@contextmanager
-def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another --out") -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
+def write(folder: Path, config: ModelConfig, weights: Named, texts: dict[str, str]) -> None:
+    """Fill a new folder, see `new_folder`."""
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    save_weights(folder, weights)
 
-    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks. `advice` is
-    what messages about the place tell people to do.
-    """
+
+def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose another --out") -> None:
+    """Raise OutputError unless a folder of about `nbytes` bytes can be written at `out`; see `new_folder`."""
     try:
         out = Path(os.path.realpath(out))
         _clear_leftovers(out)
@@ -174,6 +180,17 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         raise OutputError(f"{out} cannot be written ({_reason(error)}); {advice}.") from error
     if free < nbytes:
         raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.")
+
+
+@contextmanager
+def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another --out") -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
+
+    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks. `advice` is
+    what messages about the place tell people to do.
+    """
+    check_target(out, nbytes, force, advice=advice)
+    out = Path(os.path.realpath(out))
     partial = out.parent / f".{out.name}{PARTIAL}"
     lock = -1
     try:

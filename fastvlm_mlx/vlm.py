@@ -39,7 +39,7 @@ def load(
     model: str | os.PathLike[str],
     *,
     bits: int | None = None,
-    group_size: int = 64,
+    group_size: int = quantize.DEFAULT_GROUP,
     dtype: Dtype | None = None,
     tokenizer: str | None = None,
     revision: str | None = None,
@@ -94,14 +94,21 @@ class VLM:
         words = hub.find_tokenizer(tokenizer)
         model = os.fspath(model)
         folder = hub.find(model, revision=revision, agree=agree, cached_only=cached_only)
-        vlm = cls(_open_folder(folder, model, words))
+        vlm = cls(open_folder(folder, model, words))
         if resolution is not None:
             vlm.config = replace(vlm.config, image=replace(vlm.config.image, size=resolution))
         vlm.load_seconds = time.perf_counter() - started
         return vlm
 
-    def load_weights(self, *, bits: int | None = None, group_size: int = 64, dtype: Dtype | None = None) -> None:
-        """Read the weights into a model for the default device; see `load` for the options."""
+    def load_weights(
+        self,
+        *,
+        bits: int | None = None,
+        group_size: int = quantize.DEFAULT_GROUP,
+        plan: quantize.Plan | None = None,
+        dtype: Dtype | None = None,
+    ) -> None:
+        """Read the weights into a model for the default device; see `load` for the options; a `plan` says each layer's bits."""
         started = time.perf_counter()
         backend = backends.current()
         check_dtype(dtype)
@@ -109,20 +116,27 @@ class VLM:
         kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else self.config.dtype))
         self.config = replace(self._opened.settle(), image=self.config.image)
         model = FastVLM(self.config, backend)
-        chosen: quantize.Plan = {}
         if bits is not None:
+            plan, _ = quantize.plan(model, quantize.choose(bits=bits, group_size=group_size))
+        if plan:
             if self.config.quantization:
                 raise OptionError(f"{self.name} is quantised already; load it without bits.")
-            chosen, _ = quantize.plan(model, bits, group_size)
-        quantize.apply(model, self.config.quantization or chosen)
+            self.config = replace(self.config, quantization=plan)
+        quantize.apply(model, self.config.quantization)
         with progress.bar("Loading", len(model.places())) as track:
-            fill(model, replace(self._opened, weights=lambda: track(self._opened.weights())), kind, chosen)
+            fill(model, replace(self._opened, weights=lambda: track(self._opened.weights())), kind, plan or {})
         if backend == "cpu":
             _warn_of_slow_blas(model)
+            cpu.keep_wide(quantize.packed_layers(model).values(), cpu.memory_bytes())
             cpu.keep_memory()  # of activations only: what loading frees goes back
         self._model = model
         self.images.clear()
         self.load_seconds += time.perf_counter() - started
+
+    @property
+    def opened(self) -> OpenModel:
+        """What it was opened from: the config as stored, the tokenizer, and the weights to be read."""
+        return self._opened
 
     @property
     def model(self) -> FastVLM:
@@ -337,7 +351,8 @@ def _warn_of_slow_blas(model: FastVLM) -> None:
         warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=4)
 
 
-def _open_folder(folder: Path, name: str, tokenizer: Path | None) -> OpenModel:
+def open_folder(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
+    """Open a folder of any accepted layout; see `VLM.open`."""
     if is_ours(folder):
         return open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
     from .convert import open_foreign

@@ -13,6 +13,7 @@ from fastvlm_mlx import VLM, load, quantize
 from fastvlm_mlx.errors import CheckpointError, HubError, ImageError, OptionError, PromptError
 from fastvlm_mlx.generate import Options
 from fastvlm_mlx.prompt import ImageSlot
+from fastvlm_mlx.quantize import rounding
 
 from .. import checkpoint
 
@@ -135,10 +136,9 @@ def test_bits(apple: Path, small: VLM, bits: int) -> None:
     assert vlm.model.text.embed_tokens.bits == 8
     assert len(vlm.generate(RED, max_tokens=4).token_ids) == 4
     rounded = load(str(apple), dtype="float32").model  # the same rounding, kept in float32
-    for path, settings in quantize.plan(rounded, bits, 32)[0].items():
+    for path, settings in quantize.plan(rounded, quantize.choose(bits=bits, group_size=32))[0].items():
         weight = rounded.places()[f"{path}.weight"]
-        packed = mx.quantize(weight, group_size=32, bits=settings.bits)
-        rounded.load_weights([(f"{path}.weight", mx.dequantize(*packed, group_size=32, bits=settings.bits))], strict=False)
+        rounded.load_weights([(f"{path}.weight", rounding.rounded(weight, settings, mx.bfloat16))], strict=False)
     ids = [list(range(40, 70))]
     ours, same, exact = (
         np.array(m.prefill(m.embed(ids, {}), m.text.make_cache())).ravel() for m in (vlm.model, rounded, small.model)

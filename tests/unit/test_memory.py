@@ -8,6 +8,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from fastvlm_mlx import VLM, backend, memory, quantize, random_model
+from fastvlm_mlx.config import QuantConfig
 from fastvlm_mlx.model import FastVLM
 
 # The estimate of everything, against MLX's own peak. Both ends were seen: MLX runs ahead by a few operations, more or less.
@@ -42,7 +43,7 @@ def test_weights_to_the_byte(bits: int | None) -> None:
     model = FastVLM(config, "cpu")
     model.set_dtype(mx.bfloat16)
     if bits:
-        chosen, _ = quantize.plan(model, bits)
+        chosen, _ = quantize.plan(model, quantize.choose(bits=bits))
         quantize.apply(model, chosen)
         config = replace(config, quantization=chosen)
     nbytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
@@ -52,7 +53,7 @@ def test_weights_to_the_byte(bits: int | None) -> None:
 @pytest.mark.parametrize(("mode", "group_size", "bits"), [("mxfp4", 32, 4), ("mxfp8", 32, 8), ("nvfp4", 16, 4), ("affine", 32, 3)])
 def test_modes_to_the_byte(mode: str, group_size: int, bits: int) -> None:
     config = random_model.config("small", layers=1)
-    plan = {"text.layers.0.mlp.down_proj": quantize.QuantConfig(bits, group_size, mode)}
+    plan = {"text.layers.0.mlp.down_proj": QuantConfig(bits, group_size, mode)}
     model = FastVLM(config, "cpu")
     model.set_dtype(mx.bfloat16)
     quantize.apply(model, plan)
@@ -80,7 +81,7 @@ def test_fewer_bits_and_smaller_pictures_take_less() -> None:
     config = random_model.config("7b")
     model = FastVLM(config, "cpu")
     whole = memory.estimate(config)
-    fewer = memory.estimate(replace(config, quantization=quantize.plan(model, 4)[0]))
+    fewer = memory.estimate(replace(config, quantization=quantize.plan(model, quantize.choose(bits=4))[0]))
     small = memory.estimate(replace(config, image=replace(config.image, size=512)))
     assert fewer.total < 0.45 * whole.total and fewer.activations == whole.activations
     assert small.activations < whole.activations and small.context < whole.context
