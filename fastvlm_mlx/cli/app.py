@@ -10,6 +10,7 @@ from .convert import convert
 from .download import download
 from .generate import generate
 from .info import info
+from .quantize import quantize
 
 app = typer.Typer(
     name="fastvlm-mlx",
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: importing rich would double the time to print it
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, chat, convert, download, info, bench):
+for command in (generate, chat, convert, quantize, download, info, bench):
     app.command()(command)
 
 

@@ -33,6 +33,19 @@ def bench(
     max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Tokens to generate.", min=2)] = 32,
     rounds: Annotated[int, typer.Option(help="Rounds that count; the median is shown.", min=1)] = 5,
     warmup: Annotated[int, typer.Option(help="Rounds before those, not counted.", min=0)] = 1,
+    quality: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            help="Measure how near model B answers to model A; B 'recipes' stands for A quantised by every recipe.",
+            metavar="A B",
+            show_default=False,
+        ),
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option("--pictures", help="With --quality: a folder of pictures, and perhaps a questions.jsonl. tiny has its own."),
+    ] = None,
+    chart: Annotated[str | None, typer.Option(help="With --quality: write quality against size as an SVG picture.")] = None,
     yes: Yes = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure and the machine.")] = False,
 ) -> None:
@@ -48,6 +61,11 @@ def bench(
     from ..random_model import open_random
     from ..vlm import VLM
 
+    if quality is None and (folder or chart):
+        raise OptionError("--pictures and --chart belong to --quality A B; give it as well.")
+    if quality is not None:
+        _compare(*quality, folder, chart, yes, json)
+        return
     if layers is not None and not random:
         raise OptionError("--layers was given without --random; a model that is read keeps all its layers.")
     names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
@@ -74,3 +92,41 @@ def bench(
     print(machine.describe())
     print()
     print(benches.table(results))
+
+
+def _compare(first: str, second: str, pictures: str | None, chart: str | None, yes: bool, json: bool) -> None:
+    """Print how near the second model is to the first, as a table or as JSON, and draw it."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from .. import bench as benches
+    from ..errors import OptionError, OutputError
+    from ..quantize import RECIPES, folder, report
+    from ..quantize import quality as qualities
+    from ..quantize.examples import questions_for
+    from ..vlm import VLM
+
+    models = {name: VLM.open(name, agree=agree_to_download(yes)) for name in (first, second) if name != "recipes"}
+    if first not in models:
+        raise OptionError("The first model of --quality is the one to compare with; name a model.")
+    if second == "recipes" and models[first].config.quantization:
+        raise OptionError(f"{first} is quantised already; name the model it was made from to try the recipes on.")
+    questions = questions_for(first, Path(pictures) if pictures else None)
+    models[first].load_weights()
+    reference = qualities.reference(models[first], questions, first)
+    results = [reference.own]
+    opened = models[first].opened
+    del models[first]  # one model in memory at a time
+    if second == "recipes":
+        for name, recipe in RECIPES.items():
+            print(f"{name} ...", file=sys.stderr)
+            results.append(qualities.compare(folder.trial(opened, recipe, questions), reference, questions, name))
+    else:
+        models[second].load_weights()
+        results.append(qualities.compare(models[second], reference, questions, second))
+    if chart:
+        try:
+            Path(chart).write_text(report.picture(results, f"What quantising costs: {first}"), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"{chart} cannot be written ({error.strerror}); choose another --chart.") from error
+    print(report.to_json(results, machine=asdict(benches.machine())) if json else report.table(results))

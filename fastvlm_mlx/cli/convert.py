@@ -1,12 +1,12 @@
 """`fastvlm-mlx convert`: a checkpoint as published -> a folder of ours."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from . import quantize
 from .options import TokenizerPath, Yes, agree_to_download
 
 
@@ -41,6 +41,11 @@ def convert(
         str | None,
         typer.Option(help="Make pictures square by black bars ('pad') or by cutting ('crop'); by default as the checkpoint says."),
     ] = None,
+    recipe: quantize.RecipeName = None,
+    bits: quantize.Bits = None,
+    mode: quantize.Mode = None,
+    group_size: quantize.GroupSize = None,
+    pictures: quantize.Pictures = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
     upload: Annotated[
@@ -51,14 +56,14 @@ def convert(
     """Convert a checkpoint, once, into a folder that loads faster.
 
     Everything constant is folded (batch norms, layer scales, branches) and laid out for speed. The result is written whole or
-    not at all.
+    not at all. With --recipe, --bits or --mode it is quantised as well, as 'fastvlm-mlx quantize' does.
 
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """
     from ..config import check_dtype
     from ..convert import check_fit, check_layout, to_transformers
     from ..convert import convert as to_mlx
-    from ..errors import OptionError, OutputError, shown
+    from ..errors import OptionError, shown
     from ..hub import HUB_NAME, find, find_tokenizer
     from ..publish import check, publish
 
@@ -68,14 +73,21 @@ def convert(
     check_layout(layout)
     check_fit(fit)
     run = to_mlx if to == "mlx" else to_transformers
+    smaller = quantize.chosen(recipe, bits, mode, group_size, pictures)
+    if smaller is not None and to != "mlx":
+        raise OptionError("--to transformers was given together with quantising, which that library does otherwise; leave one out.")
     tokenizer = find_tokenizer(tokenizer_path)
-    target = Path(os.path.expanduser(out))  # noqa: PTH111
-    if target == Path():
-        raise OutputError("The path of the output is empty; give the name of a new folder to --out.")
+    target = quantize.target_of(out)
     if upload is not None:
         check(upload)
     source = find(folder, agree=agree_to_download(yes))
     tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes))
+    if smaller is not None:
+        opened = quantize.open_source(folder, source, tokenizer, layout=layout, vision_from=tower, fit=fit)
+        quantize.run(opened, source, target, smaller, dtype=dtype, pictures=pictures, force=force)  # type: ignore[arg-type]  # checked
+        if upload is not None:
+            print(f"Published: {publish(target, upload)}", file=sys.stderr)
+        return
     with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
             source,

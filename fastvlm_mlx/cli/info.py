@@ -20,6 +20,12 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read every file and compare it with SHA256SUMS or the Hub's digests.")
     ] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option(
+            "--estimate", help="What every recipe of 'quantize' would make of it: MODEL, or a published size (0.5b, 1.5b, 7b)."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Describe a model and the memory it takes, or without MODEL this machine and what is kept on it.
@@ -31,6 +37,17 @@ def info(
     from ..errors import OptionError
     from ..info import describe, machine
 
+    if estimate:
+        from dataclasses import asdict
+        from json import dumps
+
+        from ..quantize import estimates
+
+        if model is None or verify:
+            raise OptionError("--estimate takes a model or a size and no --verify, as in 'fastvlm-mlx info 7b --estimate'.")
+        rows = estimates.of(model, tokenizer=tokenizer_path, resolution=resolution)
+        print(dumps([asdict(row) for row in rows]) if json else estimates.table(rows))
+        return
     if model is None:
         if verify or tokenizer_path or resolution:
             raise OptionError("There is no model to look at; give one, as in 'fastvlm-mlx info FOLDER --verify'.")

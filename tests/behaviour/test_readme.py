@@ -15,6 +15,8 @@ import typer.main
 
 from benchmarks import compare
 from fastvlm_mlx.cli.app import app
+from fastvlm_mlx.quantize import report
+from fastvlm_mlx.quantize.quality import Quality
 from training import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,19 @@ def chat_session(picture: str) -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
-TABLES = {"options": option_table, "comparison": comparison_table, "accuracy": accuracy_table, "chat": chat_session}
+def quality_table(model: str) -> str:
+    """What quantising a model costs, as `benchmarks.quality` measured it last: a line per recipe, and the picture."""
+    newest = max((ROOT / "benchmarks" / "results").glob(f"*-quality-{model}.json"))
+    result = json.loads(newest.read_text(encoding="utf-8"))
+    rows = [Quality(**each) for each in result["qualities"]]
+    bars = "".join(f"- {bar['bar']}: {'met' if bar['met'] else 'MISSED'}\n" for bar in result["bars"])
+    picture = f"![KL divergence against size](benchmarks/results/{newest.stem}.svg)"
+    return f"{picture}\n\n{report.markdown(rows)}\n{bars}"
+
+
+TABLES = {
+    "options": option_table, "comparison": comparison_table, "accuracy": accuracy_table, "chat": chat_session, "quality": quality_table,
+}  # fmt: skip
 
 
 def with_tables(text: str) -> str:

@@ -1,0 +1,128 @@
+"""The network as a chain of steps over all examples at once, so that one step can be repeated, changed or looked into alone.
+
+What passes along is a list of arrays: first one map (1, H, W, C) per picture, then image features and embeddings (1, N, D); from
+the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder never looks there); at last the logits
+(T, V) along the answers of each batch. L tokens, T answer tokens of a batch, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..cache import KVCache
+from ..model import LEVELS, FastVLM
+from .examples import Example, Examples
+
+POSITIONS = 4096  # of a batch, filled ones counted: bounds the memory of a step
+
+State = list[mx.array]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of the network: the path all its layers begin with, and what it does."""
+
+    path: str
+    run: Callable[[State], State]
+
+
+class Chain:
+    """The steps of a model on some examples."""
+
+    def __init__(self, model: FastVLM, examples: Examples):
+        self.model, self.examples = model, examples
+        self.batches = list(_batches(examples.items))
+        self.steps = list(self._steps())
+
+    def start(self) -> State:
+        """What the first step takes: pixels (1, S, S, 3), 0-1, per picture."""
+        levels = mx.array(LEVELS).astype(self.model.dtype)
+        return [levels[mx.array(pixels[None])] for pixels in self.examples.pixels]
+
+    def run(self, state: State, first: int = 0) -> State:
+        """The logits (T, V) of every batch, from what step `first` takes."""
+        for step in self.steps[first:]:
+            state = step.run(state)
+        return state
+
+    def logits(self) -> State:
+        """The logits (T, V) of every batch."""
+        return self.run(self.start())
+
+    def _steps(self) -> Iterator[Step]:
+        vision, text = self.model.vision, self.model.text
+        yield Step("vision.patch_embed", _each(vision.patch_embed))
+        for number, stage in enumerate(vision.stages):
+            path = f"vision.stages.{number}"
+            for name in ("downsample", "position"):
+                if name in stage:
+                    yield Step(f"{path}.{name}", _each(stage[name]))
+            for index, block in enumerate(stage.blocks):
+                yield Step(f"{path}.blocks.{index}", _each(block))
+        yield Step("vision.conv_exp", _each(lambda x: _flat(vision.conv_exp(x))))
+        yield Step("projector", _each(self.model.projector))
+        yield Step("text.embed_tokens", self._splice)
+        for index, layer in enumerate(text.layers):
+            yield Step(f"text.layers.{index}", _each(_block(layer)))
+        yield Step("text.lm_head", self._head)
+
+    def _splice(self, shown: State) -> State:
+        """Image embeddings (1, N, D) per picture -> embeddings (B, L, D) per batch: prompt, then answer but for its last token."""
+        state = []
+        for batch in self.batches:
+            rows = []
+            longest = max(_length(item) for item in batch)
+            for item in batch:
+                pieces = [*item.pieces, list(item.ids[:-1])]
+                row = self.model.embed([piece for piece in pieces if piece], {0: shown[item.picture][0]})
+                rows.append(mx.pad(row, [(0, 0), (0, longest - row.shape[1]), (0, 0)]))
+            state.append(mx.concatenate(rows))
+            mx.eval(state)
+        return state
+
+    def _head(self, state: State) -> State:
+        """Hidden states (B, L, D) per batch -> logits (T, V) where an answer's token is predicted."""
+        every = []
+        for batch, x in zip(self.batches, state, strict=True):
+            rows = [row for row, item in enumerate(batch) for _ in item.ids]
+            places = [place for item in batch for place in range(_length(item) - len(item.ids), _length(item))]
+            every.append(self.model.text.logits(self.model.text.norm(x[mx.array(rows), mx.array(places)])))
+            mx.eval(every)
+        return every
+
+
+def _batches(items: list[Example]) -> Iterator[list[Example]]:
+    """Examples in order, as many together as POSITIONS allow."""
+    batch: list[Example] = []
+    for item in items:
+        longest = max(_length(each) for each in [*batch, item])
+        if batch and longest * (len(batch) + 1) > POSITIONS:
+            yield batch
+            batch = []
+        batch.append(item)
+    yield batch
+
+
+def _length(item: Example) -> int:
+    return sum(map(len, item.pieces)) + len(item.ids) - 1
+
+
+def _each(run: Callable[[mx.array], mx.array]) -> Callable[[State], State]:
+    def step(state: State) -> State:
+        results = []
+        for x in state:
+            results.append(run(x))
+            mx.eval(results[-1])
+        return results
+
+    return step
+
+
+def _block(layer: nn.Module) -> Callable[[mx.array], mx.array]:
+    return lambda x: layer(x, KVCache())
+
+
+def _flat(x: mx.array) -> mx.array:
+    return x.reshape(x.shape[0], -1, x.shape[-1])
