@@ -62,7 +62,7 @@ STYLE = (
 
 
 def picture(qualities: Sequence[Quality], title: str) -> str:
-    """KL divergence (logarithmic) against bytes, one named point per recipe, as SVG; the reference, at 0, is a dashed line."""
+    """Divergence (logarithmic) against bytes as SVG, one point per recipe with its accuracy; the reference is a dashed line."""
     own, points = qualities[0], [quality for quality in qualities if quality.kl > 0]
     right = max(quality.bytes for quality in qualities) * 1.05
     exponents = [math.log10(quality.kl) for quality in points] or [0.0]
@@ -81,18 +81,22 @@ def picture(qualities: Sequence[Quality], title: str) -> str:
         parts.append(_text(x, TOP + HEIGHT + 16, _size(right * share), "small", "middle"))
     x, _ = place(own.bytes, low)
     parts.append(f'<path d="M{x:.1f},{TOP}V{TOP + HEIGHT}" stroke="#8a8f98" stroke-dasharray="4 4"/>')
-    parts.append(_text(x - 4, TOP + 12, own.name, "small", "end"))
+    parts.append(_text(x - 4, TOP + HEIGHT - 8, _named(own), "small", "end"))
     for quality in points:
         x, y = place(quality.bytes, math.log10(quality.kl))
-        near_right = x > LEFT + 0.8 * WIDTH
+        near_right = x > LEFT + 0.6 * WIDTH
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#0a6cff"/>')
-        parts.append(_text(x + (-8 if near_right else 8), y + 4, quality.name, "", "end" if near_right else "start"))
-    parts.append(_text(8, TOP - 12, "KL divergence, nats per token", "small", "start"))
+        parts.append(_text(x + (-8 if near_right else 8), y + 4, _named(quality), "", "end" if near_right else "start"))
+    parts.append(_text(8, TOP - 12, "KL divergence from the original, nats per token", "small", "start"))
     parts.append(_text(LEFT + WIDTH, TOP + HEIGHT + 34, "size of the weights", "small", "end"))
     width, height = LEFT + WIDTH + 40, TOP + HEIGHT + 46
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">'
     lines = [head, f"<title>{escape(title)}</title>", STYLE, _text(8, 20, title, "title", "start"), *parts, "</svg>", ""]
     return "\n".join(lines)
+
+
+def _named(quality: Quality) -> str:
+    return quality.name if quality.accuracy is None else f"{quality.name}: {100 * quality.accuracy:.1f} % right"
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
