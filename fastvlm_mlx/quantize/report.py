@@ -55,6 +55,7 @@ def to_json(qualities: Sequence[Quality], **about: object) -> str:
 
 
 LEFT, TOP, WIDTH, HEIGHT = 80, 60, 520, 280
+LABEL, LINE = 180, 12  # about the width of a point's name, and the height of a line
 STYLE = (
     "<style>text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}.title{font-size:15px;font-weight:600}"
     "@media(prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#999}}</style>"
@@ -82,11 +83,15 @@ def picture(qualities: Sequence[Quality], title: str) -> str:
     x, _ = place(own.bytes, low)
     parts.append(f'<path d="M{x:.1f},{TOP}V{TOP + HEIGHT}" stroke="#8a8f98" stroke-dasharray="4 4"/>')
     parts.append(_text(x - 4, TOP + HEIGHT - 8, _named(own), "small", "end"))
-    for quality in points:
+    written: list[tuple[float, float]] = []
+    for quality in sorted(points, key=lambda quality: -quality.kl):
         x, y = place(quality.bytes, math.log10(quality.kl))
-        near_right = x > LEFT + 0.6 * WIDTH
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#0a6cff"/>')
-        parts.append(_text(x + (-8 if near_right else 8), y + 4, _named(quality), "", "end" if near_right else "start"))
+        to_left = x > LEFT + 0.8 * WIDTH
+        while any(abs(x - a) < LABEL and abs(y - b) < LINE for a, b in written):
+            y += 1
+        written.append((x, y))
+        parts.append(_text(x + (-8 if to_left else 8), y + 4, _named(quality), "small", "end" if to_left else "start"))
     parts.append(_text(8, TOP - 12, "KL divergence from the original, nats per token", "small", "start"))
     parts.append(_text(LEFT + WIDTH, TOP + HEIGHT + 34, "size of the weights", "small", "end"))
     width, height = LEFT + WIDTH + 40, TOP + HEIGHT + 46
