@@ -74,7 +74,8 @@ def quality_table(model: str) -> str:
 
 
 TABLES = {
-    "options": option_table, "comparison": comparison_table, "accuracy": accuracy_table, "chat": chat_session, "quality": quality_table,
+    "options": option_table, "comparison": comparison_table, "accuracy": accuracy_table, "chat": chat_session,
+    "quality": quality_table,
 }  # fmt: skip
 
 
