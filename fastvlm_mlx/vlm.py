@@ -155,9 +155,13 @@ class VLM:
     def prepare_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> list[Request]:
         """The same for several questions (image, prompt); a picture that comes again is not decoded again."""
         seen: dict[object, Pixels] = {}
+        held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
 
         def pixels(source: Source) -> Pixels:
-            key = source if isinstance(source, (str, os.PathLike)) else id(source)
+            named = isinstance(source, (str, os.PathLike))
+            if not named and not held:
+                return self.pixels(source)
+            key = source if named else id(source)
             if key not in seen:
                 seen[key] = self.pixels(source)
             return seen[key]

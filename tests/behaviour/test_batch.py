@@ -116,6 +116,20 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
     assert all(own <= lengths[2] - shared for own in prefilled[1::2])  # and then what is new
 
 
+def test_pictures_that_are_made_one_by_one_are_not_mixed_up(small: VLM) -> None:
+    """Each is gone when the next but one is made, and its place in memory taken; or one is painted over."""
+    expected = [small.pixels(Image.new("RGB", (60, 40), (level, level, level))) for level in range(60)]
+    canvas = np.zeros((40, 60, 3), np.uint8)
+
+    def painted(level: int) -> np.ndarray:
+        canvas[:] = level
+        return canvas
+
+    for make in (lambda level: Image.new("RGB", (60, 40), (level, level, level)), painted):
+        requests = small.prepare_all((make(level), "What is it?") for level in range(60))
+        assert all((request.pixels[0] == pixels).all() for request, pixels in zip(requests, expected, strict=True))
+
+
 def test_steps_are_shared_and_rows_that_end_leave(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = [(PICTURES[i], word) for i, word in enumerate(WORDS[:4])]
     alone = [small.generate(*question, max_tokens=12).token_ids for question in questions]
