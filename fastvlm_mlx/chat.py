@@ -92,7 +92,7 @@ class Chat:
                 if chunk.answer is not None:
                     ids = chunk.answer.token_ids
                     ended = chunk.answer.finish_reason == "stop"
-                    with self._claim.change(state):
+                    with self._claim.complete(state):
                         self._exchanges.append(Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids)))
                 yield chunk
                 if chunk.answer is None:

@@ -20,10 +20,19 @@ class Claim:
         self._answering: threading.Thread | None = None
 
     @contextmanager
-    def change(self, state: int | None = None) -> Iterator[None]:
-        """For the moment of a change, to what was in `state` if that is given; see `begin` for the errors."""
+    def change(self) -> Iterator[None]:
+        """For the moment of a change; raises BusyError while another thread is answering."""
         with self._lock:
-            self._check(state)
+            self._check_thread()
+            yield
+            self.state += 1
+            self._answering = None
+
+    @contextmanager
+    def complete(self, state: int) -> Iterator[None]:
+        """For the moment in which the answer begun with `state` is taken down, in whichever thread it is read by now."""
+        with self._lock:
+            self.check(state)
             yield
             self.state += 1
             self._answering = None
@@ -34,7 +43,8 @@ class Claim:
         Raises BusyError while another thread is answering, PromptError where something has changed since.
         """
         with self._lock:
-            self._check(state)
+            self._check_thread()
+            self.check(state)
             self.state += 1
             self._answering = threading.current_thread()
             return self.state
@@ -52,12 +62,10 @@ class Claim:
                 "Another question was asked, or the conversation was changed, before this answer was read to its end; ask again."
             )
 
-    def _check(self, state: int | None) -> None:
+    def _check_thread(self) -> None:
         owner = self._answering
         if owner is not None and owner is not threading.current_thread() and owner.is_alive():
             raise BusyError(
                 "This conversation is answering a question in another thread; wait for that answer, or begin another "
                 "conversation with vlm.chat()."
             )
-        if state is not None:
-            self.check(state)

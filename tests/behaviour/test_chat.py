@@ -341,6 +341,17 @@ def test_another_thread_is_refused_while_an_answer_is_read(small: VLM, tmp_path:
     assert [exchange.prompt for exchange in chat.exchanges] == ["What is it?", "And now?", "Why?"]
 
 
+def test_an_answer_may_be_read_on_in_another_thread(small: VLM) -> None:
+    """As web servers do: each chunk is asked for by whichever thread of a pool is free."""
+    chat = small.chat()
+    expected = from_scratch(small, chat, "What is it?", [], 6)
+    answering = chat.stream("What is it?", max_tokens=6)
+    next(answering)
+    assert in_a_thread(answering) is None
+    assert [list(exchange.answer_ids) for exchange in chat.exchanges] == [expected]
+    assert chat.ask("And now?", max_tokens=3).token_ids
+
+
 def test_many_threads_ask_at_once_and_each_answer_is_right_or_refused(small: VLM) -> None:
     chat = small.chat()
     refused = []
