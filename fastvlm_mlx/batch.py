@@ -7,14 +7,14 @@ question gets when it is asked alone, up to the rounding of sums.
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 
 from .cache import BatchCache
 from .generate import Answer, Engine, Options, Request, Stats, encode, wait, wired
 from .imagecache import digest
-from .notebook import thumbnail
+from .notebook import thumbnails
 from .prefix import Prefix, positions
 from .sampling import choose
 
@@ -45,7 +45,6 @@ def answer_all(engine: Engine, requests: Sequence[Request], options: Options) ->
     pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
     known = {key: digest(pixels) for key, pixels in pictures.items()}
     digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
-    thumbnails = {key: thumbnail(pixels) for key, pixels in pictures.items()}
     order = sorted(range(len(requests)), key=digests.__getitem__)  # the same pictures after each other, to share a beginning
     prefix = Prefix(engine.model.text.make_cache())
     started = time.perf_counter()
@@ -53,8 +52,7 @@ def answer_all(engine: Engine, requests: Sequence[Request], options: Options) ->
         for start in range(0, len(order), ROWS):
             mx.reset_peak_memory()
             rows = [_begin(engine, i, requests[i], digests[i], options, prefix, started) for i in order[start : start + ROWS]]
-            for row, answer in _go_on(engine, rows, options):
-                yield row.index, replace(answer, thumbnails=tuple(thumbnails[id(pixels)] for pixels in row.request.pixels))
+            yield from _go_on(engine, rows, options)
 
 
 def _begin(
@@ -76,7 +74,7 @@ def _begin(
     return Row(index, request, limit, keys, kept, seen - begun, ended - seen, ended - started, first, held)
 
 
-def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[Row, Answer]]:
+def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[int, Answer]]:
     """The rest of all answers, a token each at a time; a row that ends leaves the batch."""
     caches = [BatchCache(layer) for layer in zip(*(row.held for row in rows), strict=True)]
     for row in rows:
@@ -93,7 +91,7 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
         for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
             row.tokens.append(token)
             if token in engine.stop or len(row.tokens) == row.limit:
-                yield row, _finished(engine, row, time.perf_counter() - decoding)
+                yield row.index, _finished(engine, row, time.perf_counter() - decoding)
             else:
                 going.append(place)
         if going and len(going) < len(rows):
@@ -127,4 +125,4 @@ def _finished(engine: Engine, row: Row, decode_seconds: float) -> Answer:
         decode_tokens_per_second=(len(row.tokens) - 1) / max(decode_seconds, 1e-9),
         peak_memory_bytes=mx.get_peak_memory(),
     )
-    return Answer(text, row.tokens, "stop" if ended else "length", stats)
+    return Answer(text, row.tokens, "stop" if ended else "length", stats, thumbnails(row.request.pixels))

@@ -110,7 +110,7 @@ class Stats:
 class Answer:
     """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length".
 
-    `thumbnails` are small JPEGs of the pictures, for notebooks, where an answer shows itself.
+    `thumbnails` are small JPEGs of the pictures, made in notebooks only, where an answer shows itself.
     """
 
     text: str
@@ -206,7 +206,7 @@ def _stream(
         seen = wait(sound, images)
     logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
     ids = _decode(model, cache, logits, options, min(options.max_tokens, engine.context - request.prompt_tokens))
-    thumbnails = tuple(map(notebook.thumbnail, request.pixels))  # while a GPU is at the first token
+    thumbnails = notebook.thumbnails(request.pixels)  # while a GPU is at the first token
 
     decoder = engine.tokenizer.decoder()
     tokens: list[int] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from . import progress
 from .image import Pixels
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def thumbnail(pixels: Pixels) -> bytes:
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+def thumbnails(pictures: Sequence[Pixels]) -> tuple[bytes, ...]:
+    """Thumbnails of prepared pictures in a notebook; none elsewhere, where they would cost time and nobody would look."""
+    return tuple(map(thumbnail, pictures)) if progress.in_notebook() else ()
 
 
 def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:

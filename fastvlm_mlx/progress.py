@@ -23,7 +23,7 @@ class Track(Protocol):
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Track]:
     """Gives a function to pass `total` items through; the bar is gone when the block ends, however it ends."""
-    if _in_notebook():
+    if in_notebook():
         draw: Callable[[int], None] = _Notebook(label, total).draw
     elif sys.stderr is not None and sys.stderr.isatty():
         draw = _Terminal(label, total).draw
@@ -78,7 +78,7 @@ class _Notebook:
             self.handle.update(bundle, raw=True)
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether an IPython with a kernel (not IPython in a terminal) runs this."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

@@ -22,7 +22,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from fastvlm_mlx import VLM, notebook
+from fastvlm_mlx import VLM, notebook, progress
 from fastvlm_mlx.generate import Answer, Chunk
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -63,6 +63,28 @@ def answer_of(small: VLM, text: str) -> Answer:
     return Answer(text, answer.token_ids, answer.finish_reason, answer.stats, answer.thumbnails)
 
 
+@pytest.fixture
+def in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+
+
+def test_no_thumbnail_is_made_where_nobody_looks(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notebook, "thumbnail", lambda pixels: pytest.fail("made a thumbnail"))
+    assert small.generate(PICTURE, "What is it?", max_tokens=2).thumbnails == ()
+    assert [answer.thumbnails for answer in small.generate(PICTURE, ["What?", "Why?"], max_tokens=2)] == [(), ()]
+    assert small.chat().ask("What is it?", PICTURE, max_tokens=2).thumbnails == ()
+
+
+@pytest.mark.usefixtures("in_a_notebook")
+def test_answers_of_a_batch_have_the_pictures_of_their_own_questions(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [(PICTURE, "What?"), (None, "Hi"), ([PICTURE, PICTURE[:, ::-1]], "And?"), (PICTURE, "Where?")]
+    alone = [small.generate(image, prompt, max_tokens=2).thumbnails for image, prompt in questions]
+    monkeypatch.setattr(progress, "_Notebook", progress._Terminal)  # no display to draw a bar on
+    assert [answer.thumbnails for answer in small.batch(questions, max_tokens=2)] == alone
+    assert list(map(len, alone)) == [1, 0, 2, 1] and alone[2][1] != alone[0][0] == alone[2][0]
+
+
+@pytest.mark.usefixtures("in_a_notebook")
 def test_an_answer_shows_itself_beside_its_pictures(small: VLM) -> None:
     answer = small.generate([PICTURE, PICTURE[:, ::-1]], "What is it?", max_tokens=5)
     page = Page(answer._repr_html_())
@@ -79,6 +101,7 @@ def test_an_answer_shows_itself_beside_its_pictures(small: VLM) -> None:
     assert Page(small.generate(None, "Hi", max_tokens=2)._repr_html_()).images == []
 
 
+@pytest.mark.usefixtures("in_a_notebook")
 def test_what_a_model_wrote_is_text(small: VLM) -> None:
     answer = answer_of(small, HOSTILE)
     page = Page(answer._repr_html_())
@@ -115,6 +138,7 @@ class Screen:
         self.shown.append(bundle["text/html"])
 
 
+@pytest.mark.usefixtures("in_a_notebook")
 def test_a_stream_grows_in_place(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notebook, "INTERVAL", 0)
     screen = Screen(monkeypatch)
@@ -216,6 +240,11 @@ def shape(book: Any) -> list[list[list[str]]]:
     return [[sorted(output.get("data", {output.output_type: ""})) for output in outputs(cell)] for cell in book.cells]
 
 
+def pictures(book: Any) -> list[int]:
+    """For every cell, how many pictures its HTML shows."""
+    return [sum(output.get("data", {}).get("text/html", "").count("<img") for output in outputs(cell)) for cell in book.cells]
+
+
 def test_the_notebook_runs_and_its_output_is_in_it() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     committed = nbformat.reads(text, as_version=4)
@@ -228,6 +257,7 @@ def test_the_notebook_runs_and_its_output_is_in_it() -> None:
     assert extra.outputs and outputs(extra) == []  # a bar, gone when done
     book.cells.pop()
     assert shape(book) == shape(committed), "run: python -m tests.behaviour.test_notebook"
+    assert pictures(book) == pictures(committed) and any(pictures(book))
 
 
 if __name__ == "__main__":
