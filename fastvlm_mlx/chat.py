@@ -132,9 +132,10 @@ class Chat:
             self._exchanges[number] = edited
 
     def clear(self) -> None:
-        """Begin anew, with the same system prompt."""
+        """Begin anew, with the same system prompt, and with the memory of what was said given back."""
         with self._claim.change():
             self._exchanges.clear()
+            self._prefix = Prefix(self._vlm.model.text.make_cache())
             self._left_out = LeftOut()
 
     @property

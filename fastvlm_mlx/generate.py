@@ -260,8 +260,10 @@ def encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: I
         if isinstance(piece, ImageSlot) and kept < len(piece):
             pixels, key = request.pixels[piece.index], digests[piece.index]
             found = images.get(key)
-            shown[piece.index] = found if found is not None else model.encode(mx.array(pixels[None]))[0]
-            images.put(key, shown[piece.index])
+            if found is None:
+                found = model.encode(mx.array(pixels[None]))[0]
+                images.put(key, found)
+            shown[piece.index] = found
         kept = max(0, kept - len(piece))
     return shown
 

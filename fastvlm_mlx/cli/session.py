@@ -95,7 +95,7 @@ class Session:
         except (MemoryError, RuntimeError) as error:  # MLX, where memory runs out
             if not isinstance(error, MemoryError) and type(error) is not RuntimeError:
                 raise
-            self._complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); /undo or /clear frees memory.")
+            self._complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); /clear frees memory.")
         return True
 
     @property

@@ -196,8 +196,9 @@ def test_messages_and_undo(small: VLM, tmp_path: Path) -> None:
     assert chat.messages[1] == {"role": "user", "content": "What is it?", "images": [str(path)]}
     assert chat.messages[2]["content"] == answer.text and chat.messages[3]["images"] == [None]
     assert chat.undo().prompt == "And now?"
-    assert len(chat.messages) == 3
+    assert len(chat.messages) == 3 and chat.nbytes > 0
     chat.clear()
+    assert chat.nbytes == 0
     with pytest.raises(PromptError, match="nothing to undo"):
         chat.undo()
 
