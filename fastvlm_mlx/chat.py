@@ -219,12 +219,12 @@ class Chat:
         """Write the transcript as JSON, pictures from files by their path and others inside; raises OutputError."""
         Transcript(self._system, self.exchanges, self._left_out).save(path, self._vlm)
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take up a saved conversation in place of this one.
+    def load(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
+        """Take up a saved conversation in place of this one; a picture file of more than `max_pixels` is refused.
 
         Raises CheckpointError or ImageError, and changes nothing, where it cannot.
         """
-        self.take_up(Transcript.open(path, self._vlm))
+        self.take_up(Transcript.open(path, self._vlm, max_pixels=max_pixels))
 
     def take_up(self, found: Transcript) -> None:
         """Go on from a transcript in place of this conversation."""

@@ -132,7 +132,7 @@ class Transcript:
                 partial.unlink(missing_ok=True)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], vlm: "VLM") -> "Transcript":
+    def open(cls, path: str | os.PathLike[str], vlm: "VLM", *, max_pixels: int = MAX_PIXELS) -> "Transcript":
         """Read one, with its pictures, for a model; raises CheckpointError and ImageError."""
         source = Path(os.path.expanduser(path))  # noqa: PTH111
         data = _read(source)
@@ -145,7 +145,7 @@ class Transcript:
                 f"model with resolution={size}."
             )
         system = None if data.get("system", "") is None else _text(source, data, "system")
-        exchanges = [_exchange(source, entry, vlm) for entry in _entry(source, data, "exchanges", list)]
+        exchanges = [_exchange(source, entry, vlm, max_pixels) for entry in _entry(source, data, "exchanges", list)]
         gone = data.get("left_out", [0, 0])
         whole = isinstance(gone, list) and len(gone) == 2 and all(type(number) is int and number >= 0 for number in gone)
         if not whole or LeftOut(*gone) != LeftOut(*gone).within(exchanges):
@@ -165,7 +165,7 @@ def _read(source: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _exchange(source: Path, entry: object, vlm: "VLM") -> Exchange:
+def _exchange(source: Path, entry: object, vlm: "VLM", max_pixels: int) -> Exchange:
     if not isinstance(entry, dict):
         raise _damaged(source, f"an exchange is {shown(entry)}")
     prompt, answer = _text(source, entry, "prompt"), _entry(source, entry, "answer", str)
@@ -176,22 +176,22 @@ def _exchange(source: Path, entry: object, vlm: "VLM") -> Exchange:
             f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs to another "
             "model, or the file was changed."
         )
-    pictures = tuple(_picture(source, image, vlm) for image in _entry(source, entry, "images", list))
+    pictures = tuple(_picture(source, image, vlm, max_pixels) for image in _entry(source, entry, "images", list))
     return Exchange(prompt, pictures, answer, tuple(ids))
 
 
-def _picture(source: Path, entry: object, vlm: "VLM") -> Picture:
+def _picture(source: Path, entry: object, vlm: "VLM", max_pixels: int) -> Picture:
     if not isinstance(entry, dict):
         raise _damaged(source, f"a picture is {shown(entry)}")
     path = _entry(source, entry, "path", str) if "path" in entry else None
     if path is not None:
-        pixels = vlm.pixels(path)
+        pixels = vlm.pixels(path, max_pixels=max_pixels)
     else:
         try:
             png = base64.b64decode(_entry(source, entry, "png", str), validate=True)
         except ValueError as error:
             raise _damaged(source, f"a picture in it is {error}") from error
-        pixels = vlm.pixels(png)
+        pixels = vlm.pixels(png)  # as large as the model takes, whatever files may be
     picture = Picture(pixels, path)
     if picture.digest.hex() != _entry(source, entry, "digest", str):
         raise CheckpointError(f"{source}: {path or 'a picture'} is no longer the picture that was shown; put it back.")

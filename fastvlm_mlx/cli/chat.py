@@ -91,7 +91,7 @@ def chat(
     vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
     vlm.render([Turn("", len(image or []))], system)
     pictures = [Picture.open(source, vlm, max_pixels=max_pixels) for source in image or []]
-    transcript = Transcript.open(load, vlm) if load is not None else None
+    transcript = Transcript.open(load, vlm, max_pixels=max_pixels) if load is not None else None
     if bits is None:
         bits = usual_bits(vlm.config, current())
     vlm.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights

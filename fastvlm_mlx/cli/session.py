@@ -254,7 +254,7 @@ class Session:
         if not said.text:
             raise PromptError("Name a saved conversation: /load PATH.")
         path = Path(typed.path_of(said.text))
-        self.chat.load(path)
+        self.chat.load(path, max_pixels=self._max_pixels)
         self.waiting, self._stopped, self._file = [], None, path
         exchanges = self.chat.exchanges
         self._front.note(f"{_count(len(exchanges), 'question')} about {_count(pictures_in(exchanges), 'picture')} from {path}.")

@@ -211,7 +211,9 @@ def test_saved_and_reopened(small: VLM, tmp_path: Path) -> None:
     chat.ask("And now?", max_tokens=6)
     chat.save(tmp_path / "chat.json")
     again = small.chat()
-    again.load(tmp_path / "chat.json")
+    with pytest.raises(ImageError, match="more than the 2,399 allowed"):
+        again.load(tmp_path / "chat.json", max_pixels=2399)
+    again.load(tmp_path / "chat.json", max_pixels=2400)  # as large as the file, smaller than what lies inside
     assert again.messages == chat.messages
     assert again.ask("Why?", max_tokens=8).token_ids == chat.ask("Why?", max_tokens=8).token_ids
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chat.json", "picture.png"]

@@ -120,6 +120,9 @@ def test_commands(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path
         assert text in done.err
     again_loaded = talk(run, model, "/undo", "/undo", options=(*EXACT, "--load", saved))
     assert again_loaded.code == 0 and "“And now?” taken back" in again_loaded.err
+    for typed, options in (((f"/load '{saved}'",), ()), ((), ("--load", saved))):
+        refused = talk(run, model, *typed, options=(*EXACT, "--max-pixels", 1, *options))
+        assert refused.code == 1 and "more than the 1 allowed" in refused.err
 
 
 def test_the_same_seed_gives_the_same_conversation_retries_included(run: Run, model: Path, photo: Path) -> None:
