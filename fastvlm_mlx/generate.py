@@ -135,7 +135,7 @@ class Answer:
     def to_json(self, **extra: object) -> str:
         """One JSON object of the text, `extra` and every figure."""
         figures = asdict(self.stats)
-        del figures["reused_tokens"]  # always 0 outside a conversation
+        del figures["reused_tokens"]  # 0 for a question asked alone
         return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **figures}, ensure_ascii=False)
 
 
