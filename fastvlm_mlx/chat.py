@@ -41,8 +41,8 @@ class Chat:
         self._system = system
         self._exchanges: list[Exchange] = []
         self._left_out = LeftOut()
-        self._prefix = Prefix(vlm.model.text.make_cache())
         self._claim = Claim()
+        self._empty_caches()
 
     def ask(
         self,
@@ -88,6 +88,8 @@ class Chat:
         """The chunks; `state` is that of the conversation the request was made for."""
         state = self._claim.begin(state)
         try:
+            if self._model is not self._vlm.model:  # its weights were loaded again, as others perhaps
+                self._empty_caches()
             for chunk in self._vlm.answer(request, options, self._prefix):
                 if chunk.answer is not None:
                     ids = chunk.answer.token_ids
@@ -135,7 +137,7 @@ class Chat:
         """Begin anew, with the same system prompt, and with the memory of what was said given back."""
         with self._claim.change():
             self._exchanges.clear()
-            self._prefix = Prefix(self._vlm.model.text.make_cache())
+            self._empty_caches()
             self._left_out = LeftOut()
 
     @property
@@ -233,6 +235,10 @@ class Chat:
 
     def __repr__(self) -> str:
         return f"Chat({self._vlm.name!r}, {len(self._exchanges)} questions)"
+
+    def _empty_caches(self) -> None:
+        self._model = self._vlm.model
+        self._prefix = Prefix(self._model.text.make_cache())
 
     def _shown(self, cut: LeftOut) -> list[Picture]:
         """The pictures the model sees, in order."""

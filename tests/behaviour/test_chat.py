@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import VLM, FastVLMError, generate
+from fastvlm_mlx import VLM, FastVLMError, generate, load
 from fastvlm_mlx.chat import Chat
 from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OutputError, PromptError
 from fastvlm_mlx.generate import Options, Request
@@ -342,6 +342,17 @@ def test_another_thread_is_refused_while_an_answer_is_read(small: VLM, tmp_path:
     assert [chunk.answer for chunk in answering][-1].token_ids == expected  # type: ignore[union-attr]
     assert in_a_thread(chat.stream("Why?", max_tokens=2)) is None  # it has ended
     assert [exchange.prompt for exchange in chat.exchanges] == ["What is it?", "And now?", "Why?"]
+
+
+def test_nothing_is_reused_of_weights_that_were_loaded_before(apple: Path) -> None:
+    vlm = load(apple)
+    chat = vlm.chat()
+    chat.ask("What is it?", PICTURES[0], max_tokens=4)
+    vlm.load_weights(bits=2, group_size=32)
+    expected = from_scratch(vlm, chat, "And now?", [], 8)
+    answer = chat.ask("And now?", max_tokens=8)
+    assert (answer.token_ids, answer.stats.reused_tokens) == (expected, 0)
+    assert chat.ask("Why?", max_tokens=2).stats.reused_tokens > 0
 
 
 def test_an_answer_may_be_read_on_in_another_thread(small: VLM) -> None:
