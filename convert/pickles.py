@@ -78,7 +78,7 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"{path}: the weights are a pickle, which only PyTorch's loader of plain tensors may open; install it with "
-            f"pip install 'fastvlm-mlx[pickles]', or {INSTEAD}."
+            f"pip install torch (the extra 'pickles'), or {INSTEAD}."
         ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise CheckpointError(

@@ -106,7 +106,7 @@ def convert(
     """
     check_dtype(dtype)
     if is_ours(folder):
-        raise CheckpointError(f"{folder} is converted already; expected a checkpoint as published.")
+        raise CheckpointError(f"{folder} is converted already; use it as it is, or convert it --to transformers.")
     check_place(folder, out)
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
     if say:

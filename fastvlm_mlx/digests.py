@@ -87,8 +87,8 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
         against, sums = "the Hub's digests", _hub_digests(folder, present)
     if not sums:
         raise CheckpointError(
-            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the Hub's cache; "
-            "fetch it with 'fastvlm-mlx download'."
+            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the Hub's cache "
+            "(one that was converted has none); fetch it with 'fastvlm-mlx download'."
         )
     outside = [name for name in sums if Path(name).name != name]
     if outside:

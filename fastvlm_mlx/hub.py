@@ -130,7 +130,7 @@ def ask(notice: str, name: str, agree: Agree | None) -> None:
 def _unreachable(name: str, error: Exception) -> HubError:
     return HubError(
         f"{name!r}: no such folder, not in the local cache, and the Hub cannot be reached ({type(error).__name__}); "
-        "check the name and the connection, or use a folder you have, or the built-in model (--model tiny)."
+        "check the name and the connection, or use a folder you have, or the built-in model, 'tiny'."
     )
 
 

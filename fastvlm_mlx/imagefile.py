@@ -171,7 +171,7 @@ def _heif(name: str) -> str:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise ImageError(
-            f"{name} is a HEIC picture, which takes one more package: pip install 'fastvlm-mlx[heic]', or save it as JPEG."
+            f"{name} is a HEIC picture, which takes the extra 'heic': pip install pillow-heif, or save it as JPEG."
         ) from error
     pillow_heif.register_heif_opener(thumbnails=False)
     return "HEIF"

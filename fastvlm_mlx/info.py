@@ -150,7 +150,7 @@ class MachineInfo:
 
     def lines(self) -> Lines:
         """For people."""
-        sizes = f"{self.memory_bytes / 2**30:.0f} GiB, {_gb(self.usable)} of them usable for models"
+        sizes = f"{_gb(self.memory_bytes)} of memory, a model can take up to {_gb(self.usable)}"
         lines = [("machine", f"{self.machine}, {sizes}"), ("backend", f"{self.backend} ({self.device})"), ("BLAS", self.blas)]
         lines += self.libraries.items()
         for cache in self.caches:

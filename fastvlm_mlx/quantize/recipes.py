@@ -54,7 +54,7 @@ RECIPES = {
 def check_bits(bits: int | None) -> None:
     """Raise OptionError unless MLX has a quantisation of so many bits; None stands for none."""
     if bits is not None and (isinstance(bits, bool) or bits not in BITS):
-        raise OptionError(f"bits is {shown(bits)}, expected one of {listed(BITS)}.")
+        raise OptionError(f"bits is {shown(bits)}, expected 2, 3, 4, 5, 6 or 8.")
 
 
 def choose(

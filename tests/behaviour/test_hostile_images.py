@@ -437,7 +437,7 @@ def test_bounds_that_are_none(bound: object) -> None:
 
 @pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="the extra is installed")
 def test_heic_without_the_extra(look) -> None:
-    look(pictures.FOREIGN["HEIC"][0]).refused("photo.jpg", "pip install 'fastvlm-mlx[heic]'")
+    look(pictures.FOREIGN["HEIC"][0]).refused("photo.jpg", "the extra 'heic'")
 
 
 def test_heic_with_the_extra() -> None:
