@@ -76,8 +76,6 @@ def to_transformers(
         opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
     else:
         opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from)
-    if say:
-        say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)
     settled = opened.settle()
     if settled.image.size % STRIDE:
         raise CheckpointError(
@@ -117,6 +115,8 @@ def to_transformers(
     texts |= {"README.md": transformers_card(config), "LICENSE": licence_text(folder, config)}
     nbytes = kind.size * sum(place.size for place in FastVLM(config, "cpu").places().values())
     with new_folder(out, nbytes, force) as partial:
+        if say:
+            say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)
         for file, text in texts.items():
             (partial / file).write_text(text, encoding="utf-8")
         save_weights(partial, weights(), "pt")

@@ -99,18 +99,15 @@ def convert(
     `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default the
     checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one recognised.
     `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how pictures become square,
-    "pad" or "crop", by default as the checkpoint says. `say` is told the layout before any work begins, `progress`
-    is called after every tensor. Raises
-    CheckpointError for a folder that cannot be used and OutputError where `out` exists (without `force`) or cannot be
-    written; nothing is left half-written.
+    "pad" or "crop", by default as the checkpoint says. `say` is told the layout as the writing begins, `progress` is called
+    after every tensor. Raises CheckpointError for a folder that cannot be used and OutputError where `out` exists (without
+    `force`) or cannot be written; nothing is left half-written.
     """
     check_dtype(dtype)
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; use it as it is, or convert it --to transformers.")
     check_place(folder, out)
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
-    if say:
-        say(opened.config.source.layout)
     config = opened.settle()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
@@ -122,6 +119,8 @@ def convert(
     total = len(places)
 
     def cast() -> Iterator[tuple[str, mx.array]]:
+        if say:
+            say(config.source.layout)
         for done, (name, array) in enumerate(opened.weights(), start=1):
             stored = array.astype(kind) if mx.issubdtype(array.dtype, mx.floating) else array
             if places.pop(name).shape != stored.shape:
