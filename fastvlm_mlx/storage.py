@@ -195,7 +195,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
     lock = -1
     try:
         partial.mkdir(exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         if not _lock(lock):
             os.close(lock)
             lock = -1
@@ -203,6 +203,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         for leftover in partial.iterdir():
             leftover.unlink()
         yield partial
+        _check_free(out, force)  # again: what has come there meanwhile is not ours to remove
         _take_place(partial, out)
     except OSError as error:
         raise OutputError(f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}.") from error

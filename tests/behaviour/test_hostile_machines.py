@@ -121,7 +121,8 @@ def test_a_disk_too_small_is_noticed_before_writing(run: Run, model: Path, tmp_p
 @pytest.mark.parametrize("inodes", [2, 3, 4, 5, 6])
 def test_a_disk_that_takes_few_files(run: Run, model: Path, tmp_path: Path, inodes: int) -> None:
     with mounted(tmp_path / "disk", f"size=50m,nr_inodes={inodes}") as disk:
-        run("convert", model, "--out", disk / "out").refused(str(disk))
+        result = run("convert", model, "--out", disk / "out")
+        result.refused(str(disk), after=("Layout: llava",) * (result.err.count("\n") - 1))
         assert not list(disk.iterdir())
 
 
@@ -153,6 +154,27 @@ def test_a_run_at_the_same_time(model: Path, tmp_path: Path) -> None:
 
     convert(model, tmp_path / "out", progress=another)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_an_output_that_appears_meanwhile_is_not_replaced(model: Path, tmp_path: Path, force: bool) -> None:
+    def another(done: int, total: int) -> None:
+        if done == 3:
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "theirs").touch()
+
+    with pytest.raises(OutputError, match="not a model folder of ours" if force else "exists already"):
+        convert(model, tmp_path / "out", force=force, progress=another)
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "theirs"}
+
+
+def test_a_link_in_the_unfinished_folders_place_is_not_followed(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "file").touch()
+    (tmp_path / ".out.fastvlm-partial").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputError, match="cannot be written"):
+        convert(model, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "theirs").iterdir()} == {"file"}
 
 
 def test_a_run_killed_between_the_two_renames_is_undone(model: Path, tmp_path: Path) -> None:
