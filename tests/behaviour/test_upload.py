@@ -51,6 +51,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.reply({"name": "someone", "type": "user", "orgs": []})
         elif path == "/api/repos/create":
             self.reply({"url": f"http://{self.headers['Host']}/{NAME}"})
+        elif path.startswith(f"/api/models/{NAME}/tree/"):
+            self.reply([{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in self.committed])
         elif path == "/api/validate-yaml":
             self.reply({"errors": [], "warnings": []})
         elif path.startswith(f"/api/models/{NAME}/preupload/"):
@@ -78,8 +80,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self.committed[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.committed[value["path"]] = self.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del self.committed[value["path"]]
 
-    def reply(self, table: dict[str, Any], status: int = 200) -> None:
+    def reply(self, table: Any, status: int = 200) -> None:
         data = json.dumps(table).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -130,6 +134,15 @@ def test_every_file_arrives(server: type[Hub], apple: Path, tmp_path: Path, capf
     assert said.out == "" and f"Published: {constants.ENDPOINT}/{NAME}" in said.err
 
 
+def test_weights_of_an_earlier_conversion_do_not_stay(server: type[Hub], apple: Path, tmp_path: Path) -> None:
+    """Its index would have a reader take the old shards for the model."""
+    kept = {"notes.txt": b"mine", "adapters/model.safetensors": b"mine too"}
+    old = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json")
+    server.committed.update(kept | dict.fromkeys((*old, "config.json", "model.safetensors"), b"old"))
+    command(str(apple), str(tmp_path / "ours"), upload=NAME)
+    assert server.committed == kept | {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+
+
 @pytest.mark.parametrize(("token", "says"), [(None, "without a token.*HF_TOKEN"), ("wrong", r"with this token \(HTTP 401\)")])
 def test_refused_before_converting(
     server: type[Hub], apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, says: str
@@ -153,7 +166,7 @@ def test_refused_while_publishing(server: type[Hub], apple: Path, tmp_path: Path
     assert (tmp_path / "ours" / "config.json").exists() and not server.committed
 
 
-@pytest.mark.parametrize("name", ["", "name", "a/b/c", "../x", "a/b\n", "-/x", "a b/c"])
+@pytest.mark.parametrize("name", ["", "name", "a/b/c", "../x", "a/b\n", "-/x", "a b/c", "a--b/c", "a/b.git", "a/b-"])
 def test_names_that_are_none(server: type[Hub], name: str) -> None:
     with pytest.raises(OptionError, match="expected OWNER/NAME"):
         publish.check(name)
