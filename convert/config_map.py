@@ -35,7 +35,14 @@ ONLY_TRANSFORMERS = {
 }
 ONLY_QWEN2 = {"model_type": "qwen2", "hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
 MODEL_ARGS = ("inference_mode", "layers", "embed_dims")  # of timm's tower
-ONLY_PROCESSOR = {"image_mean": [0, 0, 0], "image_std": [1, 1, 1], "do_resize": True, "do_rescale": True, "resample": 3}
+ONLY_PROCESSOR = {
+    "image_mean": [0, 0, 0],
+    "image_std": [1, 1, 1],
+    "do_resize": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+}
 
 
 def check_fit(fit: str | None) -> None:

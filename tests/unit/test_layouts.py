@@ -236,6 +236,7 @@ def picture(folder: Path, **settings: Any) -> None:
         "crop_size": {"height": 128, "width": 128},
         "image_mean": [0.0] * 3,
         "image_std": [1.0] * 3,
+        "rescale_factor": 0.00392156862745098,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(usual | settings))
 
@@ -271,8 +272,8 @@ def test_the_picture_without_a_file_of_its_own(apple: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "settings",
-    [{"image_mean": [0.5] * 3}, {"image_std": [0.2] * 3}, {"do_resize": False}, {"resample": 2}, {"size": {"shortest_edge": 100}},
-     {"size": {"height": 128, "width": 64}}, {"size": "big"}, {"do_center_crop": False}],
+    [{"image_mean": [0.5] * 3}, {"image_std": [0.2] * 3}, {"do_resize": False}, {"rescale_factor": 1.0}, {"resample": 2},
+     {"size": {"shortest_edge": 100}}, {"size": {"height": 128, "width": 64}}, {"size": "big"}, {"do_center_crop": False}],
 )  # fmt: skip
 def test_a_picture_treated_otherwise_is_refused(apple: Path, tmp_path: Path, settings: Any) -> None:
     theirs = layouts.transformers(apple, tmp_path / "theirs")
