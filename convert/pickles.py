@@ -13,6 +13,7 @@ import mlx.core as mx
 from fastvlm_mlx import files
 from fastvlm_mlx.errors import CheckpointError, listed
 from fastvlm_mlx.safetensors import MAX_DIMENSIONS, MAX_SIZE, Tensor
+from fastvlm_mlx.unzip import Bounded
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 OF_THE_TRAINING = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what Trainer leaves beside the weights
@@ -91,7 +92,7 @@ def _check_archive(path: Path) -> None:
     """Raise CheckpointError for anything but an archive that holds its tensors as they are, so that none can grow on reading."""
     try:
         size = files.size_of(path)
-        with zipfile.ZipFile(path) as archive:
+        with Bounded(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error

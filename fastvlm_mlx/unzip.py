@@ -130,7 +130,7 @@ def _is_junk(entry: zipfile.ZipInfo) -> bool:
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive; whatever Python's reader makes of a damaged one becomes a CheckpointError."""
     try:
-        with _Bounded(path) as file, zipfile.ZipFile(file) as archive:
+        with Bounded(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except (FastVLMError, MemoryError):
         raise
@@ -141,7 +141,7 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise CheckpointError(f"{path}: damaged, or no ZIP archive ({shown(reason)}); fetch it again.") from error
 
 
-class _Bounded(io.FileIO):
+class Bounded(io.FileIO):
     """A file for zipfile, which reads a directory of any announced size at once: no more than MOST_READ here."""
 
     def read(self, size: int | None = -1, /) -> bytes:

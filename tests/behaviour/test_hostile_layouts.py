@@ -425,6 +425,10 @@ def write_pickle(case: str, path: Path, evidence: Path) -> None:
         rezipped(path, how=zipfile.ZIP_DEFLATED)
     elif case == "a bomb":
         rezipped(path, lambda name, old: old + bytes(100_000_000) if name.endswith("data/0") else old, zipfile.ZIP_DEFLATED)
+    elif case == "a directory of 1.2 MB":
+        with zipfile.ZipFile(path, "a") as archive:
+            for i in range(5000):
+                archive.writestr(f"{i:0200}", b"")
     elif case == "noise for a pickle":
         rezipped(path, lambda name, old: b"\x80\x02" + bytes(range(200)) if name.endswith("data.pkl") else old)
     elif case == "a storage cut short":
@@ -447,6 +451,7 @@ PICKLES = {
     **{f"cut at {percent} %": "pytorch_model.bin" for percent in range(10, 100, 20)},
     "compressed": "compressed",
     "a bomb": "compressed",
+    "a directory of 1.2 MB": "not an archive",
     "noise for a pickle": "nothing in it was run",
     "a storage cut short": "pytorch_model",
     **{f"flipped at {mille} in 1000": "" for mille in range(0, 1000, 125)},
