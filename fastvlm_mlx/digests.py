@@ -48,7 +48,7 @@ def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
     """Write a SHA256SUMS of digests by file name, after a line of comment if there is one."""
     lines = [f"# {comment}"] if comment else []
     lines += [f"{digest}  {name}" for name, digest in sorted(sums.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    files.write(path, "\n".join(lines) + "\n")
 
 
 def read_sums(path: Path) -> dict[str, str]:

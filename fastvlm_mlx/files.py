@@ -1,6 +1,6 @@
 """Files that a person or a downloaded folder names: only regular ones are opened, and never more is read than allowed.
 
-A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened.
+A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened. Small ones of our own are written whole.
 """
 
 import errno
@@ -16,6 +16,13 @@ def read(path: Path, limit: int) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         size = _check(os.fstat(file.fileno()), limit, path)
         return file.read(size)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a small file in UTF-8, in the place of one that may be there: all of it or nothing; raises OSError."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 def size_of(path: Path) -> int:

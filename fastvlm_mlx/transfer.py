@@ -31,9 +31,8 @@ from urllib.request import (
     Request,
 )
 
-from . import __version__
+from . import __version__, files
 from .errors import HubError, shown
-from .files import read
 
 TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt that follows one without progress
@@ -103,6 +102,8 @@ def _only_one(part: Path) -> Iterator[IO[bytes]]:
             raise HubError(f"{part.stem} is being downloaded by another process; wait for it and try again.") from error
         except OSError:  # a file system without locks
             pass
+        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):  # renamed before it was locked
+            raise HubError(f"{part.stem} was downloaded by another process just now; try again.")
         yield file
 
 
@@ -217,7 +218,7 @@ def _request(url: str, method: str, headers: dict[str, str]) -> Any:
             if error.code in (301, 302, 303, 307, 308) and location:
                 url = _joined(url, location)
                 continue
-            if error.code == 416:
+            if error.code == 416 and "Range" in headers:
                 raise _Unsatisfiable from error
             if error.code in (408, 429) or error.code >= 500:
                 raise Interrupted(f"HTTP {error.code}") from error
@@ -281,7 +282,7 @@ def _notes(part: Path) -> Path:
 def _read_notes(part: Path) -> Origin | None:
     """What is known of the file that `part` begins; None where that is not enough to go on with it."""
     try:
-        origin = Origin(**json.loads(read(_notes(part), 10_000)))
+        origin = Origin(**json.loads(files.read(_notes(part), 10_000)))
         right = isinstance(origin.url, str) and isinstance(origin.tag, str) and isinstance(origin.size, int)
         return origin if right and origin.tag.isprintable() and origin.tag else None
     except (OSError, ValueError, TypeError):
@@ -289,9 +290,7 @@ def _read_notes(part: Path) -> Origin | None:
 
 
 def _write_notes(part: Path, origin: Origin) -> None:
-    new = part.with_name(part.name + ".json.new")
-    new.write_text(json.dumps(asdict(origin)), encoding="utf-8")
-    new.replace(_notes(part))
+    files.write(_notes(part), json.dumps(asdict(origin)))
 
 
 def _forget(file: IO[bytes], part: Path) -> None:

@@ -370,6 +370,32 @@ def test_two_at_once(server: type[Handler]) -> None:
         hub.find(NAME, agree=agree)
 
 
+def test_one_that_ends_as_another_begins(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renamed after it was opened and before it was locked: what is open is the finished archive then."""
+    path = caches.root() / "archives" / f"{NAME}.zip"
+    path.parent.mkdir(parents=True)
+    path.with_name(f"{NAME}.zip.part").write_bytes(b"all of it")
+    monkeypatch.setattr(transfer.fcntl, "flock", lambda *_: path.with_name(f"{NAME}.zip.part").rename(path))
+    with pytest.raises(HubError, match="by another process just now; try again"):
+        hub.find(NAME, agree=agree)
+    assert path.read_bytes() == b"all of it"
+
+
+@pytest.mark.parametrize("status", [405, 416])
+def test_a_size_that_is_not_told(server: type[Handler], monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr(server, "do_HEAD", replies(status, {}, b""))
+    with pytest.raises(HubError, match=f"HTTP {status}"):
+        hub.find(NAME, agree=agree)
+
+
+def test_a_list_of_digests_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    sums = {"x": "a" * 64}
+    digests.write_sums(tmp_path / digests.SUMS, sums)
+    with pytest.raises(UnicodeEncodeError):
+        digests.write_sums(tmp_path / digests.SUMS, {"\udc80": "b" * 64})
+    assert digests.read_sums(tmp_path / digests.SUMS) == sums
+
+
 def test_no_room(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(HubError, match=r"free.*make room"):
