@@ -23,7 +23,7 @@ TOP = f"{NAME}/"
 def made(*entries: tuple[str | zipfile.ZipInfo, bytes], config: bool = True, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     """An archive of these files, after a config.json."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", method) as archive:
+    with zipfile.ZipFile(out, "w", method, compresslevel=1) as archive:
         if config:
             archive.writestr(f"{TOP}config.json", b"{}")
         for name, content in entries:
