@@ -84,7 +84,7 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
         against = str(beside)
         sums = {name.removeprefix(start): digest for name, digest in read_sums(beside).items() if name.startswith(start)}
     else:
-        against, sums = "the Hub's digests", _hub_digests(folder, present)
+        against, sums = "the Hub's digests", _hub_digests(folder)
     if not sums:
         raise CheckpointError(
             f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the Hub's cache "
@@ -127,13 +127,11 @@ def _matches(path: Path, digest: str) -> bool:
     return git.hexdigest() == digest
 
 
-def _hub_digests(folder: Path, names: list[str]) -> dict[str, str]:
-    """Digests of the files that are links into the Hub's cache, where a file's name is its SHA-256, or git's for small ones."""
+def _hub_digests(folder: Path) -> dict[str, str]:
+    """Digests of the links into the Hub's cache, where a file's name is its SHA-256, or git's for small ones; it may be gone."""
     digests: dict[str, str] = {}
-    for name in names:
-        if not (folder / name).is_symlink():
-            continue
-        target = Path(os.path.realpath(folder / name))
-        if target.parent.name == "blobs" and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name)):
-            digests[name] = target.name
+    for path in folder.iterdir():
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and target.parent.name == "blobs" and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name)):
+            digests[path.name] = target.name
     return digests

@@ -242,3 +242,6 @@ def test_the_hubs_own_names(ours: Path, tmp_path: Path, run: Run) -> None:
         with pytest.raises(CheckpointError, match=name):
             digests.verify(snapshot)
         turn_a_bit(snapshot / name)
+    (snapshot / "LICENSE").resolve().unlink()
+    with pytest.raises(CheckpointError, match="'LICENSE' are missing"):
+        digests.verify(snapshot)
