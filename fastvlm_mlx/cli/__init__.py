@@ -24,6 +24,7 @@ def main() -> NoReturn:
         streams.make_usable()
         code = _run()
         streams.flush()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is leaving
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:  # the reader has left: no complaint, and none at exit either
@@ -31,7 +32,7 @@ def main() -> NoReturn:
         code = 1
     except BaseException as error:
         code = 130 if interrupts.take() else _explain(error)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is leaving
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 
