@@ -19,6 +19,7 @@ from typing import Any
 from fastvlm_mlx import VLM, bench  # before mlx, so that OpenBLAS is in place
 from fastvlm_mlx.config import ATTENTION_STAGES, VisionConfig
 from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx.vision import SE_RATIO
 
 import mlx.core as mx  # isort: skip
 
@@ -26,7 +27,6 @@ from benchmarks import charts
 
 RESOLUTIONS = (256, 512, 768, 1024, 1536, 2048)
 IMAGES = (1, 2, 4, 8)
-SE_RATIO = 16
 RESULTS = Path(__file__).parent / "results"
 
 

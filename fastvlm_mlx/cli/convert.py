@@ -7,17 +7,12 @@ from typing import Annotated
 import typer
 
 from . import quantize
-from .options import TokenizerPath, Yes, agree_to_download
+from .options import Out, TokenizerPath, Yes, agree_to_download
 
 
 def convert(
     folder: Annotated[str, typer.Argument(help="A checkpoint of any layout: a folder or a Hub name.", show_default=False)],
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", help="The folder to write; it must not exist yet, unless --force is given.", show_default=False
-        ),
-    ],
+    out: Out,
     dtype: Annotated[
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
     ] = None,

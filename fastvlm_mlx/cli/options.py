@@ -51,6 +51,10 @@ Resolution = Annotated[
     int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
 ]
 MaxPixels = Annotated[int, typer.Option(help="Refuse larger pictures before decoding them.")]
+Out = Annotated[
+    str,
+    typer.Option("--out", "-o", help="The folder to write; it must not exist yet, unless --force is given.", show_default=False),
+]
 TokenizerPath = Annotated[str | None, typer.Option(help="Take the tokenizer from this folder instead of the model's.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to a first download from the Hub without being asked.")]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .options import TokenizerPath, Yes, agree_to_download
+from .options import Out, TokenizerPath, Yes, agree_to_download
 
 if TYPE_CHECKING:
     from ..config import Dtype
@@ -39,12 +39,7 @@ GroupSize = Annotated[int | None, typer.Option(help="Weights that share a scale,
 
 def quantize(
     model: Annotated[str, typer.Argument(help="A folder of any layout, a Hub name, or 'tiny'.", show_default=False)],
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out", "-o", help="The folder to write; it must not exist yet, unless --force is given.", show_default=False
-        ),
-    ],
+    out: Out,
     recipe: RecipeName = None,
     bits: Bits = None,
     mode: Mode = None,
