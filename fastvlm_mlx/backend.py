@@ -1,7 +1,6 @@
 """Which of MLX's backends computes, and the operations whose best form depends on it.
 
-Model code calls `gelu`, `swiglu`, `linear`, `depthwise` and `attention` and reads the same everywhere; weights and folders are
-the same too.
+Model code calls these and reads the same everywhere; weights and folders are the same too.
 """
 
 from typing import Literal, Protocol
@@ -30,9 +29,19 @@ def gelu(x: mx.array, backend: Backend) -> mx.array:
     return nn.gelu(x)
 
 
+def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) -> mx.array:
+    """fc2(gelu(fc1(x))): x (..., I) -> (..., O)."""
+    if backend == "cpu" and x.dtype == mx.float32:
+        return cpu.feed_forward(x, fc1, fc2)
+    y: mx.array = fc2(gelu(fc1(x), backend))
+    return y
+
+
 def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
-    """silu(gate) * up, element by element: one fused kernel on a GPU; MLX would need a C++ compiler to fuse it on a CPU."""
-    return _swiglu(gate, up) if backend == "cpu" else _fused_swiglu(gate, up)
+    """silu(gate) * up, element by element: one fused kernel on a GPU."""
+    if backend == "cpu":
+        return cpu.swiglu(gate, up) if gate.dtype == mx.float32 else _swiglu(gate, up)
+    return _fused_swiglu(gate, up)
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -92,4 +101,19 @@ def attention(qkv: mx.array, backend: Backend) -> mx.array:
     if backend == "metal" and head_dim < FUSED_HEAD_DIM:
         qkv = mx.pad(qkv, [(0, 0)] * 4 + [(0, FUSED_HEAD_DIM - head_dim)])
     q, k, v = (part.squeeze(0) for part in mx.split(qkv, 3))
+    if backend == "cpu" and qkv.dtype == mx.float32:
+        return cpu.attention(q, k, v, head_dim**-0.5)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]
+
+
+def causal_attention(
+    queries: mx.array, keys: mx.array, values: mx.array, mask: str | mx.array | None, backend: Backend
+) -> mx.array:
+    """Attention of a decoder: queries (B, heads, L, head_dim), keys and values (B, kv_heads, K, head_dim) -> as the queries.
+
+    `mask` is "causal" (the queries are the last of the positions), None (they see all) or an array, true where they see.
+    """
+    scale = queries.shape[-1] ** -0.5
+    if backend == "cpu" and mask == "causal" and queries.dtype == mx.float32:
+        return cpu.attention(queries, keys, values, scale, causal=True)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)

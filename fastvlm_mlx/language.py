@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import Backend, linear, swiglu
+from .backend import Backend, causal_attention, linear, swiglu
 from .cache import BatchCache, KVCache
 from .config import TextConfig
 from .quantize import QuantizedEmbedding
@@ -33,6 +33,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
+        self.backend = backend
         self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.rope_theta = config.rope_theta
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         B, L, D = x.shape
         queries, keys, values = self.project(x, cache.offset)
         keys, values = cache.update(keys, values)
-        y = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=self.head_dim**-0.5, mask=cache.mask(L))
+        y = causal_attention(queries, keys, values, cache.mask(L), self.backend)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:

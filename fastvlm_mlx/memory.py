@@ -3,9 +3,9 @@
 Enters: a `ModelConfig`, with the quantisation of each layer where there is one. Leaves: counts and bytes. No weights are made.
 
 Weights and cache are exact. Activations are estimated: MLX queues operations ahead of their execution, so everything that the
-stem, one block of the tower or one layer of the decoder computes is taken to be in memory at the same time. On the CPU backend
-the sum comes out from 10 % below to 25 % above MLX's own peak (tests/unit/test_memory.py; random weights of 0.5B's widths at
-1024 pixels: 10 % above). For a GPU what only the CPU's convolutions need is left out; that has not been measured.
+stem, one block of the tower or one layer of the decoder computes is taken to be in memory at the same time; the CPU's own
+operations (`cpu`) finish before the next begin. There the sum comes out from 10 % below to 25 % above MLX's own peak
+(tests/unit/test_memory.py; the activations of 0.5B's tower at 1024 pixels: 2 % below). What a GPU takes has not been measured.
 
 This is for answering: converting while loading (a folder that is not ours) can take more for a moment.
 """
@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from .backend import Backend
 from .cache import STEP
 from .config import ATTENTION_STAGES, DTYPES, HEAD_DIM, Dtype, ModelConfig, QuantConfig, TextConfig, VisionConfig
-from .cpu import COMPILE_FROM, TILE, WINDOWS
+from .cpu.activations import HIDDEN, ROWS
+from .cpu.convolution import TILE, WINDOWS
+from .cpu.softmax import SCORES
 from .model import PREFILL_CHUNK, FastVLM
 
 PARTS = ("tower", "projector", "embeddings", "decoder")
@@ -120,48 +122,46 @@ def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
     """Numbers held at the tower's peak: the stem or the block that computes the most."""
     half, side, width = -(-size // 2), -(-size // 4), config.widths[0]
     stem = half * half * 27 if backend == "cpu" else 0  # the windows of a 3x3 convolution over three colours
-    stem += 3 * size * size + half * half * width + _gelu(half * half * width, backend)
-    rest = side * side * width + 2 * _gelu(side * side * width, backend)
+    stem += 3 * size * size + 2 * half * half * width
+    rest = 3 * side * side * width
     peak = stem + _depthwise(half, width, 3, 2, backend) + min(rest, AHEAD)
     for stage, width in enumerate(config.widths):
         if stage > 0:
             out = -(-side // 2)
             before = config.widths[stage - 1]
             down = side * side * before + width // before * _depthwise(side, before, 7, 2, backend)
-            down += 2 * out * out * width + 2 * _gelu(out * out * width, backend)
+            down += 4 * out * out * width
             side, peak = out, max(peak, down)
-        x, wide = side * side * width, side * side * width * config.mlp_ratio
+        x, wide = side * side * width, width * config.mlp_ratio
         mixer = _depthwise(side, width, 3, 1, backend)
         if stage in ATTENTION_STAGES:
-            mixer = 8 * x + (2 * width // HEAD_DIM * side**4 if backend == "cpu" else 0)  # with scores and weights in full
-        peak = max(peak, 4 * x + max(mixer, _depthwise(side, width, 7, 1, backend) + wide + _gelu(wide, backend)))
+            mixer = 8 * x + (min(SCORES, width // HEAD_DIM * side**4) if backend == "cpu" else 0)  # the scores
+        hidden = 2 * side * side * wide
+        if backend == "cpu":
+            hidden = x + min(side * side * wide, max(ROWS * wide, HIDDEN))
+        peak = max(peak, 4 * x + max(mixer, _depthwise(side, width, 7, 1, backend) + hidden))
     return peak
 
 
 def _depthwise(side: int, channels: int, kernel: int, stride: int, backend: Backend) -> int:
-    """Numbers a depthwise convolution makes: its result, and on a CPU the padded planes and the windows laid out from them."""
+    """Numbers a depthwise convolution makes: its result, and on a CPU the padded input and the windows laid out from it."""
     out = -(-side // stride)
     result = channels * out * out
     if backend != "cpu":
         return result
     tile = min(TILE, out)
     tiles, span = -(-out // tile), (tile - 1) * stride + kernel
-    planes = channels * (side + kernel) * ((tiles * tile - 1) * stride + kernel)
-    return planes + min(channels * out * tiles * kernel * span, 3 * WINDOWS) + 2 * result
-
-
-def _gelu(count: int, backend: Backend) -> int:
-    """Numbers that GELU of `count` makes."""
-    if backend != "cpu":
-        return count
-    return 2 * count + min(3 * count, AHEAD) if count >= COMPILE_FROM else 4 * count
+    padded = channels * (side + kernel) * ((tiles * tile - 1) * stride + kernel)
+    return padded + min(channels * out * tiles * kernel * span, 3 * WINDOWS) + 2 * result
 
 
 def _decoder(config: TextConfig, rows: int, context: int, backend: Backend) -> int:
     """Numbers held while the last `rows` of `context` positions go through one layer, and the logits after it."""
     hidden, inner = config.hidden_size, config.intermediate_size
-    heads = config.num_attention_heads
-    fused = backend != "cpu" and config.head_dim in FUSED_HEAD_DIMS
-    scores = 0 if fused else heads * rows * context
-    qkv = 3 * rows * (heads + 2 * config.num_key_value_heads) * config.head_dim
+    scores = config.num_attention_heads * rows * context
+    if backend == "cpu":  # which finishes one step before it begins the next
+        return 3 * rows * (hidden + inner) + min(scores, SCORES) + config.vocab_size
+    if config.head_dim in FUSED_HEAD_DIMS:
+        scores = 0
+    qkv = 3 * rows * (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     return 8 * rows * hidden + qkv + scores + 5 * rows * inner + config.vocab_size

@@ -10,7 +10,7 @@ B batch, H W grid, C channels, N = ceil(H/64) * ceil(W/64) image tokens.
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import Backend, attention, depthwise, gelu
+from .backend import Backend, attention, depthwise, feed_forward, gelu
 from .config import ATTENTION_STAGES, HEAD_DIM, VisionConfig
 
 SE_RATIO = 16  # channels per channel of the squeeze-and-excite bottleneck
@@ -83,7 +83,7 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(ratio * channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.fc2(gelu(self.fc1(self.conv(x)), self.backend))
+        return feed_forward(self.conv(x), self.fc1, self.fc2, self.backend)
 
 
 class RepMixerBlock(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 
 from fastvlm_mlx import VLM, cpu, load, quantize, storage
 from fastvlm_mlx.config import QuantConfig
+from fastvlm_mlx.cpu import packed as packed_matrices
 from fastvlm_mlx.errors import CheckpointError, ImageError, OptionError, OutputError, PromptError
 from fastvlm_mlx.quantize import awq, calibrate, chain, examples, folder, layers, quality, report, rounding, sensitivity
 from fastvlm_mlx.vlm import open_folder
@@ -52,7 +53,7 @@ def test_affine_rounding(settings: QuantConfig, stored: mx.Dtype) -> None:
     weight = random(6, 256)
     packed, scales, offsets = (tensor for _, tensor in rounding.quantized("weight", weight, settings, stored))
     assert packed.dtype == mx.uint32 and scales.dtype == offsets.dtype == stored
-    q = cpu.unpack(packed, settings.bits)
+    q = packed_matrices.unpack(packed, settings.bits)
     assert np.array(q).max() <= 2**settings.bits - 1
     groups = np.array(q).reshape(6, -1, settings.group_size)
     wide = groups * np.array(scales.astype(mx.float32))[..., None] + np.array(offsets.astype(mx.float32))[..., None]
@@ -95,7 +96,7 @@ def test_a_quantised_product_is_that_of_the_weights_it_stands_for(settings: Quan
 
 def test_what_is_kept_wide_fits_its_share_of_the_memory() -> None:
     matrices = [layers.QuantizedEmbedding(64, 64, QuantConfig(4, 64), "cpu") for _ in range(3)]
-    cpu.keep_wide(matrices, cpu.WIDE_SHARE * 64 * 64 * 4 * 2)
+    cpu.keep_wide(matrices, packed_matrices.WIDE_SHARE * 64 * 64 * 4 * 2)
     assert [matrix.keeps_wide for matrix in matrices] == [True, True, False]
 
 

@@ -1,0 +1,29 @@
+"""Operations for MLX's CPU backend, where the general ones are slow; Metal and CUDA never come here.
+
+MLX on a CPU runs a grouped convolution, the product with a quantised matrix and every exponential as plain loops on one core,
+and multiplies one row with a matrix as if it were many. Here the convolution is a banded matrix product (`convolution`), so that
+BLAS does the work; GELU, SwiGLU and softmax take NumPy's exponential, on every core (`activations`, `softmax`); a
+quantised matrix is turned back into float32 first (`packed`), and one row has OpenBLAS's own routine (`products`). All of it is
+float32, and most of it evaluates its arguments.
+"""
+
+from .activations import feed_forward, gelu, swiglu
+from .convolution import depthwise
+from .memory import keep_memory, memory_bytes
+from .packed import keep_wide, widened
+from .products import FEW_ROWS, row_product
+from .softmax import attention
+
+__all__ = [
+    "FEW_ROWS",
+    "attention",
+    "depthwise",
+    "feed_forward",
+    "gelu",
+    "keep_memory",
+    "keep_wide",
+    "memory_bytes",
+    "row_product",
+    "swiglu",
+    "widened",
+]

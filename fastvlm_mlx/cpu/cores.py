@@ -1,0 +1,65 @@
+"""Every core: MLX's CPU backend runs all but matrix products on one thread, so work is cut into pieces for several.
+
+`streams` are for MLX's own operations, each stream a thread; `spread` is for NumPy's, which let go of Python's lock while they
+compute.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+Piece = TypeVar("Piece")
+
+PIECE = 1 << 17  # numbers at a time: enough to make up for handing them over, few enough for the processor's cache
+
+
+@cache
+def count() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def streams() -> list[mx.Stream]:
+    """One stream of MLX's CPU backend per core, the default one first. They belong to the Python thread that asks."""
+    if not hasattr(_thread, "streams"):
+        _thread.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count() - 1))]
+    found: list[mx.Stream] = _thread.streams
+    return found
+
+
+_thread = threading.local()
+
+
+def spread(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
+    """Call `function` for every piece, on all cores where there are several of both; raises what it raises."""
+    pieces = list(pieces)
+    if len(pieces) == 1 or count() == 1:
+        for piece in pieces:
+            function(piece)
+    else:
+        list(_pool().map(function, pieces))
+
+
+@cache
+def _pool() -> "ThreadPoolExecutor":
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(count(), "fastvlm-mlx-core")
+
+
+def memory_of(array: mx.array) -> npt.NDArray[np.float32]:
+    """The memory of a float32 array, evaluated, not a copy: what is written there is written into the array.
+
+    Write only to an array that nobody else has seen.
+    """
+    mx.eval(array)
+    return np.asarray(array)

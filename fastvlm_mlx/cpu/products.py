@@ -1,0 +1,41 @@
+"""The product of one row, or a few, with a matrix, by OpenBLAS's own routine for that."""
+
+import ctypes
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .. import blas
+
+
+def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array | None:
+    """x (..., I) of one row or FEW_ROWS, weight (O, I), bias (O,), float32 -> (..., O), evaluated; None without OpenBLAS.
+
+    A product of matrices first copies the whole weight into panels, which for one row is three times the work.
+    """
+    if blas.library is None or not x.dtype == weight.dtype == mx.float32:
+        return None
+    mx.eval(x, weight)
+    rows, matrix = np.ascontiguousarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
+    if not matrix.flags.c_contiguous:
+        return None
+    y = np.zeros((len(rows), len(matrix)), np.float32) if bias is None else np.tile(np.asarray(bias), (len(rows), 1))
+    stripe = len(matrix) if len(rows) == 1 else max(1, STRIPE // matrix.shape[1])
+    for start in range(0, len(matrix), stripe):
+        part = matrix[start : start + stripe]
+        for row, out in zip(rows, y[:, start:], strict=True):
+            blas.library.cblas_sgemv(
+                ROW_MAJOR, NOT_TRANSPOSED, *map(ctypes.c_int, part.shape), ctypes.c_float(1), _address(part),
+                ctypes.c_int(len(row)), _address(row), 1, ctypes.c_float(1), _address(out), 1,
+            )  # fmt: skip
+    return mx.array(y).reshape(*x.shape[:-1], -1)
+
+
+FEW_ROWS = 4  # from five on, the product of matrices is faster
+STRIPE = 1 << 19  # weights at a time, so that the next row finds them in the processor's cache
+ROW_MAJOR, NOT_TRANSPOSED = 101, 111  # cblas.h
+
+
+def _address(array: npt.NDArray[np.float32]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
