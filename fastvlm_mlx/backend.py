@@ -33,8 +33,9 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) 
     """fc2(gelu(fc1(x))): x (..., I) -> (..., O)."""
     if backend == "cpu" and x.dtype == mx.float32:
         return cpu.feed_forward(x, fc1, fc2)
-    y: mx.array = fc2(gelu(fc1(x), backend))
-    return y
+    rows = x.reshape(-1, x.shape[-1])  # once, or each product would flatten them and shape them back
+    y: mx.array = fc2(gelu(fc1(rows), backend))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
@@ -52,12 +53,20 @@ _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend) -> mx.array:
-    """x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
+    """x (..., I), weight (I, O), bias (O,) or None -> (..., O)."""
     if backend == "cpu" and x.size <= cpu.FEW_ROWS * x.shape[-1]:
         y = cpu.row_product(x, weight, bias)
         if y is not None:
             return y
-    return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
+    return mx.addmm(bias, x, weight) if bias is not None else x @ weight
+
+
+def add_bias(x: mx.array, bias: mx.array, backend: Backend) -> mx.array:
+    """x (..., C) + bias (C,)."""
+    return x + bias if backend == "cpu" else _fused_add(x, bias)
+
+
+_fused_add = mx.compile(lambda x, bias: x + bias, shapeless=True)
 
 
 class Packed(Protocol):
@@ -76,7 +85,7 @@ class Packed(Protocol):
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:
     """x (..., I) with a quantised matrix (O, I), bias (O,) -> (..., O)."""
     if backend == "cpu" and (matrix.keeps_wide or x.size > x.shape[-1]):
-        return linear(x, cpu.widened(matrix), bias, backend)
+        return linear(x, cpu.widened(matrix).T, bias, backend)
     y = mx.quantized_matmul(
         x, matrix.weight, matrix.scales, getattr(matrix, "biases", None),
         group_size=matrix.group_size, bits=matrix.bits, mode=matrix.mode,
@@ -92,18 +101,20 @@ def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> m
 
 
 def attention(qkv: mx.array, backend: Backend) -> mx.array:
-    """Full softmax attention: qkv (3, B, heads, L, head_dim) -> (B, heads, L, head_dim), scale head_dim ** -0.5.
+    """Full softmax attention: qkv (B, 3 * heads, L, head_dim) -> (B, heads, L, head_dim), scale head_dim ** -0.5.
 
     On Metal a narrow head is filled up with zeros to the width of the fused kernel: zeros add nothing to a score, and the
     columns they produce are cut off again, so the result is the same.
     """
     head_dim = qkv.shape[-1]
-    if backend == "metal" and head_dim < FUSED_HEAD_DIM:
-        qkv = mx.pad(qkv, [(0, 0)] * 4 + [(0, FUSED_HEAD_DIM - head_dim)])
-    q, k, v = (part.squeeze(0) for part in mx.split(qkv, 3))
+    narrow = backend == "metal" and head_dim < FUSED_HEAD_DIM
+    if narrow:
+        qkv = mx.pad(qkv, [(0, 0)] * 3 + [(0, FUSED_HEAD_DIM - head_dim)])
+    q, k, v = mx.split(qkv, 3, axis=1)
     if backend == "cpu" and qkv.dtype == mx.float32:
         return cpu.attention(q, k, v, head_dim**-0.5)
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)[..., :head_dim]
+    y = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)
+    return y[..., :head_dim] if narrow else y
 
 
 def causal_attention(

@@ -12,20 +12,10 @@ import mlx.nn as nn
 from .backend import Backend, causal_attention, linear, swiglu
 from .cache import BatchCache, KVCache
 from .config import TextConfig
+from .linear import Linear
 from .quantize import QuantizedEmbedding
 
 Cache = KVCache | BatchCache
-
-
-class Linear(nn.Linear):
-    """A linear layer (..., I) -> (..., O) that knows its backend; quantised as any other."""
-
-    def __init__(self, in_width: int, out_width: int, *, bias: bool, backend: Backend):
-        super().__init__(in_width, out_width, bias=bias)
-        self.backend = backend
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return linear(x, self.weight, self.bias if "bias" in self else None, self.backend)
 
 
 class Attention(nn.Module):
@@ -111,7 +101,7 @@ class Qwen2(nn.Module):
         elif isinstance(self.embed_tokens, QuantizedEmbedding):
             scores = self.embed_tokens.as_linear(hidden)
         else:
-            scores = linear(hidden, self.embed_tokens.weight, None, self.backend)
+            scores = linear(hidden, self.embed_tokens.weight.T, None, self.backend)
         return scores
 
     def make_cache(self) -> list[KVCache]:

@@ -4,6 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .backend import Backend, gelu
+from .linear import Linear
 
 
 class Projector(nn.Module):
@@ -12,8 +13,8 @@ class Projector(nn.Module):
     def __init__(self, in_width: int, out_width: int, backend: Backend):
         super().__init__()
         self.backend = backend
-        self.linear_1 = nn.Linear(in_width, out_width)
-        self.linear_2 = nn.Linear(out_width, out_width)
+        self.linear_1 = Linear(in_width, out_width, backend=backend)
+        self.linear_2 = Linear(out_width, out_width, backend=backend)
 
     def __call__(self, features: mx.array) -> mx.array:
         y: mx.array = self.linear_2(gelu(self.linear_1(features), self.backend))

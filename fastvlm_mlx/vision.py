@@ -10,8 +10,9 @@ B batch, H W grid, C channels, N = ceil(H/64) * ceil(W/64) image tokens.
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import Backend, attention, depthwise, feed_forward, gelu
+from .backend import Backend, add_bias, attention, depthwise, feed_forward, gelu
 from .config import ATTENTION_STAGES, HEAD_DIM, VisionConfig
+from .linear import Linear
 
 SE_RATIO = 16  # channels per channel of the squeeze-and-excite bottleneck
 
@@ -28,7 +29,7 @@ class Depthwise(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = depthwise(x, self.weight, self.stride, self.backend)
-        return y + self.bias if "bias" in self else y
+        return add_bias(y, self.bias, self.backend) if "bias" in self else y
 
 
 class DepthwiseGroups(nn.Module):
@@ -50,7 +51,7 @@ class PatchEmbed(nn.Module):
         self.backend = backend
         self.conv = nn.Conv2d(3, channels, kernel_size=3, stride=2, padding=1)
         self.depthwise = Depthwise(channels, 3, stride=2, backend=backend)
-        self.linear = nn.Linear(channels, channels)
+        self.linear = Linear(channels, channels, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = gelu(self.conv(x), self.backend)
@@ -65,7 +66,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.backend = backend
         self.groups = DepthwiseGroups(channels, out_channels // channels, 7, stride=2, backend=backend)
-        self.linear = nn.Linear(out_channels, out_channels)
+        self.linear = Linear(out_channels, out_channels, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = gelu(self.groups(x), self.backend)
@@ -79,8 +80,8 @@ class ConvFFN(nn.Module):
         super().__init__()
         self.backend = backend
         self.conv = Depthwise(channels, 7, bias=False, backend=backend)
-        self.fc1 = nn.Linear(channels, ratio * channels)
-        self.fc2 = nn.Linear(ratio * channels, channels)
+        self.fc1 = Linear(channels, ratio * channels, backend=backend)
+        self.fc2 = Linear(ratio * channels, channels, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
         return feed_forward(self.conv(x), self.fc1, self.fc2, self.backend)
@@ -105,14 +106,14 @@ class MHSA(nn.Module):
     def __init__(self, channels: int, backend: Backend):
         super().__init__()
         self.backend = backend
-        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels, bias=False, backend=backend)
+        self.proj = Linear(channels, channels, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
-        qkv = self.qkv(x).reshape(B, H * W, 3, C // HEAD_DIM, HEAD_DIM).transpose(2, 0, 3, 1, 4)
+        qkv = self.qkv(x.reshape(-1, C)).reshape(B, H * W, -1, HEAD_DIM).transpose(0, 2, 1, 3)
         y = attention(qkv, self.backend)
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(B, H, W, C))
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(-1, C)).reshape(B, H, W, C)
 
 
 class AttentionBlock(nn.Module):
@@ -164,8 +165,8 @@ class ConvExp(nn.Module):
         self.backend = backend
         wide = 2 * channels
         self.groups = DepthwiseGroups(channels, 2, 3, stride=1, backend=backend)
-        self.reduce = nn.Linear(wide, wide // SE_RATIO)
-        self.expand = nn.Linear(wide // SE_RATIO, wide)
+        self.reduce = Linear(wide, wide // SE_RATIO, backend=backend)
+        self.expand = Linear(wide // SE_RATIO, wide, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.groups(x)

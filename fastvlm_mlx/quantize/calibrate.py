@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -162,11 +163,12 @@ def _probe(chain: Chain, chosen: Plan, notebook: Notebook, logits: State, stored
     for number, step in enumerate(chain.steps):
         for path in _within(chosen, step.path):
             if path not in notebook.kl:
-                layer = layer_at(chain.model, path)
-                exact = layer.weight
-                layer.weight = rounded(exact, probe(chosen, path), stored).astype(exact.dtype)
+                exact = layer_at(chain.model, path)
+                layer = copy(exact)
+                layer.weight = rounded(exact.weight, probe(chosen, path), stored).astype(exact.weight.dtype)
+                put_layer(chain.model, path, layer)
                 notebook.kl[path] = divergence(logits, chain.run(state, number))
-                layer.weight = exact
+                put_layer(chain.model, path, exact)
                 notebook.save()
             report()
         state = step.run(state)

@@ -11,6 +11,7 @@ import pytest
 from fastvlm_mlx import blas, cpu
 from fastvlm_mlx.cpu import activations
 from fastvlm_mlx.cpu import cores as cpu_cores
+from fastvlm_mlx.linear import Linear
 
 
 def slow_depthwise(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
@@ -67,7 +68,7 @@ def test_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows at a time, and the input stays as it was."""
     monkeypatch.setattr(activations, "HIDDEN", 1)
     monkeypatch.setattr(activations, "ROWS", 7)
-    fc1, fc2 = nn.Linear(6, 24), nn.Linear(24, 6)
+    fc1, fc2 = Linear(6, 24, backend="cpu"), Linear(24, 6, backend="cpu")
     x = mx.random.normal((2, 5, 3, 6))
     before = np.array(x)
     assert mx.abs(cpu.feed_forward(x, fc1, fc2) - fc2(nn.gelu(fc1(x)))).max() < 1e-6
@@ -119,9 +120,9 @@ def test_row_product(shape: tuple[int, ...], biased: bool, monkeypatch: pytest.M
     monkeypatch.setattr("fastvlm_mlx.cpu.products.STRIPE", 15)
     rng = np.random.default_rng(0)
     x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in (shape, (7, 5), (7,)))
-    ours = cpu.row_product(mx.array(x), mx.array(weight), mx.array(bias) if biased else None)
+    ours = cpu.row_product(mx.array(x), mx.array(weight).T, mx.array(bias) if biased else None)
     assert ours is not None and ours.shape == (*shape[:-1], 7)
     assert np.allclose(np.array(ours), x @ weight.T + (bias if biased else 0), atol=1e-5)
-    assert cpu.row_product(mx.array(x), mx.array(weight).astype(mx.bfloat16), None) is None
-    turned = mx.array(weight).T  # not in the order of rows
+    assert cpu.row_product(mx.array(x), mx.array(weight).T.astype(mx.bfloat16), None) is None
+    turned = mx.array(weight)  # not the transpose of rows in order
     assert cpu.row_product(mx.array(np.ones(7, np.float32)), turned, None) is None
