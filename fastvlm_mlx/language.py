@@ -4,7 +4,7 @@ Source: Qwen2 (arXiv:2407.10671); transformers, models/qwen2. The query, key and
 are the MLP's gate and up projections: fewer, larger steps per token. B batch, L tokens, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -96,13 +96,18 @@ class Qwen2(nn.Module):
 
     def logits(self, hidden: mx.array) -> mx.array:
         """Scores (..., V) of every token of the vocabulary, from hidden states (..., D)."""
+        return self.head(hidden)
+
+    @property
+    def head(self) -> Callable[[mx.array], mx.array]:
+        """What `logits` does with the layer that is the head now, whichever may take its place later."""
         if "lm_head" in self:
-            scores: mx.array = self.lm_head(hidden)
-        elif isinstance(self.embed_tokens, QuantizedEmbedding):
-            scores = self.embed_tokens.as_linear(hidden)
-        else:
-            scores = linear(hidden, self.embed_tokens.weight.T, None, self.backend)
-        return scores
+            head: Callable[[mx.array], mx.array] = self.lm_head
+            return head
+        embedding = self.embed_tokens
+        if isinstance(embedding, QuantizedEmbedding):
+            return embedding.as_linear
+        return lambda hidden: linear(hidden, embedding.weight.T, None, self.backend)
 
     def make_cache(self) -> list[KVCache]:
         """An empty cache, one entry per layer."""

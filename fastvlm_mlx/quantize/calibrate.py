@@ -2,7 +2,8 @@
 
 Three passes, one step of the network at a time, each result kept in a file so that a broken-off run goes on where it was:
 scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In memory
-are the model, the examples at one step, and one layer more. Deterministic: the same examples give the same plan.
+are the model, the examples at one step, one layer more and the logits of a few tokens. Deterministic: the same examples give
+the same plan.
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from ..config import QuantConfig
 from ..errors import CheckpointError, OptionError, OutputError
 from ..vlm import VLM
 from . import awq, sensitivity
-from .chain import Chain, State
+from .chain import Chain, Scores
 from .examples import Examples
 from .layers import layer_at, put_layer
 from .quality import divergence
@@ -83,7 +84,7 @@ class Notebook:
 def steps(vlm: VLM, examples: Examples, recipe: Recipe) -> int:
     """How often `calibrate` calls its `report`."""
     chosen, _ = plan(vlm.model, recipe)
-    return len(Chain(vlm.model, examples).steps) + len(chosen)
+    return len(Chain(vlm.model, examples, chosen).steps) + len(chosen)
 
 
 def calibrate(vlm: VLM, examples: Examples, recipe: Recipe, notebook: Notebook, report: Report = lambda: None) -> Plan:
@@ -91,10 +92,10 @@ def calibrate(vlm: VLM, examples: Examples, recipe: Recipe, notebook: Notebook, 
     model, stored = vlm.model, scale_type(vlm.config.dtype)
     chosen, _ = plan(model, recipe)
     budget = budget_bytes(model, chosen, recipe)
-    chain = Chain(model, examples)
-    logits = chain.logits()
+    chain = Chain(model, examples, chosen)
+    exact = chain.scores()
     _fold(chain, chosen, notebook, getattr(mx, vlm.config.dtype), stored, report)
-    _probe(chain, chosen, notebook, logits, stored, report)
+    _probe(chain, chosen, notebook, exact, stored, report)
     layers = {
         path: sensitivity.choices(layer_at(model, path).weight, probe(chosen, path), notebook.kl[path], stored) for path in chosen
     }
@@ -125,17 +126,12 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
     return float(size * recipe.target_bits / 8)
 
 
-def _within(chosen: Plan, path: str) -> list[str]:
-    """The chosen layers at or below a path."""
-    return [layer for layer in chosen if layer == path or layer.startswith(f"{path}.")]
-
-
 def _fold(chain: Chain, chosen: Plan, notebook: Notebook, kind: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
     """Record the inputs of every layer that can be scaled, find the scales and fold them in."""
     model, state = chain.model, chain.start()
     for step in chain.steps:
         folds = []
-        if _within(chosen, step.path):
+        if step.among(chosen):
             folds = [fold for fold in awq.folds(step.path, layer_at(model, step.path)) if fold.layer in chosen]
         missing = [fold for fold in folds if fold.layer not in notebook.scales]
         layers = {fold.layer: layer_at(model, fold.layer) for fold in missing}
@@ -157,18 +153,18 @@ def _fold(chain: Chain, chosen: Plan, notebook: Notebook, kind: mx.Dtype, stored
         report()
 
 
-def _probe(chain: Chain, chosen: Plan, notebook: Notebook, logits: State, stored: mx.Dtype, report: Report) -> None:
-    """Round every layer alone and note the divergence of the answers from `logits`."""
+def _probe(chain: Chain, chosen: Plan, notebook: Notebook, exact: Scores, stored: mx.Dtype, report: Report) -> None:
+    """Round every layer alone and note the divergence of the answers from the `exact` scores."""
     state = chain.start()
     for number, step in enumerate(chain.steps):
-        for path in _within(chosen, step.path):
+        for path in step.among(chosen):
             if path not in notebook.kl:
-                exact = layer_at(chain.model, path)
-                layer = copy(exact)
-                layer.weight = rounded(exact.weight, probe(chosen, path), stored).astype(exact.weight.dtype)
+                whole = layer_at(chain.model, path)
+                layer = copy(whole)
+                layer.weight = rounded(whole.weight, probe(chosen, path), stored).astype(whole.weight.dtype)
                 put_layer(chain.model, path, layer)
-                notebook.kl[path] = divergence(logits, chain.run(state, number))
-                put_layer(chain.model, path, exact)
+                notebook.kl[path] = divergence(exact, chain.run(state, number))
+                put_layer(chain.model, path, whole)
                 notebook.save()
             report()
         state = step.run(state)

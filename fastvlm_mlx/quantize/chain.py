@@ -1,11 +1,14 @@
 """The network as a chain of steps over all examples at once, so that one step can be repeated, changed or looked into alone.
 
-What passes along is a list of arrays: first one map (1, H, W, C) per picture, then image features and embeddings (1, N, D); from
-the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder never looks there); at last the logits
-(T, V) along the answers of each batch. L tokens, T answer tokens of a batch, V vocabulary.
+What passes along is a list of arrays: first pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image embeddings
+(1, N, D); from the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder never looks there); at
+last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens of a batch, V vocabulary.
+
+All examples are in memory at one step. Steps nobody wants to look into are one, so that what lies between them (25 MB per
+picture in the first stage of FastViTHD at 1024 pixels) is there for one picture at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,44 +19,64 @@ from ..model import LEVELS, FastVLM
 from .examples import Example, Examples
 
 POSITIONS = 4096  # of a batch, filled ones counted: bounds the memory of a step
+ROWS = 64  # tokens whose logits are there at a time, each for the whole vocabulary
 
 State = list[mx.array]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the network: the path all its layers begin with, and what it does."""
+    """A part of the network: the path all its layers begin with, what it does, and whether it does so item by item."""
 
     path: str
     run: Callable[[State], State]
+    each: bool = True
+
+    def among(self, layers: Collection[str]) -> list[str]:
+        """Those of the layers that lie in it."""
+        return [layer for layer in layers if layer == self.path or layer.startswith(f"{self.path}.")]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The logits along all answers, kept as the hidden states (T, D) of each batch and the head that makes logits of them."""
+
+    hidden: State
+    head: Callable[[mx.array], mx.array]
+
+    def rows(self) -> Iterator[mx.array]:
+        """Logits (up to ROWS, V), float32, of one token after another."""
+        for states in self.hidden:
+            for row in range(0, len(states), ROWS):
+                yield self.head(states[row : row + ROWS]).astype(mx.float32)
 
 
 class Chain:
-    """The steps of a model on some examples."""
+    """The steps of a model on some examples; each of the `layers` lies in a step that has none of the network before it."""
 
-    def __init__(self, model: FastVLM, examples: Examples):
+    def __init__(self, model: FastVLM, examples: Examples, layers: Collection[str] = ()):
         self.model, self.examples = model, examples
         self.batches = list(_batches(examples.items))
-        self.steps = list(self._steps())
+        self.steps = list(_joined(self._steps(), layers))
 
     def start(self) -> State:
-        """What the first step takes: pixels (1, S, S, 3), 0-1, per picture."""
-        levels = mx.array(LEVELS).astype(self.model.dtype)
-        return [levels[mx.array(pixels[None])] for pixels in self.examples.pixels]
+        """What the first step takes: pixels (1, S, S, 3), uint8, per picture."""
+        return [mx.array(pixels[None]) for pixels in self.examples.pixels]
 
-    def run(self, state: State, first: int = 0) -> State:
-        """The logits (T, V) of every batch, from what step `first` takes."""
+    def run(self, state: State, first: int = 0) -> Scores:
+        """The scores of every batch, from what step `first` takes."""
         for step in self.steps[first:]:
             state = step.run(state)
-        return state
+        return Scores(state, self.model.text.head)
 
-    def logits(self) -> State:
-        """The logits (T, V) of every batch."""
+    def scores(self) -> Scores:
+        """The scores of every batch."""
         return self.run(self.start())
 
     def _steps(self) -> Iterator[Step]:
         vision, text = self.model.vision, self.model.text
-        yield Step("vision.patch_embed", _each(vision.patch_embed))
+        levels = mx.array(LEVELS).astype(self.model.dtype)
+        yield Step("vision.patch_embed", _each(lambda pixels: vision.patch_embed(levels[pixels])))
         for number, stage in enumerate(vision.stages):
             path = f"vision.stages.{number}"
             for name in ("downsample", "position"):
@@ -63,10 +86,10 @@ class Chain:
                 yield Step(f"{path}.blocks.{index}", _each(block))
         yield Step("vision.conv_exp", _each(lambda x: _flat(vision.conv_exp(x))))
         yield Step("projector", _each(self.model.projector))
-        yield Step("text.embed_tokens", self._splice)
+        yield Step("text.embed_tokens", self._splice, each=False)
         for index, layer in enumerate(text.layers):
             yield Step(f"text.layers.{index}", _each(_block(layer)))
-        yield Step("text.lm_head", self._head)
+        yield Step("text.lm_head", self._answers, each=False)
 
     def _splice(self, shown: State) -> State:
         """Image embeddings (1, N, D) per picture -> embeddings (B, L, D) per batch: prompt, then answer but for its last token."""
@@ -82,15 +105,43 @@ class Chain:
             mx.eval(state)
         return state
 
-    def _head(self, state: State) -> State:
-        """Hidden states (B, L, D) per batch -> logits (T, V) where an answer's token is predicted."""
+    def _answers(self, state: State) -> State:
+        """Hidden states (B, L, D) per batch -> those (T, D) that the head makes the logits of an answer's tokens from."""
         every = []
         for batch, x in zip(self.batches, state, strict=True):
             rows = [row for row, item in enumerate(batch) for _ in item.ids]
             places = [place for item in batch for place in range(_length(item) - len(item.ids), _length(item))]
-            every.append(self.model.text.logits(self.model.text.norm(x[mx.array(rows), mx.array(places)])))
+            every.append(self.model.text.norm(x[mx.array(rows), mx.array(places)]))
             mx.eval(every)
         return every
+
+
+def _joined(steps: Iterator[Step], layers: Collection[str]) -> Iterator[Step]:
+    """The steps, those in a row that go item by item and have none of the `layers` as one."""
+    waiting: list[Step] = []
+    for step in steps:
+        if step.each and not step.among(layers):
+            waiting.append(step)
+            continue
+        if waiting:
+            yield _one(waiting)
+            waiting = []
+        yield step
+    if waiting:
+        yield _one(waiting)
+
+
+def _one(steps: list[Step]) -> Step:
+    def run(state: State) -> State:
+        results = []
+        for item in state:
+            items = [item]
+            for step in steps:
+                items = step.run(items)
+            results += items
+        return results
+
+    return Step(" and ".join(step.path for step in steps), run)
 
 
 def _batches(items: list[Example]) -> Iterator[list[Example]]:

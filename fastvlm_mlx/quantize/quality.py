@@ -17,11 +17,10 @@ from ..memory import weight_bytes
 from ..model import FastVLM
 from ..vlm import VLM
 from . import recipes
-from .chain import Chain, State
+from .chain import Chain, Scores
 from .examples import Examples, Progress, Question, answer, answered
 from .layers import packed_layers
 
-ROWS = 64  # tokens compared at a time, each with the whole vocabulary
 SPEED_TOKENS = 24
 
 
@@ -50,25 +49,25 @@ class Quality:
 
 @dataclass(frozen=True)
 class Reference:
-    """What candidates are compared with: examples, the logits (T, V) along their answers, and the model's own figures."""
+    """What candidates are compared with: examples, the scores along their answers, and the model's own figures."""
 
     config: ModelConfig
     examples: Examples
-    logits: State
+    scores: Scores
     own: Quality
 
 
 def reference(vlm: VLM, questions: Sequence[Question], name: str, progress: Progress | None = None) -> Reference:
     """Answer the questions with a model whose weights are loaded, and remember how sure it was."""
     examples = answered(vlm, questions, progress)
-    logits = Chain(vlm.model, examples).logits()
+    scores = Chain(vlm.model, examples).scores()
     right = _accuracy([item.text for item in examples.items], examples)
     memory, speed = _pace(vlm, questions)
     own = Quality(
         name, sum(weight_bytes(vlm.config).values()), bits_per_weight(vlm.model), 0.0, 1.0, 1.0, 1.0, right, right,
         len(examples.items), examples.tokens, memory, speed,
     )  # fmt: skip
-    return Reference(vlm.config, examples, logits, own)
+    return Reference(vlm.config, examples, scores, own)
 
 
 def compare(vlm: VLM, to: Reference, questions: Sequence[Question], name: str) -> Quality:
@@ -76,12 +75,11 @@ def compare(vlm: VLM, to: Reference, questions: Sequence[Question], name: str) -
     ours, theirs = vlm.config, to.config
     if (ours.text.vocab_size, ours.image, ours.eos_token_ids) != (theirs.text.vocab_size, theirs.image, theirs.eos_token_ids):
         raise OptionError(f"{name} and {to.own.name} do not read the same tokens and pictures; compare versions of one model.")
-    chain = Chain(vlm.model, to.examples)
-    logits = chain.logits()
-    kl = divergence(to.logits, logits)
+    scores = Chain(vlm.model, to.examples).scores()
+    kl = divergence(to.scores, scores)
     same: list[bool] = []
     top5 = 0.0
-    for theirs_, ours_ in _rows(to.logits, logits):
+    for theirs_, ours_ in zip(to.scores.rows(), scores.rows(), strict=True):
         same += np.asarray(mx.argmax(theirs_, axis=-1) == mx.argmax(ours_, axis=-1)).tolist()
         five, fives = _likeliest(theirs_), _likeliest(ours_)
         top5 += float(np.asarray((five[:, :, None] == fives[:, None, :]).any(axis=-1).mean(axis=-1)).sum())
@@ -104,21 +102,15 @@ def compare(vlm: VLM, to: Reference, questions: Sequence[Question], name: str) -
     )
 
 
-def divergence(reference: State, logits: State) -> float:
-    """Mean KL(reference || candidate) per token, in nats, of logits (T, V) per batch."""
+def divergence(reference: Scores, candidate: Scores) -> float:
+    """Mean KL(reference || candidate) per token of an answer, in nats."""
     total, count = 0.0, 0
-    for theirs, ours in _rows(reference, logits):
+    for theirs, ours in zip(reference.rows(), candidate.rows(), strict=True):
         theirs = theirs - mx.logsumexp(theirs, axis=-1, keepdims=True)
         ours = ours - mx.logsumexp(ours, axis=-1, keepdims=True)
         total += float((mx.exp(theirs) * (theirs - ours)).sum().item())  # type: ignore[arg-type]
         count += len(theirs)
     return total / count
-
-
-def _rows(reference: State, logits: State) -> Iterator[tuple[mx.array, mx.array]]:
-    for theirs, ours in zip(reference, logits, strict=True):
-        for row in range(0, len(theirs), ROWS):
-            yield theirs[row : row + ROWS].astype(mx.float32), ours[row : row + ROWS].astype(mx.float32)
 
 
 def _likeliest(logits: mx.array) -> mx.array:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -298,7 +299,7 @@ def test_the_chain_is_the_network(small: VLM, questions: list[examples.Question]
     assert len(found.pixels) == 2 and [item.picture for item in found.items] == [0, 1, 0]
     for positions in (4096, 1):
         monkeypatch.setattr(chain, "POSITIONS", positions)
-        together = np.concatenate([np.array(logits) for logits in chain.Chain(small.model, found).logits()])
+        together = np.concatenate([np.array(logits) for logits in chain.Chain(small.model, found).scores().rows()])
         alone = []
         for item in found.items:
             cache = small.model.text.make_cache()
@@ -331,9 +332,53 @@ def test_divergence_is_the_definition() -> None:
     theirs, ours = random(7, 11), random(7, 11, seed=1)
     p, q = (np.exp(np.array(x).astype(np.float64)) for x in (theirs, ours))
     p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
-    assert quality.divergence([theirs[:3], theirs[3:]], [ours[:3], ours[3:]]) == pytest.approx(
-        (p * np.log(p / q)).sum(-1).mean(), rel=1e-5
-    )
+    scores = (chain.Scores([logits[:3], logits[3:]], lambda hidden: hidden) for logits in (theirs, ours))
+    assert quality.divergence(*scores) == pytest.approx((p * np.log(p / q)).sum(-1).mean(), rel=1e-5)
+
+
+def test_scores_keep_the_head_they_were_made_with(small: VLM, questions: list[examples.Question]) -> None:
+    found = examples.answered(small, questions)
+    scores = chain.Chain(small.model, found).scores()
+    before = [np.array(rows) for rows in scores.rows()]
+    path = "text.lm_head" if "lm_head" in small.model.text else "text.embed_tokens"
+    whole = layers.layer_at(small.model, path)
+    other = copy(whole)
+    other.weight = mx.zeros(whole.weight.shape)
+    layers.put_layer(small.model, path, other)
+    try:
+        assert all((np.array(rows) == kept).all() for rows, kept in zip(scores.rows(), before, strict=True))
+    finally:
+        layers.put_layer(small.model, path, whole)
+
+
+def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibrating the decoder keeps a picture's embeddings and not its maps, the hidden states of answers and not their logits."""
+    monkeypatch.setattr(chain, "POSITIONS", 256)
+    peaks = []
+    for count in (4, 24):
+        vlm = load(str(apple), dtype="float32")
+        rng = np.random.default_rng(0)
+        asked = examples.Question(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), "What?")
+        found = examples.answered(vlm, [asked])
+        many = examples.Examples(found.pixels * count, [replace(found.items[0], picture=number) for number in range(count)])
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        calibrate.calibrate(vlm, many, quantize.choose("mixed"), calibrate.Notebook(None, ""))
+        peaks.append(mx.get_peak_memory() - before)
+    logits = 4 * vlm.config.text.vocab_size * len(found.items[0].ids)
+    more = (peaks[1] - peaks[0]) / 20
+    assert found.pixels[0].nbytes < more < found.pixels[0].nbytes + logits, peaks
+
+
+def test_steps_nobody_looks_into_are_one(small: VLM, questions: list[examples.Question]) -> None:
+    found = examples.answered(small, questions)
+    alone = chain.Chain(small.model, found).steps
+    assert [step.each for step in alone] == [True, False, True, False]
+    assert alone[0].path.startswith("vision.patch_embed and ") and alone[0].path.endswith(" and projector")
+    layers = ["vision.stages.1.blocks.0.convffn.fc1", "text.layers.1.mlp.down_proj"]
+    steps = chain.Chain(small.model, found, layers).steps
+    assert [step.path for step in steps if step.among(layers)] == ["vision.stages.1.blocks.0", "text.layers.1"]
+    assert sum(len(step.path.split(" and ")) for step in steps) == sum(len(step.path.split(" and ")) for step in alone)
 
 
 def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
