@@ -98,9 +98,9 @@ def main() -> int:
             "machine": asdict(bench.machine()), "model": opened.name, "pictures": args.pictures, "seed": args.seed,
             "bars": [{"bar": sentence, "met": met} for sentence, met in verdicts],
         }  # fmt: skip
-        args.out.with_suffix(".json").write_text(report.to_json(ordered, **about), encoding="utf-8")
+        args.out.with_name(f"{args.out.name}.json").write_text(report.to_json(ordered, **about), encoding="utf-8")
         title = f"What quantising costs: {opened.name}"
-        args.out.with_suffix(".svg").write_text(report.picture(ordered, title), encoding="utf-8")
+        args.out.with_name(f"{args.out.name}.svg").write_text(report.picture(ordered, title), encoding="utf-8")
     return 0 if all(met for _, met in verdicts) else 1
 
 

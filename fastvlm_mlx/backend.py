@@ -53,20 +53,12 @@ _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend) -> mx.array:
-    """x (..., I), weight (I, O), bias (O,) or None -> (..., O)."""
+    """x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
     if backend == "cpu" and x.size <= cpu.FEW_ROWS * x.shape[-1]:
         y = cpu.row_product(x, weight, bias)
         if y is not None:
             return y
-    return mx.addmm(bias, x, weight) if bias is not None else x @ weight
-
-
-def add_bias(x: mx.array, bias: mx.array, backend: Backend) -> mx.array:
-    """x (..., C) + bias (C,)."""
-    return x + bias if backend == "cpu" else _fused_add(x, bias)
-
-
-_fused_add = mx.compile(lambda x, bias: x + bias, shapeless=True)
+    return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
 
 
 class Packed(Protocol):
@@ -85,7 +77,7 @@ class Packed(Protocol):
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:
     """x (..., I) with a quantised matrix (O, I), bias (O,) -> (..., O)."""
     if backend == "cpu" and (matrix.keeps_wide or x.size > x.shape[-1]):
-        return linear(x, cpu.widened(matrix).T, bias, backend)
+        return linear(x, cpu.widened(matrix), bias, backend)
     y = mx.quantized_matmul(
         x, matrix.weight, matrix.scales, getattr(matrix, "biases", None),
         group_size=matrix.group_size, bits=matrix.bits, mode=matrix.mode,

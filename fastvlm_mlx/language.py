@@ -107,7 +107,8 @@ class Qwen2(nn.Module):
         embedding = self.embed_tokens
         if isinstance(embedding, QuantizedEmbedding):
             return embedding.as_linear
-        return lambda hidden: linear(hidden, embedding.weight.T, None, self.backend)
+        backend = self.backend  # not of `self`: who keeps a head keeps no decoder
+        return lambda hidden: linear(hidden, embedding.weight, None, backend)
 
     def make_cache(self) -> list[KVCache]:
         """An empty cache, one entry per layer."""

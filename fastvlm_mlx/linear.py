@@ -12,15 +12,6 @@ class Linear(nn.Linear):
     def __init__(self, in_width: int, out_width: int, *, bias: bool = True, backend: Backend):
         super().__init__(in_width, out_width, bias=bias)
         self.backend = backend
-        self._turned: tuple[mx.array, mx.array] | None = None
-
-    @property
-    def turned(self) -> mx.array:
-        """The weight as products take it, (I, O): a view that is made once for each weight, and not for every token."""
-        weight = self.weight
-        if self._turned is None or self._turned[0] is not weight:
-            self._turned = weight, weight.T
-        return self._turned[1]
 
     def __call__(self, x: mx.array) -> mx.array:
-        return linear(x, self.turned, self.bias if "bias" in self else None, self.backend)
+        return linear(x, self.weight, self.bias if "bias" in self else None, self.backend)

@@ -3,7 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import Backend, gelu
+from .backend import Backend, feed_forward
 from .linear import Linear
 
 
@@ -17,5 +17,4 @@ class Projector(nn.Module):
         self.linear_2 = Linear(out_width, out_width, backend=backend)
 
     def __call__(self, features: mx.array) -> mx.array:
-        y: mx.array = self.linear_2(gelu(self.linear_1(features), self.backend))
-        return y
+        return feed_forward(features, self.linear_1, self.linear_2, self.backend)

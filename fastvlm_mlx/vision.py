@@ -10,7 +10,7 @@ B batch, H W grid, C channels, N = ceil(H/64) * ceil(W/64) image tokens.
 import mlx.core as mx
 import mlx.nn as nn
 
-from .backend import Backend, add_bias, attention, depthwise, feed_forward, gelu
+from .backend import Backend, attention, depthwise, feed_forward, gelu
 from .config import ATTENTION_STAGES, HEAD_DIM, VisionConfig
 from .linear import Linear
 
@@ -29,7 +29,7 @@ class Depthwise(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         y = depthwise(x, self.weight, self.stride, self.backend)
-        return add_bias(y, self.bias, self.backend) if "bias" in self else y
+        return y + self.bias if "bias" in self else y
 
 
 class DepthwiseGroups(nn.Module):

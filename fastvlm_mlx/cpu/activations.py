@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from .cores import PIECE, memory_of, spread
+from .cores import PIECE, memory_of, own_memory_of, share_out
 
 Array = npt.NDArray[np.float32]
 
@@ -21,7 +21,7 @@ ROWS = 256  # but at least so many rows, below which products slow down
 
 
 def gelu(x: mx.array) -> mx.array:
-    """Exact GELU (the one with erf) of a float32 array of any shape; within 2e-7 * max(1, |x|)."""
+    """Exact GELU (the one with erf) of a float32 array of one axis or more; within 2e-7 * max(1, |x|)."""
     return _apply(_gelu, x)
 
 
@@ -41,7 +41,7 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
 
 def _feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
     hidden = fc1(x)
-    spread(lambda piece: _gelu(piece, out=piece), _cut(memory_of(hidden)))  # in place: nobody else has seen it
+    share_out(lambda piece: _gelu(piece, out=piece), _cut(own_memory_of(hidden)))  # in place: nobody else has seen it
     y: mx.array = fc2(hidden)
     mx.eval(y)  # so that the next rows can have the memory
     return y
@@ -50,20 +50,22 @@ def _feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
 def _apply(function: Callable[..., None], *arguments: mx.array) -> mx.array:
     """A function of single numbers applied to float32 arrays of one shape."""
     y = mx.zeros(arguments[0].shape, mx.float32)
-    pieces = zip(*(_cut(memory_of(array)) for array in (*arguments, y)), strict=True)
-    spread(lambda piece: function(*piece[:-1], out=piece[-1]), pieces)
+    pieces = zip(*(_cut(memory_of(argument)) for argument in arguments), _cut(own_memory_of(y)), strict=True)
+    share_out(lambda piece: function(*piece[:-1], out=piece[-1]), pieces)
     return y
 
 
 def _cut(values: Array) -> list[Array]:
     """Rows at a time, of some PIECE numbers in all."""
+    if not values.size:
+        return []
     rows = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values
-    step = max(1, PIECE * len(rows) // max(1, rows.size))
+    step = max(1, PIECE * len(rows) // rows.size)
     return [rows[start : start + step] for start in range(0, len(rows), step)]
 
 
 def _gelu(x: Array, out: Array) -> None:
-    with np.errstate(over="ignore"):  # what overflows is on its way to 0 or x
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is on its way to 0 or x
         square = x * x
         logit = square * LOGIT[0]
         for coefficient in LOGIT[1:-1]:
@@ -75,7 +77,7 @@ def _gelu(x: Array, out: Array) -> None:
 
 
 def _swiglu(gate: Array, up: Array, out: Array) -> None:
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         _logistic(gate, -gate, out)
     out *= up
 

@@ -1,6 +1,6 @@
 """Every core: MLX's CPU backend runs all but matrix products on one thread, so work is cut into pieces for several.
 
-`streams` are for MLX's own operations, each stream a thread; `spread` is for NumPy's, which let go of Python's lock while they
+`streams` are for MLX's own operations, each stream a thread; `share_out` is for NumPy's, which let go of Python's lock while they
 compute.
 """
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Piece = TypeVar("Piece")
 
+MAX_STREAMS = 4
 PIECE = 1 << 17  # numbers at a time: enough to make up for handing them over, few enough for the processor's cache
 
 
@@ -29,9 +30,13 @@ def count() -> int:
 
 
 def streams() -> list[mx.Stream]:
-    """One stream of MLX's CPU backend per core, the default one first. They belong to the Python thread that asks."""
+    """One stream of MLX's CPU backend per core, at most MAX_STREAMS, the default one first.
+
+    They belong to the Python thread that asks, and MLX keeps them when it has ended.
+    """
     if not hasattr(_thread, "streams"):
-        _thread.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count() - 1))]
+        more = min(count(), MAX_STREAMS) - 1
+        _thread.streams = [mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(more))]
     found: list[mx.Stream] = _thread.streams
     return found
 
@@ -39,7 +44,7 @@ def streams() -> list[mx.Stream]:
 _thread = threading.local()
 
 
-def spread(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
+def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """Call `function` for every piece, on all cores where there are several of both; raises what it raises."""
     pieces = list(pieces)
     if len(pieces) == 1 or count() == 1:
@@ -57,9 +62,13 @@ def _pool() -> "ThreadPoolExecutor":
 
 
 def memory_of(array: mx.array) -> npt.NDArray[np.float32]:
-    """The memory of a float32 array, evaluated, not a copy: what is written there is written into the array.
-
-    Write only to an array that nobody else has seen.
-    """
+    """The memory of a float32 array, evaluated, to read from; not a copy where its rows lie in order."""
     mx.eval(array)
     return np.asarray(array)
+
+
+def own_memory_of(array: mx.array) -> npt.NDArray[np.float32]:
+    """The memory of a float32 array that nobody else has seen, to write to: what is written there is written into the array."""
+    memory = memory_of(array)
+    assert memory.flags.c_contiguous and memory.flags.writeable  # or parts of it would be copies
+    return memory

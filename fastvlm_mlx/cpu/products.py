@@ -10,16 +10,16 @@ from .. import blas
 
 
 def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array | None:
-    """x (..., I) of one row or FEW_ROWS with weight (I, O), bias (O,), float32 -> (..., O), evaluated.
+    """x (..., I) of one row or FEW_ROWS with weight (O, I), bias (O,), float32 -> (..., O), evaluated.
 
-    None without OpenBLAS, and where the weight is not a view of rows (O, I) in order.
+    None without OpenBLAS, and where the weight's rows do not lie in order.
 
     A product of matrices first copies the whole weight into panels, which for one row is three times the work.
     """
     if blas.library is None or not x.dtype == weight.dtype == mx.float32:
         return None
     mx.eval(x, weight)
-    rows, matrix = np.ascontiguousarray(x).reshape(-1, x.shape[-1]), np.asarray(weight).T
+    rows, matrix = np.ascontiguousarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
     if not matrix.flags.c_contiguous:
         return None
     y = np.zeros((len(rows), len(matrix)), np.float32) if bias is None else np.tile(np.asarray(bias), (len(rows), 1))

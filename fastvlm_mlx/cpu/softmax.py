@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .cores import PIECE, memory_of, spread
+from .cores import PIECE, own_memory_of, share_out
 
 Array = npt.NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float,
 def _strip(queries: mx.array, keys: mx.array, values: mx.array, last: npt.NDArray[np.int_] | None) -> mx.array:
     """Queries (heads, R, head_dim) that each see keys (heads, head_dim, K) up to their `last` (R,) or all; evaluated."""
     scores = queries @ keys
-    weights = memory_of(scores)
+    weights = own_memory_of(scores)
     K = weights.shape[-1]
     if last is not None:
         np.copyto(weights, -np.inf, where=np.arange(K) > last[:, None])
@@ -55,12 +55,13 @@ def _exponentials(scores: Array) -> Array:
     """Turn rows of scores (R, K) into exp(score - the row's largest), in place; returns their sums (R,)."""
     sums = np.empty(len(scores), np.float32)
     step = max(1, PIECE // scores.shape[1])
-    spread(partial(_some_exponentials, scores, sums), (slice(i, i + step) for i in range(0, len(scores), step)))
+    share_out(partial(_some_exponentials, scores, sums), (slice(i, i + step) for i in range(0, len(scores), step)))
     return sums
 
 
 def _some_exponentials(scores: Array, sums: Array, rows: slice) -> None:
     part = scores[rows]
-    part -= part.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # what is not finite goes on as NaN
+        part -= part.max(axis=-1, keepdims=True)
     np.exp(part, out=part)
     np.sum(part, axis=-1, out=sums[rows])

@@ -70,6 +70,12 @@ class Recorder(nn.Module):
         self._layer = layer
         self.inputs: list[mx.array] = []
 
+    @property
+    def weight(self) -> mx.array:
+        """The layer's."""
+        weight: mx.array = self._layer.weight
+        return weight
+
     def __call__(self, x: mx.array) -> mx.array:
         self.inputs.append(x.reshape(-1, x.shape[-1]))
         y: mx.array = self._layer(x)

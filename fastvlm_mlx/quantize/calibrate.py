@@ -132,17 +132,18 @@ def _fold(chain: Chain, chosen: Plan, notebook: Notebook, kind: mx.Dtype, stored
     for step in chain.steps:
         folds = []
         if step.among(chosen):
-            folds = [fold for fold in awq.folds(step.path, layer_at(model, step.path)) if fold.layer in chosen]
+            (path,) = step.paths
+            folds = [fold for fold in awq.folds(path, layer_at(model, path)) if fold.layer in chosen]
         missing = [fold for fold in folds if fold.layer not in notebook.scales]
         layers = {fold.layer: layer_at(model, fold.layer) for fold in missing}
-        for path, layer in layers.items():
-            put_layer(model, path, awq.Recorder(layer))
+        for place, layer in layers.items():
+            put_layer(model, place, awq.Recorder(layer))
         try:
             state = step.run(state)
-            inputs = {path: awq.gathered(layer_at(model, path)) for path in layers}
+            inputs = {place: awq.gathered(layer_at(model, place)) for place in layers}
         finally:
-            for path, layer in layers.items():
-                put_layer(model, path, layer)
+            for place, layer in layers.items():
+                put_layer(model, place, layer)
         for fold in missing:
             weight, settings = layers[fold.layer].weight, probe(chosen, fold.layer)
             notebook.scales[fold.layer] = awq.search(weight, inputs[fold.layer], fold, settings, stored)
@@ -163,8 +164,10 @@ def _probe(chain: Chain, chosen: Plan, notebook: Notebook, exact: Scores, stored
                 layer = copy(whole)
                 layer.weight = rounded(whole.weight, probe(chosen, path), stored).astype(whole.weight.dtype)
                 put_layer(chain.model, path, layer)
-                notebook.kl[path] = divergence(exact, chain.run(state, number))
-                put_layer(chain.model, path, whole)
+                try:
+                    notebook.kl[path] = divergence(exact, chain.run(state, number))
+                finally:
+                    put_layer(chain.model, path, whole)
                 notebook.save()
             report()
         state = step.run(state)

@@ -26,15 +26,15 @@ State = list[mx.array]
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the network: the path all its layers begin with, what it does, and whether it does so item by item."""
+    """A part of the network: the paths its layers begin with, what it does, and whether it does so item by item."""
 
-    path: str
+    paths: tuple[str, ...]
     run: Callable[[State], State]
     each: bool = True
 
     def among(self, layers: Collection[str]) -> list[str]:
         """Those of the layers that lie in it."""
-        return [layer for layer in layers if layer == self.path or layer.startswith(f"{self.path}.")]
+        return [layer for layer in layers for path in self.paths if layer == path or layer.startswith(f"{path}.")]
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ class Chain:
     def _steps(self) -> Iterator[Step]:
         vision, text = self.model.vision, self.model.text
         levels = mx.array(LEVELS).astype(self.model.dtype)
-        yield Step("vision.patch_embed", _each(lambda pixels: vision.patch_embed(levels[pixels])))
+        yield Step(("vision.patch_embed",), _each(lambda pixels: vision.patch_embed(levels[pixels])))
         for number, stage in enumerate(vision.stages):
             path = f"vision.stages.{number}"
             for name in ("downsample", "position"):
                 if name in stage:
-                    yield Step(f"{path}.{name}", _each(stage[name]))
+                    yield Step((f"{path}.{name}",), _each(stage[name]))
             for index, block in enumerate(stage.blocks):
-                yield Step(f"{path}.blocks.{index}", _each(block))
-        yield Step("vision.conv_exp", _each(lambda x: _flat(vision.conv_exp(x))))
-        yield Step("projector", _each(self.model.projector))
-        yield Step("text.embed_tokens", self._splice, each=False)
+                yield Step((f"{path}.blocks.{index}",), _each(block))
+        yield Step(("vision.conv_exp",), _each(lambda x: _flat(vision.conv_exp(x))))
+        yield Step(("projector",), _each(self.model.projector))
+        yield Step(("text.embed_tokens",), self._splice, each=False)
         for index, layer in enumerate(text.layers):
-            yield Step(f"text.layers.{index}", _each(_block(layer)))
-        yield Step("text.lm_head", self._answers, each=False)
+            yield Step((f"text.layers.{index}",), _each(_block(layer)))
+        yield Step(("text.lm_head",), self._answers, each=False)
 
     def _splice(self, shown: State) -> State:
         """Image embeddings (1, N, D) per picture -> embeddings (B, L, D) per batch: prompt, then answer but for its last token."""
@@ -141,7 +141,7 @@ def _one(steps: list[Step]) -> Step:
             results += items
         return results
 
-    return Step(" and ".join(step.path for step in steps), run)
+    return Step(tuple(path for step in steps for path in step.paths), run)
 
 
 def _batches(items: list[Example]) -> Iterator[list[Example]]:

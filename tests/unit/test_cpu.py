@@ -49,14 +49,19 @@ def test_gelu_passes_on_what_is_not_a_number() -> None:
     assert np.isnan(y[0]) and np.isposinf(y[1])
 
 
-@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 70, 3000)])
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 70, 3000), (0,), (3, 0)])
 def test_activations_of_every_size(shape: tuple[int, ...]) -> None:
     """Of one piece and of several; of arrays that are parts of others."""
+    mx.random.seed(0)
     x, up = mx.random.normal(shape), mx.random.normal(shape)
-    assert mx.abs(cpu.gelu(x) - nn.gelu(x)).max() < 1e-6
-    assert mx.abs(cpu.swiglu(x, up) - x * mx.sigmoid(x) * up).max() < 1e-5
-    gate, up = mx.split(mx.concatenate([x, up], axis=-1), 2, axis=-1)
-    assert mx.abs(cpu.swiglu(gate, up) - x * mx.sigmoid(x) * up).max() < 1e-5
+    both = mx.split(mx.concatenate([x, up], axis=-1), 2, axis=-1)
+    for ours, expected in (
+        (cpu.gelu(x), nn.gelu(x)),
+        (cpu.swiglu(x, up), x * mx.sigmoid(x) * up),
+        (cpu.swiglu(*both), x * mx.sigmoid(x) * up),
+    ):
+        assert ours.shape == expected.shape
+        assert np.allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_swiglu_far_from_zero() -> None:
@@ -96,11 +101,13 @@ def test_attention_of_large_scores() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_work_reaches_every_piece_and_errors_come_back(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_cores, "count", lambda: cores)
+    monkeypatch.setattr(cpu_cores, "_pool", lambda: pool)
+    pool = ThreadPoolExecutor(cores)
     done: list[int] = []
-    cpu_cores.spread(done.append, range(20))
+    cpu_cores.share_out(done.append, range(20))
     assert sorted(done) == list(range(20))
     with pytest.raises(ZeroDivisionError):
-        cpu_cores.spread(lambda piece: 1 // piece, [1, 0, 2])
+        cpu_cores.share_out(lambda piece: 1 // piece, [1, 0, 2])
 
 
 def test_depthwise_in_another_thread() -> None:
@@ -120,9 +127,9 @@ def test_row_product(shape: tuple[int, ...], biased: bool, monkeypatch: pytest.M
     monkeypatch.setattr("fastvlm_mlx.cpu.products.STRIPE", 15)
     rng = np.random.default_rng(0)
     x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in (shape, (7, 5), (7,)))
-    ours = cpu.row_product(mx.array(x), mx.array(weight).T, mx.array(bias) if biased else None)
+    ours = cpu.row_product(mx.array(x), mx.array(weight), mx.array(bias) if biased else None)
     assert ours is not None and ours.shape == (*shape[:-1], 7)
     assert np.allclose(np.array(ours), x @ weight.T + (bias if biased else 0), atol=1e-5)
-    assert cpu.row_product(mx.array(x), mx.array(weight).T.astype(mx.bfloat16), None) is None
-    turned = mx.array(weight)  # not the transpose of rows in order
+    assert cpu.row_product(mx.array(x), mx.array(weight).astype(mx.bfloat16), None) is None
+    turned = mx.array(weight).T  # its rows do not lie in order
     assert cpu.row_product(mx.array(np.ones(7, np.float32)), turned, None) is None

@@ -1,7 +1,9 @@
 """Quantising: every mode against plain arithmetic, the plan and its reasons, folders, folded scales, and a budget spent."""
 
+import gc
 import itertools
 import json
+import weakref
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -374,11 +376,26 @@ def test_steps_nobody_looks_into_are_one(small: VLM, questions: list[examples.Qu
     found = examples.answered(small, questions)
     alone = chain.Chain(small.model, found).steps
     assert [step.each for step in alone] == [True, False, True, False]
-    assert alone[0].path.startswith("vision.patch_embed and ") and alone[0].path.endswith(" and projector")
+    assert (alone[0].paths[0], alone[0].paths[-1]) == ("vision.patch_embed", "projector")
     layers = ["vision.stages.1.blocks.0.convffn.fc1", "text.layers.1.mlp.down_proj"]
     steps = chain.Chain(small.model, found, layers).steps
-    assert [step.path for step in steps if step.among(layers)] == ["vision.stages.1.blocks.0", "text.layers.1"]
-    assert sum(len(step.path.split(" and ")) for step in steps) == sum(len(step.path.split(" and ")) for step in alone)
+    assert [step.paths for step in steps if step.among(layers)] == [("vision.stages.1.blocks.0",), ("text.layers.1",)]
+    assert [path for step in steps for path in step.paths] == [path for step in alone for path in step.paths]
+
+
+def test_scores_keep_no_decoder(apple: Path, questions: list[examples.Question]) -> None:
+    vlm = load(str(apple), dtype="float32")
+    scores = chain.Chain(vlm.model, examples.answered(vlm, questions)).scores()
+    kept = weakref.ref(vlm.model.text.layers[0])
+    del vlm
+    gc.collect()
+    assert kept() is None and sum(map(len, scores.rows())) > 0
+
+
+def test_the_tower_is_calibrated_too(apple: Path, tmp_path: Path, questions: list[examples.Question]) -> None:
+    recipe = quantize.choose("mixed", tower=True)
+    result = folder.quantize(open_folder(apple, "small"), apple, tmp_path / "out", recipe, questions=questions[:1])
+    assert any(path.startswith("vision.") for path in result.config.quantization)
 
 
 def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
