@@ -12,28 +12,49 @@ import os
 import sys
 
 LIBRARIES = ("libopenblas.so.0", "libopenblas.so")
+THREADS = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")  # any of them says how many OpenBLAS may use
 HINT = "install OpenBLAS (Debian, Ubuntu: apt-get install libopenblas0-pthread; Fedora: dnf install openblas)"
 
 library: ctypes.CDLL | None = None  # OpenBLAS, where it was loaded
 _state = "not used"
+_waits = False  # with one thread, for `start_threads`
 
 
 def preload() -> None:
     """Load OpenBLAS so that MLX finds it; does nothing elsewhere than on Linux, or once MLX is already in the process."""
-    global library, _state
+    global library, _state, _waits
     if sys.platform != "linux" or _state != "not used":
         return
     if "mlx.core" in sys.modules and "openblas" not in os.environ.get("LD_PRELOAD", ""):
         _state = "too late"
         return
-    for name in LIBRARIES:
-        try:
-            library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        _state = "loaded"
-        return
+    chosen = any(name in os.environ for name in THREADS)
+    if not chosen:
+        os.environ[THREADS[0]] = "1"
+    try:
+        for name in LIBRARIES:
+            try:
+                library = ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            except OSError:
+                continue
+            _state = "loaded"
+            _waits = not chosen
+            return
+    finally:
+        if not chosen:
+            del os.environ[THREADS[0]]
     _state = "missing"
+
+
+def start_threads() -> None:
+    """Let OpenBLAS use every core, unless the environment says how many; called once the imports are over.
+
+    Its threads look for work without pause when they are new, and would slow down whatever is imported next by half.
+    """
+    global _waits
+    if _waits and library is not None:
+        library.openblas_set_num_threads(library.openblas_get_num_procs())
+    _waits = False
 
 
 def is_slow() -> bool:

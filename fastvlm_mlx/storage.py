@@ -111,6 +111,7 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
     """
     places, done = model.places(), set[str]()
     batch: list[tuple[str, mx.array, mx.array]] = []
+    waiting = 0  # bytes
 
     def put() -> None:
         check_finite(opened.name, batch)
@@ -140,8 +141,10 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
         if settings is None and floating != mx.issubdtype(expected.dtype, mx.floating):
             raise CheckpointError(f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again.")
         batch.append((name, array.astype(dtype) if floating else array, array))
-        if sum(stored.nbytes for _, stored, _ in batch) > BATCH_BYTES:
+        waiting += batch[-1][1].nbytes
+        if waiting > BATCH_BYTES:
             put()
+            waiting = 0
     put()
     missing = places.keys() - done
     if missing:

@@ -14,7 +14,6 @@ import mlx.core as mx
 from . import backend as backends
 from . import blas, cpu, hub, licence, progress, quantize
 from . import generate as generation
-from .chat import Chat
 from .config import STRIDE, Dtype, ModelConfig, check_dtype
 from .errors import CheckpointError, FastVLMWarning, ImageError, OptionError, PromptError, shown
 from .generate import Answer, Chunk, Engine, Options, Request
@@ -29,6 +28,7 @@ from .stream import Stream
 
 if TYPE_CHECKING:
     from .attention import AttentionMap
+    from .chat import Chat
 
 PROMPT = "Describe the image."
 LARGE = 100_000_000  # parameters
@@ -202,8 +202,10 @@ class VLM:
         """Positions one picture takes."""
         return self.config.image.tokens
 
-    def chat(self, *, system: str | None = None) -> Chat:
+    def chat(self, *, system: str | None = None) -> "Chat":
         """A conversation that keeps pictures and everything said, so that a follow-up costs its own tokens only."""
+        from .chat import Chat  # not on the way to a first answer
+
         return Chat(self, system=system)
 
     @overload

@@ -4,9 +4,11 @@ stdout carries the answer; everything else goes to stderr. Exit codes: 0 done, 1
 2 wrong usage, 130 interrupted. For developers FASTVLM_TRACEBACK=1 shows where an error came from.
 """
 
+import atexit
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from . import interrupts
@@ -33,7 +35,17 @@ def main() -> NoReturn:
     except BaseException as error:
         code = 130 if interrupts.take() else _explain(error)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process, but not piece by piece: freeing every module and array takes a tenth of a short answer's time."""
+    with suppress(Exception):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def _run() -> int:

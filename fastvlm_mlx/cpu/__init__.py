@@ -7,12 +7,15 @@ quantised matrix is turned back into float32 first (`packed`), and one row has O
 float32, and most of it evaluates its arguments.
 """
 
+from .. import blas
 from .activations import feed_forward, gelu, swiglu
 from .convolution import depthwise
 from .memory import keep_memory, memory_bytes
 from .packed import keep_wide, widened
 from .products import FEW_ROWS, row_product
 from .softmax import attention
+
+blas.start_threads()  # NumPy is imported by now
 
 __all__ = [
     "FEW_ROWS",

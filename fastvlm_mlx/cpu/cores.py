@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Piece = TypeVar("Piece")
 
 MAX_STREAMS = 4
+FEW = 4  # pieces; fewer are done before the threads have started
 PIECE = 1 << 17  # numbers at a time: enough to make up for handing them over, few enough for the processor's cache
 
 
@@ -45,9 +46,9 @@ _thread = threading.local()
 
 
 def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
-    """Call `function` for every piece, on all cores where there are several of both; raises what it raises."""
+    """Call `function` for every piece, on all cores where there are some and FEW pieces or more; raises what it raises."""
     pieces = list(pieces)
-    if len(pieces) == 1 or count() == 1:
+    if len(pieces) < FEW or count() == 1:
         for piece in pieces:
             function(piece)
     else:

@@ -12,11 +12,11 @@ from .. import blas
 def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array | None:
     """x (..., I) of one row or FEW_ROWS with weight (O, I), bias (O,), float32 -> (..., O), evaluated.
 
-    None without OpenBLAS, and where the weight's rows do not lie in order.
+    None without OpenBLAS, for a small weight, and where the weight's rows do not lie in order.
 
     A product of matrices first copies the whole weight into panels, which for one row is three times the work.
     """
-    if blas.library is None or not x.dtype == weight.dtype == mx.float32:
+    if blas.library is None or weight.size < LEAST or not x.dtype == weight.dtype == mx.float32:
         return None
     mx.eval(x, weight)
     rows, matrix = np.ascontiguousarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
@@ -34,6 +34,7 @@ def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arra
     return mx.array(y).reshape(*x.shape[:-1], -1)
 
 
+LEAST = 1 << 18  # weights; fewer are copied in less time than it takes to wait for the row
 FEW_ROWS = 4  # from five on, the product of matrices is faster
 STRIPE = 1 << 19  # weights at a time, so that the next row finds them in the processor's cache
 ROW_MAJOR, NOT_TRANSPOSED = 101, 111  # cblas.h

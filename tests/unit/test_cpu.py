@@ -50,8 +50,9 @@ def test_gelu_passes_on_what_is_not_a_number() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 70, 3000), (0,), (3, 0)])
-def test_activations_of_every_size(shape: tuple[int, ...]) -> None:
+def test_activations_of_every_size(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one piece and of several; of arrays that are parts of others."""
+    monkeypatch.setattr(activations, "LITTLE", 1)
     mx.random.seed(0)
     x, up = mx.random.normal(shape), mx.random.normal(shape)
     both = mx.split(mx.concatenate([x, up], axis=-1), 2, axis=-1)
@@ -64,7 +65,9 @@ def test_activations_of_every_size(shape: tuple[int, ...]) -> None:
         assert np.allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_swiglu_far_from_zero() -> None:
+@pytest.mark.parametrize("little", [1, 100])
+def test_swiglu_far_from_zero(little: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "LITTLE", little)
     gate = mx.array([-1e30, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30])
     assert mx.allclose(cpu.swiglu(gate, mx.ones(7)), mx.array([0, 0, 0, 0, 88.0, 200.0, 1e30]), atol=1e-6)
 
@@ -125,6 +128,7 @@ def test_depthwise_in_another_thread() -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_row_product(shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastvlm_mlx.cpu.products.STRIPE", 15)
+    monkeypatch.setattr("fastvlm_mlx.cpu.products.LEAST", 1)
     rng = np.random.default_rng(0)
     x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in (shape, (7, 5), (7,)))
     ours = cpu.row_product(mx.array(x), mx.array(weight), mx.array(bias) if biased else None)
