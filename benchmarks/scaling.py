@@ -5,7 +5,8 @@
 
 The tower's work is counted from the config: convolutions and layers grow with the number of pixels, attention's two products
 with its square. Where the measured time grows faster than that work, the table shows it: its last column is the time per
-multiply-accumulate, against the smallest size.
+multiply-accumulate, against the smallest size. Memory is the peak of MLX's allocator, weights included; the process itself keeps
+what it has once had.
 """
 
 import argparse
@@ -98,7 +99,7 @@ def markdown(measured: dict[str, Any], vision: VisionConfig, machine: bench.Mach
             times = " | ".join(bench.seconds(result[name]) for name in ("vision_seconds", "prefill_seconds", "ttft_seconds"))
             parts.append(
                 f"| {result['resolution' if label == 'pixels' else 'images']} | {result['image_tokens']} | {row['gmac']:.1f} "
-                f"| {row['attention']:.1%} | {times} | {result['peak_memory_bytes'] / 1e9:.2f} GB | {row['relative']:.2f}x |"
+                f"| {row['attention']:.1%} | {times} | {result['mlx_peak_memory_bytes'] / 1e9:.2f} GB | {row['relative']:.2f}x |"
             )
         parts.append("")
     first = (measured["resolutions"] or measured["images"])[0]
@@ -120,7 +121,7 @@ def save(measured: dict[str, Any], vision: VisionConfig, machine: bench.Machine,
         if not results:
             continue
         times = {stage: [(r[axis], r[f"{stage}_seconds"]) for r in results] for stage in ("vision", "prefill", "ttft")}
-        memory = {"peak memory": [(r[axis], r["peak_memory_bytes"] / 1e9) for r in results]}
+        memory = {"peak memory": [(r[axis], r["mlx_peak_memory_bytes"] / 1e9) for r in results]}
         title = f"{results[0]['model']}: time to first token"
         (out / f"{name}-{axis}-time.svg").write_text(charts.curves(title, below, label, "s", times), encoding="utf-8")
         title = f"{results[0]['model']}: peak memory"
