@@ -13,6 +13,6 @@ from fastvlm_mlx.linear import Linear
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (2, 7, 6)])
 def test_the_definition(shape: tuple[int, ...], bias: bool, backend: Backend) -> None:
     layer, plain, x = Linear(6, 5, bias=bias, backend=backend), nn.Linear(6, 5, bias=bias), mx.random.normal(shape)
-    plain.update(layer.parameters())
+    layer.update(plain.parameters())
     assert mx.abs(layer(x) - plain(x)).max() < 1e-6
     assert layer.parameters().keys() == plain.parameters().keys()

@@ -1,0 +1,38 @@
+"""How OpenBLAS gets into the process: with one thread while the imports last, with all of them from then on."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fastvlm_mlx import blas
+
+pytestmark = pytest.mark.skipif(blas.library is None, reason="OpenBLAS is not installed")
+
+CODE = """
+import os
+before = dict(os.environ)
+from fastvlm_mlx import blas
+threads = [blas.library.openblas_get_num_threads()]
+import fastvlm_mlx.vlm
+threads.append(blas.library.openblas_get_num_threads())
+print(*threads, blas.library.openblas_get_num_procs(), dict(os.environ) == before)
+"""
+
+
+def loaded(**chosen: str) -> list[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in blas.THREADS}
+    done = subprocess.run([sys.executable, "-c", CODE], env={**environment, **chosen}, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_threads_start_after_the_imports() -> None:
+    first, then, cores, unchanged = loaded()
+    assert (first, then, unchanged) == ("1", cores, "True")
+
+
+@pytest.mark.parametrize("name", blas.THREADS)
+def test_the_environment_says_how_many(name: str) -> None:
+    first, then, _, unchanged = loaded(**{name: "1"})
+    assert (first, then, unchanged) == ("1", "1", "True")
