@@ -34,8 +34,11 @@ def _is_own(path: Path) -> bool:
     return real.parent == home or real.parent == home.parent.parent / "blobs"
 
 
-def model_card(config: ModelConfig, *, quality: str | None = None) -> str:
-    """README.md of a converted folder; `quality` is a report in Markdown of what quantising it cost, if it was measured."""
+def model_card(config: ModelConfig, *, quality: str | None = None, scaled: bool = False) -> str:
+    """README.md of a converted folder; `quality` is a report in Markdown of what quantising it cost, if it was measured.
+
+    `scaled` says that activation-aware scales were folded in.
+    """
     vision, text, source = config.vision, config.text, config.source
     report = f"\n## Quality\n\n{quality.strip()}\n" if quality else ""
     return f"""---
@@ -55,7 +58,7 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 {report}
 ## Changes
 
-{_changes(config)}
+{_changes(config, scaled)}
 
 ## Licence
 
@@ -63,8 +66,9 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 """
 
 
-def transformers_card(config: ModelConfig) -> str:
-    """README.md of a folder written for transformers."""
+def transformers_card(config: ModelConfig, quantised: int = 0) -> str:
+    """README.md of a folder written for transformers from a model with so many quantised layers."""
+    coarse = f"{quantised} layers had been quantised and hold the values that were left of their weights. " if quantised else ""
     return f"""---
 {_front_matter(config, "transformers")}---
 # {_plain(Path(config.source.name).name or "FastVLM")} for transformers
@@ -74,7 +78,7 @@ FastVLM, written by fastvlm-mlx for transformers' `FastVlmForConditionalGenerati
 ## Changes
 
 Batch norms and layer scales of the image encoder are folded into neighbouring weights, so that those that are left change
-nothing; parallel branches (where there were any) are merged; values are rounded to {config.dtype}. Nothing was trained.
+nothing; parallel branches (where there were any) are merged; values are rounded to {config.dtype}. {coarse}Nothing was trained.
 
 ## Licence
 
@@ -115,8 +119,11 @@ def _stored(config: ModelConfig) -> str:
     return ", ".join([config.dtype, *(f"{bits.count(each)} layers in {each} bits" for each in sorted(set(bits)))])
 
 
-def _changes(config: ModelConfig) -> str:
+def _changes(config: ModelConfig, scaled: bool) -> str:
     quantised = f"{len(config.quantization)} layers were quantised. " if config.quantization else ""
+    if scaled:
+        quantised = f"activation-aware scales (AWQ) were folded into neighbouring weights, and {quantised}"
+        quantised = quantised[0].upper() + quantised[1:]
     return f"""\
 Batch norms and layer scales of the image encoder were folded into neighbouring weights, parallel branches (where there
 were any) merged, 1x1 convolutions stored as linear layers, query, key and value projections (and gate and up) stacked,

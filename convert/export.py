@@ -5,6 +5,7 @@ tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
 """
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer as BPETokenizer
 
 from fastvlm_mlx import quantize
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, listed
 from fastvlm_mlx.licence import announce
 from fastvlm_mlx.model import FastVLM
 from fastvlm_mlx.prompt import SYSTEM
@@ -92,6 +93,9 @@ def to_transformers(
         quantization={},
     )
     kind: mx.Dtype = getattr(mx, config.dtype)
+    if settled.quantization:
+        coarse = f"{name} has {len(settled.quantization)} quantised layers: what is written of them is what quantising left"
+        warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
 
     tensors = dict(opened.weights())
     _check(tensors, settled, name)
@@ -112,7 +116,7 @@ def to_transformers(
 
     announce(config.source.license)
     texts = _settings(config, image) | _tokenizer_files(words, config)
-    texts |= {"README.md": transformers_card(config), "LICENSE": licence_text(folder, config)}
+    texts |= {"README.md": transformers_card(config, len(settled.quantization)), "LICENSE": licence_text(folder, config)}
     nbytes = kind.size * sum(place.size for place in FastVLM(config, "cpu").places().values())
     with new_folder(out, nbytes, force) as partial:
         if say:

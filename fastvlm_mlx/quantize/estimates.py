@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from .. import memory, random_model
 from ..backend import Backend
 from ..config import ModelConfig
-from ..errors import OptionError
+from ..errors import HubError, OptionError
 from ..model import FastVLM
 from ..vlm import VLM
 from .recipes import RECIPES, Recipe, plan
@@ -38,7 +38,11 @@ def of(model: str, *, tokenizer: str | None = None, resolution: int | None = Non
         if resolution is not None:
             config = replace(config, image=replace(config.image, size=resolution))
     else:
-        config = VLM.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
+        try:
+            config = VLM.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
+        except HubError as error:
+            sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
+            raise HubError(f"{error} Published sizes are {sizes}.") from error
     if config.quantization:
         raise OptionError(f"{model} is quantised already; name the model it was made from.")
     return [_estimate(config, config.dtype), *(_estimate(config, name, recipe) for name, recipe in RECIPES.items())]

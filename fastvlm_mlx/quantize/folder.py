@@ -88,9 +88,12 @@ def quantize(
         weights = exact.model.places().items  # with the scales folded in
     config = replace(config, quantization=chosen)
 
+    scaled = notebook is not None
     texts = {
-        "tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder, config),
-    }  # fmt: skip
+        "tokenizer.json": opened.tokenizer.to_json(),
+        "README.md": model_card(config, scaled=scaled),
+        "LICENSE": licence_text(folder, config),
+    }
     qualities: list[quality.Quality] = []
     with storage.new_folder(out, nbytes, force) as partial:
         total = len(FastVLM(config, "cpu").places())
@@ -103,7 +106,7 @@ def quantize(
             result.load_weights()
             qualities = [reference.own, quality.compare(result, reference, questions, recipe.name)]
             text = report.markdown(qualities) + (SAME if notebook is not None else "")
-            (partial / "README.md").write_text(model_card(config, quality=text), encoding="utf-8")
+            (partial / "README.md").write_text(model_card(config, quality=text, scaled=scaled), encoding="utf-8")
             (partial / "quality.json").write_text(report.to_json(qualities), encoding="utf-8")
     if notebook is not None:
         notebook.remove()

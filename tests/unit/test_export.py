@@ -10,7 +10,7 @@ import pytest
 
 from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert, to_transformers
-from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError
+from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, OutputError
 
 from .. import checkpoint, layouts
 from .test_layouts import assert_equal, stored, unpacked
@@ -49,7 +49,9 @@ def test_from_any_layout(apple: Path, tmp_path: Path, layout: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*unpacked")
 def test_quantised_layers_are_written_as_their_values(apple: Path, tmp_path: Path) -> None:
     convert(layouts.mlx_vlm(apple, tmp_path / "quantised", layouts.alike(8)), tmp_path / "ours")
-    to_transformers(tmp_path / "ours", tmp_path / "theirs", dtype="float32")
+    with pytest.warns(FastVLMWarning, match="10 quantised layers"):
+        to_transformers(tmp_path / "ours", tmp_path / "theirs", dtype="float32")
+    assert "10 layers had been quantised" in (tmp_path / "theirs" / "README.md").read_text(encoding="utf-8")
     convert(tmp_path / "theirs", tmp_path / "again")
     values = {name: array.astype(mx.float32) for name, array in unpacked(tmp_path / "ours").items()}
     assert_equal(stored(tmp_path / "again"), values)

@@ -405,6 +405,7 @@ def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
     result = folder.quantize(opened, apple, whole, mixed, questions=questions, measure=True)
     assert [each.name for each in result.qualities] == ["unquantised", "mixed"]
     assert 4.0 < (result.qualities[1].bits_per_weight or 0) <= 4.5
+    assert "(AWQ)" in (whole / "README.md").read_text()
     assert "## Quality" in (whole / "README.md").read_text() and json.loads((whole / "quality.json").read_text())
 
     def interrupt(label: str, done: int, total: int) -> None:
