@@ -93,12 +93,12 @@ def to_transformers(
         quantization={},
     )
     kind: mx.Dtype = getattr(mx, config.dtype)
-    if settled.quantization:
-        coarse = f"{name} has {len(settled.quantization)} quantised layers: what is written of them is what quantising left"
-        warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
 
     tensors = dict(opened.weights())
     _check(tensors, settled, name)
+    if settled.quantization:
+        coarse = f"{name} has {len(settled.quantization)} quantised layers: what is written of them is what quantising left"
+        warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         total = len(tensors)
