@@ -122,8 +122,7 @@ def _stored(config: ModelConfig) -> str:
 def _changes(config: ModelConfig, scaled: bool) -> str:
     quantised = f"{len(config.quantization)} layers were quantised. " if config.quantization else ""
     if scaled:
-        quantised = f"activation-aware scales (AWQ) were folded into neighbouring weights, and {quantised}"
-        quantised = quantised[0].upper() + quantised[1:]
+        quantised = f"Activation-aware scales (AWQ) were folded into neighbouring weights, and {quantised}"
     return f"""\
 Batch norms and layer scales of the image encoder were folded into neighbouring weights, parallel branches (where there
 were any) merged, 1x1 convolutions stored as linear layers, query, key and value projections (and gate and up) stacked,

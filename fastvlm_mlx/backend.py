@@ -40,9 +40,9 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) 
 
 def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
     """silu(gate) * up, element by element: one fused kernel on a GPU."""
-    if backend == "cpu":
-        return cpu.swiglu(gate, up) if gate.dtype == mx.float32 else _swiglu(gate, up)
-    return _fused_swiglu(gate, up)
+    if backend != "cpu":
+        return _fused_swiglu(gate, up)
+    return cpu.swiglu(gate, up) if gate.dtype == mx.float32 and gate.size >= cpu.LITTLE else _swiglu(gate, up)
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:

@@ -19,7 +19,8 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from . import __version__, backend, blas
+from . import __version__, backend, blas, cpu
+from .cpu import cores
 from .errors import OptionError
 from .generate import Options, Stats, finish
 from .image import Source
@@ -161,16 +162,13 @@ def made_photo(width: int = PHOTO[0], height: int = PHOTO[1], *, seed: int = 0) 
 
 def machine() -> Machine:
     """This machine and what computes on it."""
-    import os
-
     device = mx.device_info()
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Machine(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         system=f"{platform.system()} {platform.machine()}",
         cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=pages,
+        cores=cores.count(),
+        memory_bytes=cpu.memory_bytes(),
         backend=backend.current(),
         device=str(device.get("device_name", device.get("architecture", "unknown"))),
         blas=_blas_name(),

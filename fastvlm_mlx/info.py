@@ -1,6 +1,5 @@
 """What a model is and takes, without reading its weights; and what this machine computes with and keeps."""
 
-import os
 import platform
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import __version__, backend, blas, caches, memory
+from . import __version__, backend, blas, caches, cpu, memory
 from .config import ModelConfig
 from .hub import find
 from .licence import AGREEMENT, APPLE, FILES
@@ -127,7 +126,7 @@ def usable_memory() -> int:
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
             if key in device:
                 return int(device[key])
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = cpu.memory_bytes()
     try:
         allowed = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
     except OSError:
@@ -180,7 +179,7 @@ def machine() -> MachineInfo:
             **{name: version(name) for name in LIBRARIES},
         },
         machine=f"{platform.system()} {platform.machine()}",
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=cpu.memory_bytes(),
         usable=usable_memory(),
         backend=backend.current(),
         device=str(device.get("device_name", device.get("architecture", "unknown"))),

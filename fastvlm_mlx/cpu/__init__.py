@@ -8,7 +8,7 @@ float32, and most of it evaluates its arguments.
 """
 
 from .. import blas
-from .activations import feed_forward, gelu, swiglu
+from .activations import LITTLE, feed_forward, gelu, swiglu
 from .convolution import depthwise
 from .memory import keep_memory, memory_bytes
 from .packed import keep_wide, widened
@@ -19,6 +19,7 @@ blas.start_threads()  # NumPy is imported by now
 
 __all__ = [
     "FEW_ROWS",
+    "LITTLE",
     "attention",
     "depthwise",
     "feed_forward",

@@ -5,11 +5,9 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 
-from .cores import PIECE, memory_of, own_memory_of, share_out
-
-Array = npt.NDArray[np.float32]
+from .cores import pieces, share_out
+from .views import Array, memory_of, own_memory_of
 
 # GELU(x) = x * Phi(x), and Phi(x) = 1 / (1 + exp(x * P(x^2))) where P falls for good. Coefficients, the highest power first, by
 # iteratively reweighted least squares on GELU's own error: at most 7e-8 before rounding to float32.
@@ -17,7 +15,7 @@ LOGIT = np.array(
     [-3.6279945e-09, 2.6757265e-07, -7.9482429e-06, 1.10547518e-04, 6.6050890e-05, -7.26682948e-02, -1.595768538], np.float32
 )
 HIDDEN = 1 << 21  # numbers between the two layers of an MLP at a time: they stay in the processor's cache, and BLAS has its fill
-LITTLE = 1 << 14  # numbers for which MLX, which does not have to wait for them, is as fast
+LITTLE = 1 << 14  # numbers for whose SwiGLU MLX, which does not have to wait for them, is as fast
 ROWS = 256  # but at least so many rows, below which products slow down
 
 
@@ -28,8 +26,6 @@ def gelu(x: mx.array) -> mx.array:
 
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, float32 arrays of one shape."""
-    if gate.size < LITTLE:
-        return gate * mx.sigmoid(gate) * up
     return _apply(_swiglu, gate, up)
 
 
@@ -53,18 +49,17 @@ def _feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
 def _apply(function: Callable[..., None], *arguments: mx.array) -> mx.array:
     """A function of single numbers applied to float32 arrays of one shape."""
     y = mx.zeros(arguments[0].shape, mx.float32)
-    pieces = zip(*(_cut(memory_of(argument)) for argument in arguments), _cut(own_memory_of(y)), strict=True)
-    share_out(lambda piece: function(*piece[:-1], out=piece[-1]), pieces)
+    parts = zip(*(_cut(memory_of(argument)) for argument in arguments), _cut(own_memory_of(y)), strict=True)
+    share_out(lambda part: function(*part[:-1], out=part[-1]), parts)
     return y
 
 
 def _cut(values: Array) -> list[Array]:
-    """Rows at a time, of some PIECE numbers in all."""
+    """Some of its rows at a time."""
     if not values.size:
         return []
     rows = values.reshape(-1, values.shape[-1]) if values.ndim > 1 else values
-    step = max(1, PIECE * len(rows) // rows.size)
-    return [rows[start : start + step] for start in range(0, len(rows), step)]
+    return [rows[some] for some in pieces(len(rows), rows.size // len(rows))]
 
 
 def _gelu(x: Array, out: Array) -> None:

@@ -32,11 +32,11 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     lines = mx.broadcast_to(row[:, :, None], (C, k, tile, span + stride)).reshape(C, k, -1)
     band = lines[..., : tile * span].reshape(C, k, tile, span).transpose(0, 1, 3, 2).reshape(C, k * span, tile)
 
-    strips = []
-    step = _rows(out_h, B * tiles * k * span * C)
+    strips, cores = [], streams()
+    step = _rows(out_h, B * tiles * k * span * C, len(cores))
     for number, first in enumerate(range(0, out_h, step)):
         rows = min(step, out_h - first)
-        with mx.stream(streams()[number % len(streams())]):
+        with mx.stream(cores[number % len(cores)]):
             planes = mx.contiguous(x[:, first * stride : (first + rows - 1) * stride + k].transpose(3, 0, 1, 2))
             height, width = planes.shape[2:]
             strides = (B * height * width, height * width, stride * width, tile * stride, width, 1)
@@ -46,10 +46,9 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     return mx.concatenate(strips, axis=1) if len(strips) > 1 else strips[0]
 
 
-def _rows(rows: int, windows: int) -> int:
+def _rows(rows: int, windows: int, cores: int) -> int:
     """Rows of outputs at a time, of so many in all that each take `windows` elements: as many strips for each core."""
     if rows * windows <= LITTLE:
         return rows
-    cores = len(streams())
     strips = -(-rows * windows // WINDOWS)
     return -(-rows // (-(-strips // cores) * cores))

@@ -11,8 +11,6 @@ from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
-import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -47,12 +45,12 @@ _thread = threading.local()
 
 def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """Call `function` for every piece, on all cores where there are some and FEW pieces or more; raises what it raises."""
-    pieces = list(pieces)
-    if len(pieces) < FEW or count() == 1:
-        for piece in pieces:
+    waiting = list(pieces)
+    if len(waiting) < FEW or count() == 1:
+        for piece in waiting:
             function(piece)
     else:
-        list(_pool().map(function, pieces))
+        list(_pool().map(function, waiting))
 
 
 @cache
@@ -62,14 +60,7 @@ def _pool() -> "ThreadPoolExecutor":
     return ThreadPoolExecutor(count(), "fastvlm-mlx-core")
 
 
-def memory_of(array: mx.array) -> npt.NDArray[np.float32]:
-    """The memory of a float32 array, evaluated, to read from; not a copy where its rows lie in order."""
-    mx.eval(array)
-    return np.asarray(array)
-
-
-def own_memory_of(array: mx.array) -> npt.NDArray[np.float32]:
-    """The memory of a float32 array that nobody else has seen, to write to: what is written there is written into the array."""
-    memory = memory_of(array)
-    assert memory.flags.c_contiguous and memory.flags.writeable  # or parts of it would be copies
-    return memory
+def pieces(rows: int, width: int) -> list[slice]:
+    """Rows of `width` numbers each, cut into some PIECE numbers at a time."""
+    step = max(1, PIECE // width)
+    return [slice(start, start + step) for start in range(0, rows, step)]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import numpy as np
 
+from .views import memory_of
+
 if TYPE_CHECKING:
     from ..backend import Packed
 
@@ -47,8 +49,7 @@ ODD_BITS = (3, 5, 6)  # integers that cross the borders of words: MLX takes them
 def unpack(words: mx.array, bits: int) -> mx.array:
     """Packed integers (O, I * bits / 32), uint32 -> the integers (O, I), float32."""
     rows = len(words)
-    mx.eval(words)
-    lanes = np.asarray(words).reshape(rows, -1, bits)
+    lanes = memory_of(words).reshape(rows, -1, bits)
     values = np.empty((*lanes.shape[:2], 32), np.float32)
     for lane in range(32):
         word, shift = divmod(lane * bits, 32)

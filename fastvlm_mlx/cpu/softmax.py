@@ -6,9 +6,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .cores import PIECE, own_memory_of, share_out
-
-Array = npt.NDArray[np.float32]
+from .cores import pieces, share_out
+from .views import Array, own_memory_of
 
 SCORES = 1 << 22  # at a time
 
@@ -54,8 +53,7 @@ def _strip(queries: mx.array, keys: mx.array, values: mx.array, last: npt.NDArra
 def _exponentials(scores: Array) -> Array:
     """Turn rows of scores (R, K) into exp(score - the row's largest), in place; returns their sums (R,)."""
     sums = np.empty(len(scores), np.float32)
-    step = max(1, PIECE // scores.shape[1])
-    share_out(partial(_some_exponentials, scores, sums), (slice(i, i + step) for i in range(0, len(scores), step)))
+    share_out(partial(_some_exponentials, scores, sums), pieces(*scores.shape))
     return sums
 
 

@@ -10,6 +10,7 @@ picture in the first stage of FastViTHD at 1024 pixels) is there for one picture
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -118,17 +119,11 @@ class Chain:
 
 def _joined(steps: Iterator[Step], layers: Collection[str]) -> Iterator[Step]:
     """The steps, those in a row that go item by item and have none of the `layers` as one."""
-    waiting: list[Step] = []
-    for step in steps:
-        if step.each and not step.among(layers):
-            waiting.append(step)
-            continue
-        if waiting:
-            yield _one(waiting)
-            waiting = []
-        yield step
-    if waiting:
-        yield _one(waiting)
+    for alone, some in groupby(steps, lambda step: not step.each or bool(step.among(layers))):
+        if alone:
+            yield from some
+        else:
+            yield _one(list(some))
 
 
 def _one(steps: list[Step]) -> Step:

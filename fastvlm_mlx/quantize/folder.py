@@ -105,7 +105,7 @@ def quantize(
             result = VLM(storage.open_ours(partial, out.name))
             result.load_weights()
             qualities = [reference.own, quality.compare(result, reference, questions, recipe.name)]
-            text = report.markdown(qualities) + (SAME if notebook is not None else "")
+            text = report.markdown(qualities) + (SAME if scaled else "")
             (partial / "README.md").write_text(model_card(config, quality=text, scaled=scaled), encoding="utf-8")
             (partial / "quality.json").write_text(report.to_json(qualities), encoding="utf-8")
     if notebook is not None:

@@ -163,17 +163,13 @@ def _become(request: dict[str, Any], stdin: int, out: int, err: int) -> None:
         sys.argv = ["fastvlm-mlx", *request["args"]]
         from fastvlm_mlx.cli import main
 
-        main()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        main()  # which ends the process
     except BaseException:
         import traceback
 
         traceback.print_exc()
-        code = 99
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
+        sys.stderr.flush()
+    os._exit(99)
 
 
 def _wait(child: int, deadline: float) -> tuple[int, resource.struct_rusage]:

@@ -346,7 +346,7 @@ def test_without_a_compiler(model: Path, photo: Path, answer: bytes, tmp_path: P
 
 
 def test_a_large_picture_without_a_compiler(model: Path, photo: Path, tmp_path: Path) -> None:
-    """Large enough for the operations that are compiled where they can be."""
+    """Large enough for every way that the work is cut."""
     process = start("generate", "-m", model, "-i", photo, *ASK, "--resolution", 1024, PATH=str(tmp_path))
     _, err = process.communicate()
     assert (process.returncode, err) == (0, b"")
