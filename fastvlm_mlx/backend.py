@@ -3,6 +3,7 @@
 Model code calls these and reads the same everywhere; weights and folders are the same too.
 """
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import mlx.core as mx
@@ -20,6 +21,15 @@ def current() -> Backend:
     if mx.default_device().type == mx.DeviceType.cpu:
         return "cpu"
     return "metal" if mx.metal.is_available() else "cuda"
+
+
+def totals(arrays: Sequence[mx.array], backend: Backend) -> list[float]:
+    """The sum of each array's values, which may overflow its type."""
+    if backend == "cpu":
+        return [cpu.total(array) for array in arrays]
+    sums = [array.sum() for array in arrays]
+    mx.eval(sums)
+    return [float(each.item()) for each in sums]  # type: ignore[arg-type]
 
 
 def gelu(x: mx.array, backend: Backend) -> mx.array:

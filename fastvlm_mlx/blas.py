@@ -18,6 +18,7 @@ HINT = "install OpenBLAS (Debian, Ubuntu: apt-get install libopenblas0-pthread; 
 library: ctypes.CDLL | None = None  # OpenBLAS, where it was loaded
 _state = "not used"
 _waits = False  # with one thread, for `start_threads`
+_spared = False  # whether NumPy is to start no threads either
 
 
 def preload() -> None:
@@ -28,7 +29,7 @@ def preload() -> None:
     if "mlx.core" in sys.modules and "openblas" not in os.environ.get("LD_PRELOAD", ""):
         _state = "too late"
         return
-    chosen = any(name in os.environ for name in THREADS)
+    chosen = _is_chosen()
     if not chosen:
         os.environ[THREADS[0]] = "1"
     try:
@@ -46,15 +47,29 @@ def preload() -> None:
     _state = "missing"
 
 
+def spare_numpy() -> None:
+    """In a process that is all ours: have NumPy's own OpenBLAS, which nothing here multiplies with, start without threads."""
+    global _spared
+    if not _is_chosen():
+        os.environ[THREADS[0]] = "1"
+        _spared = True
+
+
 def start_threads() -> None:
     """Let OpenBLAS use every core, unless the environment says how many; called once the imports are over.
 
     Its threads look for work without pause when they are new, and would slow down whatever is imported next by half.
     """
-    global _waits
+    global _waits, _spared
+    if _spared:
+        os.environ.pop(THREADS[0], None)
     if _waits and library is not None:
         library.openblas_set_num_threads(library.openblas_get_num_procs())
-    _waits = False
+    _waits = _spared = False
+
+
+def _is_chosen() -> bool:
+    return any(name in os.environ for name in THREADS)
 
 
 def is_slow() -> bool:

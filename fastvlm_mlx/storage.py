@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from . import backend as backends
 from . import safetensors, shards
 from .config import MODEL_TYPE, ModelConfig, QuantConfig
 from .errors import CheckpointError, OutputError, TokenizerError, listed, shown
@@ -92,10 +93,11 @@ def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) ->
 
     The sum of a tensor is a number unless a value is not, or unless it overflows: only then is every value looked at.
     """
-    sums = [stored.sum() if mx.issubdtype(stored.dtype, mx.floating) else mx.array(0.0) for _, stored, _ in cast]
-    mx.eval([stored for _, stored, _ in cast], sums)
-    for (name, stored, array), total in zip(cast, sums, strict=True):
-        if math.isfinite(float(total.item())) or mx.isfinite(stored).all().item():  # type: ignore[arg-type]
+    mx.eval([stored for _, stored, _ in cast])
+    floating = [tensor for tensor in cast if mx.issubdtype(tensor[1].dtype, mx.floating)]
+    totals = backends.totals([stored for _, stored, _ in floating], backends.current())
+    for (name, stored, array), total in zip(floating, totals, strict=True):
+        if math.isfinite(total) or mx.isfinite(stored).all().item():
             continue
         if mx.isfinite(array).all().item():
             kind = str(stored.dtype).removeprefix("mlx.core.")

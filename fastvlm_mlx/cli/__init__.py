@@ -11,16 +11,19 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from . import interrupts
+from .. import blas
+from . import frames, interrupts
 
 REPORT = "please report it with the command at the project's page (FASTVLM_TRACEBACK=1 shows where it happened)"
 LONGEST = 1000  # characters of a message
 
 
+@frames.with_room
 def main() -> NoReturn:
     """Entry point of `fastvlm-mlx` and `python -m fastvlm_mlx`."""
     try:
         interrupts.watch()
+        blas.spare_numpy()
         from . import streams
 
         streams.make_usable()

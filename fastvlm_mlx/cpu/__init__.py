@@ -14,6 +14,7 @@ from .memory import keep_memory, memory_bytes
 from .packed import keep_wide, widened
 from .products import FEW_ROWS, row_product
 from .softmax import attention
+from .views import total
 
 blas.start_threads()  # NumPy is imported by now
 
@@ -29,5 +30,6 @@ __all__ = [
     "memory_bytes",
     "row_product",
     "swiglu",
+    "total",
     "widened",
 ]
