@@ -55,10 +55,10 @@ def _run() -> int:
     """Run the command; returns its exit code, or raises what ended it."""
     import typer
 
-    from .app import app
+    from .app import build
 
     try:
-        code = app(standalone_mode=False, prog_name="fastvlm-mlx")
+        code = build(sys.argv[1:])(standalone_mode=False, prog_name="fastvlm-mlx")
     except typer.Abort:  # an interrupt, or the end of input where a question was asked
         return 130
     return code if isinstance(code, int) else 0

@@ -1,5 +1,6 @@
 """`fastvlm-mlx generate`: an answer about one or more pictures."""
 
+import gc
 import sys
 from typing import Annotated
 
@@ -60,6 +61,7 @@ def generate(
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
+    gc.disable()  # what is imported and loaded stays: the collector would look through it sixty times for nothing
     from ..config import check_dtype
     from ..errors import PromptError
     from ..generate import Options
@@ -84,6 +86,8 @@ def generate(
     vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
     request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
     vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
+    gc.freeze()
+    gc.enable()
     for chunk in vlm.answer(request, options):
         if not json:
             print(chunk.text, end="", flush=True)
