@@ -24,7 +24,7 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     tiles = -(-out_w // tile)
     span = (tile - 1) * stride + k
     width = (tiles * tile - 1) * stride + k
-    x = mx.pad(x, [(0, 0), (p, p), (p, max(0, width - W - p)), (0, 0)])
+    channels = x.transpose(3, 0, 1, 2)
 
     # Row t of the band is the kernel's row moved right by t * stride. Repeating the row with period span + stride and
     # reading it in lines of span elements does just that.
@@ -37,9 +37,12 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     for number, first in enumerate(range(0, out_h, step)):
         rows = min(step, out_h - first)
         with mx.stream(cores[number % len(cores)]):
-            planes = mx.contiguous(x[:, first * stride : (first + rows - 1) * stride + k].transpose(3, 0, 1, 2))
-            height, width = planes.shape[2:]
-            strides = (B * height * width, height * width, stride * width, tile * stride, width, 1)
+            top = first * stride - p
+            end = top + (rows - 1) * stride + k
+            edges = (max(0, -top), max(0, end - H)), (p, max(0, width - W - p))
+            planes = mx.pad(channels[:, :, max(0, top) : min(end, H)], [(0, 0), (0, 0), *edges])
+            height, line = planes.shape[2:]
+            strides = (B * height * line, height * line, stride * line, tile * stride, line, 1)
             windows = mx.as_strided(planes, (C, B, rows, tiles, k, span), strides).reshape(C, B * rows * tiles, k * span)
             strip = (windows @ band).reshape(C, B, rows, tiles * tile)[..., :out_w]
             strips.append(mx.contiguous(strip.transpose(1, 2, 3, 0)))
