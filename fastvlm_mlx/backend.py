@@ -40,12 +40,11 @@ def gelu(x: mx.array, backend: Backend) -> mx.array:
 
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) -> mx.array:
-    """fc2(gelu(fc1(x))): x (..., I) -> (..., O)."""
+    """fc2(gelu(fc1(x))): x (R, I) -> (R, O); with more axes each product would flatten them and shape them back."""
     if backend == "cpu" and x.dtype == mx.float32:
         return cpu.feed_forward(x, fc1, fc2)
-    rows = x.reshape(-1, x.shape[-1])  # once, or each product would flatten them and shape them back
-    y: mx.array = fc2(gelu(fc1(rows), backend))
-    return y.reshape(*x.shape[:-1], -1)
+    y: mx.array = fc2(gelu(fc1(x), backend))
+    return y
 
 
 def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
@@ -62,13 +61,14 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend) -> mx.array:
-    """x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend, turned: mx.array | None = None) -> mx.array:
+    """x (..., I), weight (O, I), bias (O,) or None -> (..., O); `turned` is weight.T where it is there already."""
     if backend == "cpu" and x.size <= cpu.FEW_ROWS * x.shape[-1]:
         y = cpu.row_product(x, weight, bias)
         if y is not None:
             return y
-    return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
+    turned = weight.T if turned is None else turned
+    return mx.addmm(bias, x, turned) if bias is not None else x @ turned
 
 
 class Packed(Protocol):

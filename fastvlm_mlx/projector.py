@@ -17,4 +17,5 @@ class Projector(nn.Module):
         self.linear_2 = Linear(out_width, out_width, backend=backend)
 
     def __call__(self, features: mx.array) -> mx.array:
-        return feed_forward(features, self.linear_1, self.linear_2, self.backend)
+        B, N, V = features.shape
+        return feed_forward(features.reshape(B * N, V), self.linear_1, self.linear_2, self.backend).reshape(B, N, -1)

@@ -7,6 +7,8 @@ Linear layers, and a convolution with r outputs per channel is r depthwise ones.
 B batch, H W grid, C channels, N = ceil(H/64) * ceil(W/64) image tokens.
 """
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -74,7 +76,7 @@ class Downsample(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """7x7 depthwise, then the two layers of an MLP at every pixel; (B, H, W, C) -> the same shape."""
+    """7x7 depthwise, then the two layers of an MLP at every pixel; (B, H, W, C) -> (B * H * W, C)."""
 
     def __init__(self, channels: int, ratio: int, backend: Backend):
         super().__init__()
@@ -84,7 +86,7 @@ class ConvFFN(nn.Module):
         self.fc2 = Linear(ratio * channels, channels, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return feed_forward(self.conv(x), self.fc1, self.fc2, self.backend)
+        return feed_forward(self.conv(x).reshape(-1, x.shape[-1]), self.fc1, self.fc2, self.backend)
 
 
 class RepMixerBlock(nn.Module):
@@ -97,11 +99,11 @@ class RepMixerBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.token_mixer(x)
-        return x + self.convffn(x)
+        return x + self.convffn(x).reshape(x.shape)
 
 
 class MHSA(nn.Module):
-    """Multi-headed self-attention over all pixels; (B, H, W, C) -> the same shape."""
+    """Multi-headed self-attention over all pixels of a picture; those of B pictures (B * H * W, C) -> the same shape."""
 
     def __init__(self, channels: int, backend: Backend):
         super().__init__()
@@ -109,15 +111,17 @@ class MHSA(nn.Module):
         self.qkv = Linear(channels, 3 * channels, bias=False, backend=backend)
         self.proj = Linear(channels, channels, backend=backend)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        B, H, W, C = x.shape
-        qkv = self.qkv(x.reshape(-1, C)).reshape(B, H * W, -1, HEAD_DIM).transpose(0, 2, 1, 3)
+    def __call__(self, x: mx.array, B: int) -> mx.array:
+        qkv = self.qkv(x).reshape(B, len(x) // B, -1, HEAD_DIM).transpose(0, 2, 1, 3)
         y = attention(qkv, self.backend)
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(-1, C)).reshape(B, H, W, C)
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class AttentionBlock(nn.Module):
-    """A block of stages 3-4: tokens are mixed by attention."""
+    """A block of stages 3-4: tokens are mixed by attention; the pixels (B * H * W, C) of a `grid` (B, H, W) -> the same shape.
+
+    From one block to the next they stay in this form, the one that matrix products want.
+    """
 
     def __init__(self, channels: int, ratio: int, eps: float, backend: Backend):
         super().__init__()
@@ -125,9 +129,9 @@ class AttentionBlock(nn.Module):
         self.token_mixer = MHSA(channels, backend)
         self.convffn = ConvFFN(channels, ratio, backend)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.token_mixer(self.norm(x))
-        return x + self.convffn(x)
+    def __call__(self, x: mx.array, grid: Sequence[int]) -> mx.array:
+        x = x + self.token_mixer(self.norm(x), grid[0])
+        return x + self.convffn(x.reshape(*grid, -1))
 
 
 class Stage(nn.Module):
@@ -140,7 +144,7 @@ class Stage(nn.Module):
             self.downsample = Downsample(config.widths[index - 1], channels, backend)
         if index in ATTENTION_STAGES:
             self.position = Depthwise(channels, 7, backend=backend)
-        self.blocks = [
+        self.blocks: list[nn.Module] = [
             AttentionBlock(channels, ratio, config.layer_norm_eps, backend)
             if index in ATTENTION_STAGES
             else RepMixerBlock(channels, ratio, backend)
@@ -150,11 +154,16 @@ class Stage(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         if "downsample" in self:
             x = self.downsample(x)
-        if "position" in self:
-            x = self.position(x)
+        if "position" not in self:
+            for block in self.blocks:
+                x = block(x)
+            return x
+        x = self.position(x)
+        *grid, C = x.shape
+        x = x.reshape(-1, C)
         for block in self.blocks:
-            x = block(x)
-        return x
+            x = block(x, grid)
+        return x.reshape(*grid, C)
 
 
 class ConvExp(nn.Module):
@@ -170,9 +179,9 @@ class ConvExp(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.groups(x)
-        gate = mx.mean(x, axis=(1, 2), keepdims=True)
+        gate = mx.mean(x, axis=(1, 2))
         gate = mx.sigmoid(self.expand(mx.maximum(self.reduce(gate), 0)))
-        return gelu(x * gate, self.backend)
+        return gelu(x * gate[:, None, None], self.backend)
 
 
 class FastViTHD(nn.Module):

@@ -30,12 +30,10 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
-    """fc2(gelu(fc1(x))) for x (..., I), some rows at a time."""
-    rows = x.reshape(-1, x.shape[-1])
-    step = max(ROWS, HIDDEN // fc1.weight.shape[0])
-    parts = [_feed_forward(rows[start : start + step], fc1, fc2) for start in range(0, len(rows), step)]
-    y = mx.concatenate(parts) if len(parts) > 1 else parts[0]
-    return y.reshape(*x.shape[:-1], -1)
+    """fc2(gelu(fc1(x))) for x (R, I), some rows at a time."""
+    step = max(ROWS, HIDDEN // len(fc1["weight"]))
+    parts = [_feed_forward(x[start : start + step], fc1, fc2) for start in range(0, len(x), step)]
+    return mx.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
 def _feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:

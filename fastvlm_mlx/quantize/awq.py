@@ -68,13 +68,8 @@ class Recorder(nn.Module):
     def __init__(self, layer: nn.Module):
         super().__init__()
         self._layer = layer
+        self.weight = layer["weight"]
         self.inputs: list[mx.array] = []
-
-    @property
-    def weight(self) -> mx.array:
-        """The layer's."""
-        weight: mx.array = self._layer.weight
-        return weight
 
     def __call__(self, x: mx.array) -> mx.array:
         self.inputs.append(x.reshape(-1, x.shape[-1]))
