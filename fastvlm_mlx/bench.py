@@ -178,7 +178,7 @@ def machine() -> Machine:
 
 
 def _cpu_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system gives it, but for the marks of its maker."""
     if sys.platform == "darwin":
         import subprocess
 
@@ -188,8 +188,9 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return " ".join(name.replace("(R)", "").replace("(TM)", "").split())
 
 
 def _blas_name() -> str:

@@ -36,3 +36,23 @@ def test_threads_start_after_the_imports() -> None:
 def test_the_environment_says_how_many(name: str) -> None:
     first, then, _, unchanged = loaded(**{name: "1"})
     assert (first, then, unchanged) == ("1", "1", "True")
+
+
+SPARING = """
+import os
+from fastvlm_mlx import blas
+blas.spare_numpy()
+before = len(os.listdir("/proc/self/task"))
+import numpy
+print(len(os.listdir("/proc/self/task")) - before)
+import fastvlm_mlx.vlm
+print(blas.library.openblas_get_num_threads(), blas.library.openblas_get_num_procs(), *[os.environ.get(name) for name in blas.THREADS])
+"""
+
+
+def test_numpy_starts_no_threads_in_a_command() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in blas.THREADS}
+    done = subprocess.run([sys.executable, "-c", SPARING], env=environment, capture_output=True, text=True, check=True)
+    started, threads, cores, *left = done.stdout.split()
+    assert (started, threads) == ("0", cores)
+    assert left == ["None"] * len(blas.THREADS)
