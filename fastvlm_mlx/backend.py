@@ -61,14 +61,14 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend, turned: mx.array | None = None) -> mx.array:
-    """x (..., I), weight (O, I), bias (O,) or None -> (..., O); `turned` is weight.T where it is there already."""
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend, transposed: mx.array | None = None) -> mx.array:
+    """x (..., I), weight (O, I), bias (O,) or None -> (..., O); `transposed` is weight.T where it is there already."""
     if backend == "cpu" and x.size <= cpu.FEW_ROWS * x.shape[-1]:
         y = cpu.row_product(x, weight, bias)
         if y is not None:
             return y
-    turned = weight.T if turned is None else turned
-    return mx.addmm(bias, x, turned) if bias is not None else x @ turned
+    transposed = weight.T if transposed is None else transposed
+    return mx.addmm(bias, x, transposed) if bias is not None else x @ transposed
 
 
 class Packed(Protocol):

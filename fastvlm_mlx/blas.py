@@ -48,9 +48,10 @@ def preload() -> None:
 
 
 def spare_numpy() -> None:
-    """In a process that is all ours: have NumPy's own OpenBLAS, which nothing here multiplies with, start without threads."""
+    """In a process that is all ours: have NumPy's own OpenBLAS, which only very slim pictures are resized with, start without
+    threads; `start_threads` takes the setting back."""
     global _spared
-    if not _is_chosen():
+    if not _is_chosen() and "numpy" not in sys.modules:
         os.environ[THREADS[0]] = "1"
         _spared = True
 

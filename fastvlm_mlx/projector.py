@@ -1,4 +1,4 @@
-"""The projector (LLaVA's mlp2x_gelu): image features (..., V) -> image embeddings (..., D), as wide as the decoder."""
+"""The projector (LLaVA's mlp2x_gelu): image features (B, N, C) -> image embeddings (B, N, D), as wide as the decoder."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,5 +17,5 @@ class Projector(nn.Module):
         self.linear_2 = Linear(out_width, out_width, backend=backend)
 
     def __call__(self, features: mx.array) -> mx.array:
-        B, N, V = features.shape
-        return feed_forward(features.reshape(B * N, V), self.linear_1, self.linear_2, self.backend).reshape(B, N, -1)
+        B, N, C = features.shape
+        return feed_forward(features.reshape(B * N, C), self.linear_1, self.linear_2, self.backend).reshape(B, N, -1)

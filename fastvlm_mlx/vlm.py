@@ -20,6 +20,7 @@ from .generate import Answer, Chunk, Engine, Options, Request
 from .image import Images, Pixels, Source, as_list, load_image, preprocess
 from .imagecache import ImageCache, digest
 from .imagefile import MAX_PIXELS
+from .linear import keep_transposed
 from .model import FastVLM
 from .prefix import Prefix
 from .prompt import Piece, Turn, render
@@ -125,6 +126,7 @@ class VLM:
         quantize.apply(model, self.config.quantization)
         with progress.bar("Loading", len(model.places())) as track:
             fill(model, replace(self._opened, weights=lambda: track(self._opened.weights())), kind, plan or {})
+        keep_transposed(model)
         if backend == "cpu":
             _warn_of_slow_blas(model)
             cpu.keep_wide(quantize.packed_layers(model).values(), cpu.memory_bytes())

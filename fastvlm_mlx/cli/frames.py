@@ -14,6 +14,6 @@ SLOTS = 1 << 13  # 64 KB of frame: its chunk has 128, and the other half is for 
 
 
 def with_room(function: Function) -> Function:
-    """The same function; everything it calls keeps its frames in one chunk."""
+    """The same function; the frames of what it calls, in its own thread, are in one chunk, up to half of it."""
     function.__code__ = function.__code__.replace(co_stacksize=SLOTS)
     return function

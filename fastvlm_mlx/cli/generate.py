@@ -61,7 +61,7 @@ def generate(
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
-    gc.disable()  # what is imported and loaded stays: the collector would look through it sixty times for nothing
+    gc.disable()  # what is imported stays: the collector would look through it sixty times for nothing
     from ..config import check_dtype
     from ..errors import PromptError
     from ..generate import Options
@@ -70,6 +70,8 @@ def generate(
     from ..quantize import check_bits
     from ..vlm import VLM
 
+    gc.freeze()  # and it need not be looked through later
+    gc.enable()
     bits = one_of_bits(bits, load_4bit, load_8bit)
     options = Options(max_tokens, temperature, top_p, seed)
     check_max_pixels(max_pixels)
@@ -86,8 +88,6 @@ def generate(
     vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
     request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
     vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
-    gc.freeze()
-    gc.enable()
     for chunk in vlm.answer(request, options):
         if not json:
             print(chunk.text, end="", flush=True)

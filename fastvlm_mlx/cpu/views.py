@@ -20,11 +20,3 @@ def own_memory_of(array: mx.array) -> npt.NDArray[Any]:
     memory = memory_of(array)
     assert memory.flags.c_contiguous and memory.flags.writeable  # or parts of it would be copies
     return memory
-
-
-def total(array: mx.array) -> float:
-    """The sum of all values, which MLX adds up one by one and NumPy, for the types it has, many at a time."""
-    if array.dtype == mx.bfloat16:
-        return float(array.sum().item())  # type: ignore[arg-type]
-    with np.errstate(over="ignore", invalid="ignore"):
-        return float(memory_of(array).sum())

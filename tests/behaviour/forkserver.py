@@ -123,6 +123,7 @@ def _serve() -> None:
     """Answer requests until stdin ends."""
     for name in ("fastvlm_mlx.cli.app", "fastvlm_mlx.convert", "fastvlm_mlx.vlm", *sys.argv[1:]):
         importlib.import_module(name)
+    importlib.import_module("fastvlm_mlx.cli.app").build()  # every command
     importlib.import_module("PIL.Image").init()
     replies = os.fdopen(os.dup(1), "wb")
     for line in sys.stdin.buffer:

@@ -1,6 +1,7 @@
 """The Python contract: answers, streams, seeds, several pictures, and limits."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -222,3 +223,12 @@ def test_the_commonest_mistakes(apple: Path, tmp_path: Path, small: VLM) -> None
     (apple / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with pytest.raises(CheckpointError, match="'llama'"):
         load(str(apple))
+
+
+@pytest.mark.parametrize("image", [RED, None], ids=["a picture", "no picture"])
+def test_the_first_answer_may_come_from_another_thread(apple: Path, image: np.ndarray | None) -> None:
+    """As in a server: nothing that loading left to be computed belongs to the thread that loaded."""
+    vlm, another = load(str(apple)), load(str(apple))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(vlm.generate, image, "What is it?", max_tokens=4).result()
+    assert answer.text == another.generate(image, "What is it?", max_tokens=4).text

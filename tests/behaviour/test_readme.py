@@ -14,7 +14,7 @@ from typing import Any
 import typer.main
 
 from benchmarks import compare
-from fastvlm_mlx.cli.app import app
+from fastvlm_mlx.cli.app import build
 from fastvlm_mlx.quantize import report
 from fastvlm_mlx.quantize.quality import Quality
 from training import evaluate
@@ -26,7 +26,7 @@ BLOCK = re.compile(r"(?s)(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)")
 
 def commands() -> dict[str, Any]:
     """The commands by name, as click describes them."""
-    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    return dict(typer.main.get_command(build()).commands)  # type: ignore[attr-defined]
 
 
 def option_table(command: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx import backend, blas, cpu
-from fastvlm_mlx.cpu import activations
+from fastvlm_mlx.cpu import activations, convolution
 from fastvlm_mlx.cpu import cores as cpu_cores
 from fastvlm_mlx.linear import Linear
 
@@ -30,6 +30,19 @@ def slow_depthwise(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 3, 5, 3), (1, 16, 16, 8), (1, 9, 40, 2), (1, 33, 17, 5), (3, 2, 64, 1)])
 def test_depthwise(shape: tuple[int, ...], kernel: int, stride: int) -> None:
+    check_depthwise(shape, kernel, stride)
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(1, 16, 16, 8), (2, 9, 40, 2), (1, 33, 17, 5), (1, 7, 1, 3), (1, 8, 2, 3)])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_depthwise_in_strips(shape: tuple[int, ...], kernel: int, stride: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "_rows", lambda *_: rows)
+    check_depthwise(shape, kernel, stride)
+
+
+def check_depthwise(shape: tuple[int, ...], kernel: int, stride: int) -> None:
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=shape), rng.normal(size=(shape[-1], kernel, kernel, 1))
     ours = cpu.depthwise(mx.array(x.astype(np.float32)), mx.array(weight.astype(np.float32)), stride)
@@ -138,3 +151,15 @@ def test_row_product(shape: tuple[int, ...], biased: bool, monkeypatch: pytest.M
     assert cpu.row_product(mx.array(x), mx.array(weight).astype(mx.bfloat16), None) is None
     turned = mx.array(weight).T  # its rows do not lie in order
     assert cpu.row_product(mx.array(np.ones(7, np.float32)), turned, None) is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["cpu", "metal"])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+def test_totals(dtype: mx.Dtype, name: backend.Backend) -> None:
+    arrays = [
+        mx.array([[1.5, -0.5], [2.0, 4.0]], dtype).T, mx.zeros((0,), dtype), mx.array(3, dtype),
+        mx.array([1.0, math.nan], dtype), mx.array([math.inf, -math.inf], dtype),
+    ]  # fmt: skip
+    *finite, nan, both = backend.totals(arrays, name)
+    assert finite == [7, 0, 3] and math.isnan(nan) and math.isnan(both)

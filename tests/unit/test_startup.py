@@ -58,6 +58,7 @@ def test_help_imports_only_what_parses(tmp_path: Path, command: str) -> None:
     out = tmp_path / "modules"
     found = imported(RUN.format(out=str(out), arguments=[command, "--help"]), out)
     assert not found & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK | FOR_A_MODEL)
+    assert {name for name in ("generate", "chat") if f"fastvlm_mlx.cli.{name}" in found} == {command}
 
 
 def test_a_local_model_answers_without_heavy_modules(tmp_path: Path, model: Path) -> None:

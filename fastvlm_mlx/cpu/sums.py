@@ -1,0 +1,14 @@
+"""The sum of an array, which MLX adds up one value at a time on one core, and NumPy many at a time."""
+
+import mlx.core as mx
+import numpy as np
+
+from .views import memory_of
+
+
+def total(array: mx.array) -> float:
+    """The sum of all values of an array of floating-point numbers, which may overflow its type."""
+    if array.dtype == mx.bfloat16:  # which NumPy does not have
+        return float(array.sum().item())  # type: ignore[arg-type]
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(memory_of(array).sum())
