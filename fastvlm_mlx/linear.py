@@ -13,7 +13,7 @@ class Linear(nn.Linear):
 
     The transposed view is made once (`keep_transposed`), not for every product: it would be a ninth of all that MLX is asked
     for per token. Whoever sets `weight`, or reads it and might change it in place, does away with the view, and each product
-    makes its own again. An array taken out another way (`parameters()`) has to be put back once it is changed.
+    makes its own again. An array taken out another way (`parameters()`, `layer["weight"]`) has to be put back once it is changed.
     """
 
     transposed: mx.array | None  # the view (I, O)
