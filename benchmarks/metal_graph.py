@@ -510,14 +510,15 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
             )
         found += [f"{name}: {copy}" for copy in graph.layout_copies]
         if name in MLX_VLM_KERNELS and resolution == 1024 and size == "0.5b":
-            ours, theirs = sum(graph.kernels.values()), MLX_VLM_KERNELS[name]
-            if name.startswith("tower") and 2 * ours > theirs:
-                found.append(f"{name}: {ours} kernels, more than half of mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
-            steps, their_steps = len(graph.steps), MLX_VLM_PRIMITIVES[name]
-            if name.startswith("tower") and 2 * steps > their_steps:
-                found.append(f"{name}: {steps} primitives, more than half of mlx-vlm {MLX_VLM_VERSION}'s {their_steps}")
-            if ours > theirs:
-                found.append(f"{name}: {ours} kernels, more than mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
+            kernels, primitives = sum(graph.kernels.values()), len(graph.steps)
+            for what, ours, theirs in (
+                ("kernels", kernels, MLX_VLM_KERNELS[name]),
+                ("primitives", primitives, MLX_VLM_PRIMITIVES[name]),
+            ):
+                if name.startswith("tower") and 2 * ours > theirs:
+                    found.append(f"{name}: {ours} {what}, more than half of mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
+                if ours > theirs:
+                    found.append(f"{name}: {ours} {what}, more than mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
     return found
 
 
