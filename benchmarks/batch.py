@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 import fastvlm_mlx
-from fastvlm_mlx import VLM, Answer, bench
-from fastvlm_mlx.image import Images
-from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx import VLM, Answer
+from fastvlm_mlx.diagnostics import bench
+from fastvlm_mlx.diagnostics.random_model import open_random
+from fastvlm_mlx.inputs.image import Images
 
 ROWS = (2, 4, 8, 16)
 WORDS = ["what", "colour", "is", "the", "thing", "on", "the", "left", "side", "of", "the", "picture", "and", "where", "others"]

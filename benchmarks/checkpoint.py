@@ -13,11 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from fastvlm_mlx import random_model
 from fastvlm_mlx.config import Dtype, ModelConfig, VisionConfig
 from fastvlm_mlx.convert import convert, published
 from fastvlm_mlx.convert.key_map import APPLE_TOWER
 from fastvlm_mlx.convert.tokenizer import WORDS
+from fastvlm_mlx.diagnostics import random_model
 
 TOKENIZER = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
 TEMPLATE = (

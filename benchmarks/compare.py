@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import charts, checkpoint
-from fastvlm_mlx import bench
+from fastvlm_mlx.diagnostics import bench
 
 HERE = Path(__file__).parent
 OPENBLAS = "libopenblas.so.0"

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from fastvlm_mlx import VLM, bench  # before mlx, so that OpenBLAS is in place
-from fastvlm_mlx.chat import Chat
-from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx import VLM
+from fastvlm_mlx.chat.conversation import Chat
+from fastvlm_mlx.diagnostics import bench  # before mlx, so that OpenBLAS is in place
+from fastvlm_mlx.diagnostics.random_model import open_random
 
 import mlx.core as mx  # isort: skip
 

@@ -418,9 +418,10 @@ SEEN = 300  # positions in the cache before the decode step that is recorded
 
 def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = None) -> dict[str, Graph]:
     """Ours on Metal in bfloat16: image to embeddings, prefill of those and a few words, and one more token."""
-    from fastvlm_mlx import backend, random_model
-    from fastvlm_mlx.linear import keep_transposed
-    from fastvlm_mlx.model import FastVLM
+    from fastvlm_mlx.backend import ops as backend
+    from fastvlm_mlx.backend.linear import keep_transposed
+    from fastvlm_mlx.diagnostics import random_model
+    from fastvlm_mlx.network.model import FastVLM
 
     recorder = Recorder()
     with recorder.installed(), patch.object(backend, "_fused_swiglu", recorder.swiglu):

@@ -11,10 +11,13 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from fastvlm_mlx import VLM, bench
-from fastvlm_mlx.quantize import RECIPES, Recipe, folder, quality, report
-from fastvlm_mlx.quantize.examples import Question, questions_for
-from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx import VLM
+from fastvlm_mlx.calibrate import pipeline as folder
+from fastvlm_mlx.calibrate import quality, report
+from fastvlm_mlx.calibrate.examples import Question, questions_for
+from fastvlm_mlx.diagnostics import bench
+from fastvlm_mlx.diagnostics.random_model import open_random
+from fastvlm_mlx.quantize import RECIPES, Recipe
 
 WITH_TOWER = replace(RECIPES["mixed"], name="mixed, image encoder too", tower=4)
 LOST = {"8bit": 0.005, "4bit": 0.03, "mixed": 0.015}  # accuracy that may be lost against the reference

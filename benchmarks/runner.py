@@ -38,7 +38,7 @@ class Ours:
 
     def run(self, image: str, prompt: str, tokens: int) -> Figures:
         """Answer once."""
-        from fastvlm_mlx.generate import Options
+        from fastvlm_mlx.decoding.generate import Options
 
         self.vlm.images.clear()  # a picture seen before would not be encoded again
         *_, last = self.vlm.answer(self.vlm.prepare(image, prompt), Options(tokens))
@@ -55,7 +55,7 @@ class Ours:
 
     def photo(self, image: str) -> object:
         """The tensor of a picture, whatever its size."""
-        from fastvlm_mlx.image import load_image, preprocess
+        from fastvlm_mlx.inputs.image import load_image, preprocess
 
         return preprocess(load_image(image), self.vlm.config.image)
 
@@ -273,7 +273,7 @@ def main() -> None:
     ready = time.time() - started  # from the start of the process: imports and weights
     greeting = {"start_seconds": ready, "versions": runtime.versions}
     if name == "ours":
-        from fastvlm_mlx import bench
+        from fastvlm_mlx.diagnostics import bench
 
         greeting["machine"] = asdict(bench.machine())
     print(json.dumps(greeting), file=replies, flush=True)

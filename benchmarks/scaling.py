@@ -17,10 +17,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastvlm_mlx import VLM, bench  # before mlx, so that OpenBLAS is in place
+from fastvlm_mlx import VLM
 from fastvlm_mlx.config import ATTENTION_STAGES, VisionConfig
-from fastvlm_mlx.random_model import open_random
-from fastvlm_mlx.vision import SE_RATIO
+from fastvlm_mlx.diagnostics import bench  # before mlx, so that OpenBLAS is in place
+from fastvlm_mlx.diagnostics.random_model import open_random
+from fastvlm_mlx.network.vision import SE_RATIO
 
 import mlx.core as mx  # isort: skip
 

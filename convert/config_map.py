@@ -11,8 +11,8 @@ from typing import Any
 
 from fastvlm_mlx.config import STRIDE, Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
 from fastvlm_mlx.errors import CheckpointError, OptionError, shown
-from fastvlm_mlx.jsonfile import read_table
-from fastvlm_mlx.licence import APPLE
+from fastvlm_mlx.files.jsonfile import read_table
+from fastvlm_mlx.hub.licence import APPLE
 
 TOWER = re.compile(r"mobileclip_l_(\d+)")
 ARCHITECTURE = "fastvit_mci3"  # timm's name of FastViTHD

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer as BPETokenizer
 from fastvlm_mlx import quantize
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, listed
-from fastvlm_mlx.licence import announce
-from fastvlm_mlx.model import FastVLM
-from fastvlm_mlx.prompt import SYSTEM
-from fastvlm_mlx.storage import OpenModel, check_finite, is_ours, new_folder, open_ours, save_weights
-from fastvlm_mlx.tokenizer import END_OF_TEXT
+from fastvlm_mlx.hub.licence import announce
+from fastvlm_mlx.inputs.prompt import SYSTEM
+from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
+from fastvlm_mlx.network.model import FastVLM
+from fastvlm_mlx.storage.open import OpenModel, check_finite, is_ours, new_folder, open_ours, save_weights
 
 from .card import licence_text, transformers_card
 from .config_map import ARCHITECTURE, check_fit

@@ -10,10 +10,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from fastvlm_mlx import files
 from fastvlm_mlx.errors import CheckpointError, listed
-from fastvlm_mlx.safetensors import MAX_DIMENSIONS, MAX_SIZE, Tensor
-from fastvlm_mlx.unzip import Bounded
+from fastvlm_mlx.files import regular as files
+from fastvlm_mlx.files.safetensors import MAX_DIMENSIONS, MAX_SIZE, Tensor
+from fastvlm_mlx.files.unzip import Bounded
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 OF_THE_TRAINING = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what Trainer leaves beside the weights

@@ -12,10 +12,10 @@ import mlx.core as mx
 from fastvlm_mlx import quantize
 from fastvlm_mlx.config import Dtype, Fit, ModelConfig, check_dtype
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OutputError, listed
-from fastvlm_mlx.licence import announce
-from fastvlm_mlx.model import FastVLM
-from fastvlm_mlx.storage import OpenModel, check_finite, check_words, is_ours, save
-from fastvlm_mlx.tokenizer import END_OF_TEXT, Tokenizer
+from fastvlm_mlx.hub.licence import announce
+from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT, Tokenizer
+from fastvlm_mlx.network.model import FastVLM
+from fastvlm_mlx.storage.open import OpenModel, check_finite, check_words, is_ours, save
 
 from . import packed, published
 from .card import licence_text, model_card

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastvlm_mlx.config import ATTENTION_STAGES, ModelConfig, TextConfig, VisionConfig
 from fastvlm_mlx.errors import CheckpointError, listed
-from fastvlm_mlx.vision import SE_RATIO
+from fastvlm_mlx.network.vision import SE_RATIO
 
 Shapes = dict[str, tuple[int, ...]]
 

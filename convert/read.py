@@ -11,10 +11,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from fastvlm_mlx import safetensors, shards
 from fastvlm_mlx.errors import CheckpointError
-from fastvlm_mlx.jsonfile import read_table
-from fastvlm_mlx.safetensors import Tensor
+from fastvlm_mlx.files import safetensors, shards
+from fastvlm_mlx.files.jsonfile import read_table
+from fastvlm_mlx.files.safetensors import Tensor
 
 from . import pickles
 

@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import CheckpointError, OptionError
-from fastvlm_mlx.storage import is_ours
+from fastvlm_mlx.storage.open import is_ours
 
 from . import packed
 from .config_map import from_llava, from_transformers

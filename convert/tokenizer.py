@@ -10,10 +10,10 @@ from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers.models import BPE
 
-from fastvlm_mlx import files
 from fastvlm_mlx.errors import CheckpointError, TokenizerError, shown
-from fastvlm_mlx.jsonfile import MAX_JSON, parse_table
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.files import regular as files
+from fastvlm_mlx.files.jsonfile import MAX_JSON, parse_table
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 # How Qwen2 cuts text before merging: English contractions, words with one leading mark, single digits, runs of other
 # signs with the line ends after them, line ends, and blanks. (transformers, models/qwen2/tokenization_qwen2.py)

@@ -10,21 +10,22 @@ Names are imported when first used, so that importing the package costs next to 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import blas
+from .backend import blas
+from .version import __version__
 
 blas.preload()
 
 if TYPE_CHECKING:
+    from .decoding.generate import Answer, Chunk, Stats
+    from .decoding.stream import Stream
     from .errors import FastVLMError
-    from .generate import Answer, Chunk, Stats
-    from .stream import Stream
     from .vlm import VLM, load
 
-__version__ = "0.1.0"
 __all__ = ["VLM", "Answer", "Chunk", "FastVLMError", "Stats", "Stream", "__version__", "load"]
 
 _HOMES = {
-    "VLM": "vlm", "load": "vlm", "Answer": "generate", "Chunk": "generate", "Stats": "generate", "Stream": "stream",
+    "VLM": "vlm", "load": "vlm", "Answer": "decoding.generate", "Chunk": "decoding.generate", "Stats": "decoding.generate",
+    "Stream": "decoding.stream",
     "FastVLMError": "errors",
 }  # fmt: skip
 

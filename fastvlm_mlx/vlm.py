@@ -11,25 +11,28 @@ from typing import TYPE_CHECKING, overload
 
 import mlx.core as mx
 
-from . import backend as backends
-from . import blas, cpu, hub, licence, progress, quantize
-from . import generate as generation
+from . import progress, quantize
+from .backend import blas, cpu
+from .backend import ops as backends
+from .backend.linear import keep_transposed
 from .config import STRIDE, Dtype, ModelConfig, check_dtype
+from .decoding import generate as generation
+from .decoding.generate import Answer, Chunk, Engine, Options, Request
+from .decoding.image_cache import ImageCache, digest
+from .decoding.prefix import Prefix
+from .decoding.stream import Stream
 from .errors import CheckpointError, FastVLMWarning, ImageError, OptionError, PromptError, shown
-from .generate import Answer, Chunk, Engine, Options, Request
-from .image import Images, Pixels, Source, as_list, load_image, preprocess
-from .imagecache import ImageCache, digest
-from .imagefile import MAX_PIXELS
-from .linear import keep_transposed
-from .model import FastVLM
-from .prefix import Prefix
-from .prompt import Piece, Turn, render
-from .storage import OpenModel, fill, is_ours, open_ours
-from .stream import Stream
+from .hub import find as hub
+from .hub import licence
+from .inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
+from .inputs.imagefile import MAX_PIXELS
+from .inputs.prompt import Piece, Turn, render
+from .network.model import FastVLM
+from .storage.open import OpenModel, fill, is_ours, open_ours
 
 if TYPE_CHECKING:
-    from .attention import AttentionMap
-    from .chat import Chat
+    from .chat.conversation import Chat
+    from .decoding.attention_map import AttentionMap
 
 PROMPT = "Describe the image."
 LARGE = 100_000_000  # parameters
@@ -206,7 +209,7 @@ class VLM:
 
     def chat(self, *, system: str | None = None) -> "Chat":
         """A conversation that keeps pictures and everything said, so that a follow-up costs its own tokens only."""
-        from .chat import Chat  # not on the way to a first answer
+        from .chat.conversation import Chat  # not on the way to a first answer
 
         return Chat(self, system=system)
 
@@ -276,7 +279,7 @@ class VLM:
         return self._answer_all(questions, Options(max_tokens, temperature, top_p, seed), system)
 
     def _answer_all(self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None) -> list[Answer]:
-        from .batch import answer_all
+        from .decoding.batch import answer_all
 
         requests = self.prepare_all(questions, system=system)
         with progress.bar("Answering", len(requests)) as track:
@@ -325,7 +328,7 @@ class VLM:
         `layers` are by default the second half of all, `heads` all of each. In a notebook it shows itself; `.picture()` is a
         PIL image. Raises ImageError, PromptError and OptionError.
         """
-        from .attention import attention_map
+        from .decoding.attention_map import attention_map
 
         if not isinstance(answer, Answer):
             raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import fastvlm_mlx  # first, so that OpenBLAS is in place before MLX
-from fastvlm_mlx import VLM, licence
+from fastvlm_mlx import VLM
+from fastvlm_mlx.hub import licence
 
 from . import checkpoint
 

@@ -11,8 +11,9 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-from .. import blas
-from . import frames, interrupts
+from ..backend import blas
+from . import frames
+from . import process as interrupts
 
 REPORT = "please report it with the command at the project's page (FASTVLM_TRACEBACK=1 shows where it happened)"
 LONGEST = 1000  # characters of a message

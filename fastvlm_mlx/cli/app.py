@@ -29,7 +29,7 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from fastvlm_mlx import __version__
+        from ..version import __version__
 
         print(__version__)
         raise typer.Exit

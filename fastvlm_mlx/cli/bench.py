@@ -55,10 +55,10 @@ def bench(
     """
     from json import dumps
 
-    from .. import bench as benches
+    from ..diagnostics import bench as benches
+    from ..diagnostics.random_model import open_random
     from ..errors import OptionError
-    from ..image import Source
-    from ..random_model import open_random
+    from ..inputs.image import Source
     from ..vlm import VLM
 
     if quality is None and (folder or chart):
@@ -99,11 +99,13 @@ def _compare(first: str, second: str, pictures: str | None, chart: str | None, y
     from dataclasses import asdict
     from pathlib import Path
 
-    from .. import bench as benches
+    from ..calibrate import pipeline as folder
+    from ..calibrate import quality as qualities
+    from ..calibrate import report
+    from ..calibrate.examples import questions_for
+    from ..diagnostics import bench as benches
     from ..errors import OptionError, OutputError
-    from ..quantize import RECIPES, folder, report
-    from ..quantize import quality as qualities
-    from ..quantize.examples import questions_for
+    from ..quantize import RECIPES
     from ..vlm import VLM
 
     models = {name: VLM.open(name, agree=agree_to_download(yes)) for name in (first, second) if name != "recipes"}

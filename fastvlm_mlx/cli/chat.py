@@ -28,7 +28,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..config import ModelConfig
-    from .plain import Plain
+    from .conversation.plain import Plain
 
 BILLION = 1_000_000_000
 SMALL = 100_000_000  # weights of a decoder that there is nothing to gain from quantising
@@ -66,16 +66,16 @@ def chat(
 
     Example: fastvlm-mlx chat --model tiny --image examples/shapes.png
     """
-    from ..backend import current
+    from ..backend.ops import current
+    from ..chat.transcript import Picture, Transcript
     from ..config import check_dtype
-    from ..generate import Options
-    from ..image import load_image
-    from ..imagefile import check_max_pixels
-    from ..prompt import Turn
+    from ..decoding.generate import Options
+    from ..inputs.image import load_image
+    from ..inputs.imagefile import check_max_pixels
+    from ..inputs.prompt import Turn
     from ..quantize import check_bits
-    from ..transcript import Picture, Transcript
     from ..vlm import VLM
-    from .session import Session
+    from .conversation.session import Session
 
     bits = one_of_bits(bits, load_4bit, load_8bit)
     options = Options(max_tokens, temperature, top_p, seed)
@@ -117,11 +117,11 @@ def usual_bits(config: "ModelConfig", backend: str) -> int:
 
 def _front(plain: bool) -> "Plain":
     """What this process can talk through."""
-    from .plain import Plain
+    from .conversation.plain import Plain
 
     typing = sys.stdin is not None and sys.stdin.isatty()
     if not typing or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
         return Plain(typing=typing)
-    from .terminal import Terminal
+    from .conversation.terminal import Terminal
 
     return Terminal(markdown=not plain)

@@ -59,8 +59,8 @@ def convert(
     from ..convert import check_fit, check_layout, to_transformers
     from ..convert import convert as to_mlx
     from ..errors import OptionError, shown
-    from ..hub import HUB_NAME, find, find_tokenizer
-    from ..publish import check, publish
+    from ..hub.find import HUB_NAME, find, find_tokenizer
+    from ..hub.publish import check, publish
 
     if to not in ("mlx", "transformers"):
         raise OptionError(f"--to is {shown(to)}, expected 'mlx' or 'transformers'.")

@@ -63,10 +63,10 @@ def generate(
     """
     gc.disable()  # what is imported stays: the collector would look through it sixty times for nothing
     from ..config import check_dtype
+    from ..decoding.generate import Options
     from ..errors import PromptError
-    from ..generate import Options
-    from ..image import load_image
-    from ..imagefile import check_max_pixels
+    from ..inputs.image import load_image
+    from ..inputs.imagefile import check_max_pixels
     from ..quantize import check_bits
     from ..vlm import VLM
 

@@ -34,14 +34,14 @@ def info(
 
     Example: fastvlm-mlx info fastvlm-0.5b
     """
+    from ..diagnostics.info import describe, machine
     from ..errors import OptionError
-    from ..info import describe, machine
 
     if estimate:
         from dataclasses import asdict
         from json import dumps
 
-        from ..quantize import estimates
+        from ..calibrate import estimates
 
         if model is None or verify:
             raise OptionError("--estimate takes a model or a size and no --verify, as in 'fastvlm-mlx info 7b --estimate'.")
@@ -54,7 +54,7 @@ def info(
         here = machine()
         _print(here.lines(), here.to_dict() if json else None)
         return
-    from ..digests import verify as compare
+    from ..files.digests import verify as compare
 
     found = describe(model, tokenizer=tokenizer_path, resolution=resolution)
     lines, table = found.lines(), found.to_dict()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError
-from ..hub import Agree
+from ..hub.find import Agree
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
 

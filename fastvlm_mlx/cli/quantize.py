@@ -14,7 +14,7 @@ from .options import Out, TokenizerPath, Yes, agree_to_download
 if TYPE_CHECKING:
     from ..config import Dtype
     from ..quantize import Recipe
-    from ..storage import OpenModel
+    from ..storage.open import OpenModel
 
 RecipeName = Annotated[
     str | None,
@@ -63,7 +63,7 @@ def quantize(
 
     Example: fastvlm-mlx quantize fastvlm-0.5b --out fastvlm-0.5b-4bit --recipe mixed --pictures photos --report
     """
-    from ..hub import find, find_tokenizer
+    from ..hub.find import find, find_tokenizer
     from ..quantize import choose
 
     smaller = choose(recipe, bits=bits, mode=mode, group_size=group_size, target_bits=target_bits, tower=tower)
@@ -89,7 +89,7 @@ def chosen(recipe: str | None, bits: int | None, mode: str | None, group_size: i
 
 def open_source(name: str, folder: Path, tokenizer: Path | None, **how: Any) -> "OpenModel":
     """The model in `folder`, called as it was asked for: its Hub name, "tiny", or its folder's name; `how` see `open_foreign`."""
-    from ..hub import BUILT_IN, HUB_NAME
+    from ..hub.find import BUILT_IN, HUB_NAME
     from ..vlm import open_folder
 
     known = name == BUILT_IN or (HUB_NAME.fullmatch(name) and folder != Path(name))
@@ -123,9 +123,9 @@ def run(
     force: bool = False,
 ) -> None:
     """Quantise with a progress bar, and say what was done and what was left alone."""
-    from ..quantize import folder as folders
-    from ..quantize.examples import questions_for
-    from ..quantize.report import table
+    from ..calibrate import pipeline as folders
+    from ..calibrate.examples import questions_for
+    from ..calibrate.report import table
 
     needed = report or recipe.target_bits is not None
     questions = questions_for(opened.name, Path(pictures) if pictures else None) if needed else []

@@ -5,7 +5,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backend import Backend, quantized_linear
+from ..backend.ops import Backend, quantized_linear
 from ..config import QuantConfig
 from ..errors import CheckpointError, shown
 from .recipes import BITS, GROUP_SIZES, MODES, Plan

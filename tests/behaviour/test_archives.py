@@ -19,8 +19,10 @@ from pathlib import Path
 import pytest
 
 import fastvlm_mlx
-from fastvlm_mlx import archive, caches, digests, hub, transfer
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, HubError, OptionError
+from fastvlm_mlx.files import digests
+from fastvlm_mlx.hub import archive, caches, transfer
+from fastvlm_mlx.hub import find as hub
 
 from .archives import NAME, Behaviour, Handler, drops, honest, raw, replies, serving, zipped
 from .conftest import Run

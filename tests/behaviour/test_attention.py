@@ -14,9 +14,9 @@ import pytest
 
 import fastvlm_mlx
 from fastvlm_mlx import VLM
-from fastvlm_mlx.attention import RAMP, _weights
+from fastvlm_mlx.decoding.attention_map import RAMP, _weights
 from fastvlm_mlx.errors import ImageError, OptionError, PromptError
-from fastvlm_mlx.prompt import ImageSlot
+from fastvlm_mlx.inputs.prompt import ImageSlot
 from training.world import Options, Scene, Shape, draw
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(2)]
@@ -85,7 +85,7 @@ def test_layers_and_heads_are_averaged(small: VLM) -> None:
 
 
 def test_the_colours_say_how_much(small: VLM) -> None:
-    from fastvlm_mlx.attention import AttentionMap
+    from fastvlm_mlx.decoding.attention_map import AttentionMap
 
     pixels = np.zeros((128, 128, 3), np.uint8)
     shares = np.array([[0.7, 0.1], [0.1, 0.1]], np.float32)

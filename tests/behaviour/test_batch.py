@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 import fastvlm_mlx
-from fastvlm_mlx import VLM, batch
-from fastvlm_mlx.cache import BatchCache, KVCache
+from fastvlm_mlx import VLM
+from fastvlm_mlx.decoding import batch
 from fastvlm_mlx.errors import ImageError, OptionError, PromptError
+from fastvlm_mlx.network.kv_cache import BatchCache, KVCache
 
 from .. import checkpoint
 
@@ -62,7 +63,7 @@ def test_a_batch_answers_as_one_by_one(model: VLM, seed: int, monkeypatch: pytes
 
 def test_rows_of_any_length_attend_as_alone() -> None:
     """Three steps of a batch of caches against each row's own, through attention, with rows leaving in between."""
-    from fastvlm_mlx.random_model import open_random
+    from fastvlm_mlx.diagnostics.random_model import open_random
 
     vlm = VLM(open_random("small", layers=1))
     vlm.load_weights()

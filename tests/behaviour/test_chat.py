@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import VLM, FastVLMError, generate, load
-from fastvlm_mlx.chat import Chat
+from fastvlm_mlx import VLM, FastVLMError, load
+from fastvlm_mlx.chat.conversation import Chat
+from fastvlm_mlx.chat.transcript import LeftOut, pictures_in
+from fastvlm_mlx.decoding import generate
+from fastvlm_mlx.decoding.generate import Options, Request
+from fastvlm_mlx.decoding.image_cache import ImageCache
 from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OutputError, PromptError
-from fastvlm_mlx.generate import Options, Request
-from fastvlm_mlx.imagecache import ImageCache
-from fastvlm_mlx.prompt import Turn
-from fastvlm_mlx.transcript import LeftOut, pictures_in
+from fastvlm_mlx.inputs.prompt import Turn
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(4)]
 WORDS = ["What is it?", "And now?", "图里有什么？", "Describe\nthe image.", "Which colour?", ""]
@@ -91,7 +92,7 @@ def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) ->
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted as it is closed
 def test_interrupted_anywhere_the_conversation_stays_true_to_its_caches(small: VLM) -> None:
     """An interrupt as any function of the package is entered or left; then another question gets the answer it gets anyway."""
-    package = str(Path(generate.__file__).parent)
+    package = str(Path(generate.__file__).parents[1])
     rng = random.Random(0)
     events = moment = 0
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageGrab
 
 from fastvlm_mlx import VLM
-from fastvlm_mlx.cli import clipboard
 from fastvlm_mlx.cli.chat import usual_bits
-from fastvlm_mlx.cli.typed import COMMANDS
+from fastvlm_mlx.cli.conversation import clipboard
+from fastvlm_mlx.cli.conversation.typed import COMMANDS
 from fastvlm_mlx.config import ModelConfig, QuantConfig
+from fastvlm_mlx.diagnostics.random_model import SIZES
 from fastvlm_mlx.errors import FastVLMError, ImageError
-from fastvlm_mlx.random_model import SIZES
 
 from .conftest import Run
 from .forkserver import Result

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fastvlm_mlx import VLM, load, quantize
+from fastvlm_mlx.decoding.generate import Options
 from fastvlm_mlx.errors import CheckpointError, HubError, ImageError, OptionError, PromptError
-from fastvlm_mlx.generate import Options
-from fastvlm_mlx.prompt import ImageSlot
+from fastvlm_mlx.inputs.prompt import ImageSlot
 from fastvlm_mlx.quantize import rounding
 
 from .. import checkpoint

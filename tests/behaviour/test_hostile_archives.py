@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx import unzip
 from fastvlm_mlx.errors import CheckpointError
+from fastvlm_mlx.files import unzip
 
 from .archives import NAME, zipped
 from .conftest import Run

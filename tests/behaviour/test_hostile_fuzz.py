@@ -20,17 +20,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastvlm_mlx import safetensors, shards
 from fastvlm_mlx.config import ImageConfig, ModelConfig, QuantConfig
 from fastvlm_mlx.convert import open_foreign, packed, pickles
 from fastvlm_mlx.convert.config_map import from_llava, from_transformers
 from fastvlm_mlx.convert.key_map import APPLE_TOWER, LAYOUTS, MLX_VLM_TOWER, TIMM_TOWER, match, recognise
 from fastvlm_mlx.convert.tokenizer import read_tokenizer
 from fastvlm_mlx.errors import FastVLMError
-from fastvlm_mlx.image import load_image, preprocess
-from fastvlm_mlx.jsonfile import parse_table
-from fastvlm_mlx.storage import open_ours
-from fastvlm_mlx.tokenizer import Tokenizer
+from fastvlm_mlx.files import safetensors, shards
+from fastvlm_mlx.files.jsonfile import parse_table
+from fastvlm_mlx.inputs.image import load_image, preprocess
+from fastvlm_mlx.inputs.tokenizer import Tokenizer
+from fastvlm_mlx.storage.open import open_ours
 
 from . import pictures
 from .test_hostile_folders import _ours  # noqa: F401  (a fixture)

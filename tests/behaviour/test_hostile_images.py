@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 
 from fastvlm_mlx.config import ImageConfig
 from fastvlm_mlx.errors import FastVLMWarning, ImageError, OptionError
-from fastvlm_mlx.image import load_image, preprocess
+from fastvlm_mlx.inputs.image import load_image, preprocess
 
 from . import pictures
 from .conftest import Run

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx import VLM
+from fastvlm_mlx.decoding.generate import Options
 from fastvlm_mlx.errors import OptionError, PromptError
-from fastvlm_mlx.generate import Options
 
 from .conftest import Run
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx import hub
 from fastvlm_mlx.errors import FastVLMWarning, HubError, ImageError
+from fastvlm_mlx.hub import find as hub
 
 NAME, COMMIT = "someone/FastVLM-small", "a" * 40
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx import caches, digests, info, random_model
 from fastvlm_mlx.convert import convert
+from fastvlm_mlx.diagnostics import info, random_model
+from fastvlm_mlx.diagnostics.memory import PARTS
 from fastvlm_mlx.errors import CheckpointError
-from fastvlm_mlx.memory import PARTS
+from fastvlm_mlx.files import digests
+from fastvlm_mlx.hub import caches
 
 from .conftest import Run
 
@@ -74,7 +76,7 @@ def test_a_source_without_the_agreement_is_pointed_to_it(run: Run, model: Path) 
 )
 def test_verdicts(gigabytes: int, verdict: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """7B, in float32 on a CPU."""
-    monkeypatch.setattr("fastvlm_mlx.backend.current", lambda: "cpu")
+    monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "cpu")
     config = random_model.config("7b")
     found = info.ModelInfo("7b", tmp_path, config, 1, info._estimate(config), gigabytes * 10**9)
     assert re.search(verdict, found.verdict), found.verdict

@@ -22,8 +22,9 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from fastvlm_mlx import VLM, notebook, progress
-from fastvlm_mlx.generate import Answer, Chunk
+from fastvlm_mlx import VLM, progress
+from fastvlm_mlx.decoding import notebook
+from fastvlm_mlx.decoding.generate import Answer, Chunk
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"

@@ -14,9 +14,9 @@ from typing import Any
 import typer.main
 
 from benchmarks import compare
+from fastvlm_mlx.calibrate import report
+from fastvlm_mlx.calibrate.quality import Quality
 from fastvlm_mlx.cli.app import build
-from fastvlm_mlx.quantize import report
-from fastvlm_mlx.quantize.quality import Quality
 from training import evaluate
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from fastvlm_mlx import publish
 from fastvlm_mlx.cli.convert import convert as command
 from fastvlm_mlx.errors import HubError, OptionError
+from fastvlm_mlx.hub import publish
 
 from .archives import Server
 from .conftest import Run

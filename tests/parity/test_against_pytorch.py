@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from fastvlm_mlx import load
-from fastvlm_mlx.backend import Backend
+from fastvlm_mlx.backend.ops import Backend
 from fastvlm_mlx.convert import convert, open_foreign
-from fastvlm_mlx.generate import Options, _decode
-from fastvlm_mlx.model import LEVELS, FastVLM
-from fastvlm_mlx.prompt import ImageSlot
-from fastvlm_mlx.storage import fill
+from fastvlm_mlx.decoding.generate import Options, _decode
+from fastvlm_mlx.inputs.prompt import ImageSlot
+from fastvlm_mlx.network.model import LEVELS, FastVLM
+from fastvlm_mlx.storage.open import fill
 from fastvlm_mlx.vlm import VLM
 
 from . import original
@@ -129,7 +129,7 @@ def test_prefill_in_chunks_equals_one_pass(pair: tuple[torch.nn.Module, VLM], mo
     ids = np.random.default_rng(2).integers(0, 500, 200).tolist()
     whole = model.prefill(model.embed([ids], {}), model.text.make_cache())
     for chunk in (1, 64, 100, 199, 200):
-        monkeypatch.setattr("fastvlm_mlx.model.PREFILL_CHUNK", chunk)
+        monkeypatch.setattr("fastvlm_mlx.network.model.PREFILL_CHUNK", chunk)
         cache = model.text.make_cache()
         parts = model.prefill(model.embed([ids], {}), cache)
         assert [layer.length for layer in cache] == [200] * len(cache)

@@ -13,7 +13,7 @@ from timm.utils.model import reparameterize_model
 
 from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert, to_transformers
-from fastvlm_mlx.prompt import ImageSlot
+from fastvlm_mlx.inputs.prompt import ImageSlot
 
 from . import original
 from .test_against_pytorch import TIGHT, difference, features_from, features_of, pixels, prompt_embeddings, to_torch

@@ -6,8 +6,8 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from fastvlm_mlx.config import ImageConfig
-from fastvlm_mlx.image import load_image, preprocess
-from fastvlm_mlx.model import LEVELS
+from fastvlm_mlx.inputs.image import load_image, preprocess
+from fastvlm_mlx.network.model import LEVELS
 
 SIZES = {
     "square": (300, 300), "wide": (500, 200), "tall": (200, 500), "odd": (301, 200), "odder": (200, 333), "one off": (256, 255),

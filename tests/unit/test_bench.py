@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import charts, checkpoint, compare, scaling
-from fastvlm_mlx import bench, random_model
 from fastvlm_mlx.config import VisionConfig
+from fastvlm_mlx.diagnostics import bench, random_model
 from fastvlm_mlx.errors import OptionError
 from fastvlm_mlx.vlm import VLM
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fastvlm_mlx import blas
+from fastvlm_mlx.backend import blas
 
 pytestmark = pytest.mark.skipif(blas.library is None, reason="OpenBLAS is not installed")
 

@@ -9,9 +9,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, load, storage
+from fastvlm_mlx import VLM, load
 from fastvlm_mlx.convert import convert
 from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError
+from fastvlm_mlx.storage import open as storage
 
 from .. import checkpoint
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx import caches, licence, load
+from fastvlm_mlx import load
 from fastvlm_mlx.config import QuantConfig, SourceConfig
 from fastvlm_mlx.convert import convert
 from fastvlm_mlx.convert.card import licence_text, model_card
+from fastvlm_mlx.diagnostics.random_model import config as random_config
 from fastvlm_mlx.errors import FastVLMWarning, HubError
-from fastvlm_mlx.random_model import config as random_config
+from fastvlm_mlx.hub import caches, licence
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from fastvlm_mlx.backend import Backend
-from fastvlm_mlx.linear import Linear, keep_transposed
+from fastvlm_mlx.backend.linear import Linear, keep_transposed
+from fastvlm_mlx.backend.ops import Backend
 
 
 @pytest.mark.parametrize("backend", ["cpu", "metal"])

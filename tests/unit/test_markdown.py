@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.markdown import Markdown
 
-from fastvlm_mlx.cli.markdown import MarkdownWriter, block_end
+from fastvlm_mlx.cli.conversation.markdown import MarkdownWriter, block_end
 
 TEXT = """# A title
 

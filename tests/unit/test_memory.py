@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from fastvlm_mlx import VLM, backend, memory, quantize, random_model
+from fastvlm_mlx import VLM, quantize
+from fastvlm_mlx.backend import ops as backend
 from fastvlm_mlx.config import QuantConfig
-from fastvlm_mlx.model import FastVLM
+from fastvlm_mlx.diagnostics import memory, random_model
+from fastvlm_mlx.network.model import FastVLM
 
 # The estimate of everything, against MLX's own peak. Both ends were seen: MLX runs ahead by a few operations, more or less.
 LEAST, MOST = 0.9, 1.25

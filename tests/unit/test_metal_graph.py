@@ -14,8 +14,8 @@ import pytest
 from benchmarks import metal_graph
 from benchmarks.metal_graph import Graph, Layout, in_order
 from fastvlm_mlx.config import ImageConfig
-from fastvlm_mlx.generate import Options
-from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx.decoding.generate import Options
+from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.vlm import VLM
 
 
@@ -108,7 +108,7 @@ def test_the_host_waits_once_between_picture_and_first_token(events: list[str], 
 
     The model is the one Metal would get, run by MLX's general CPU operations.
     """
-    monkeypatch.setattr("fastvlm_mlx.backend.current", lambda: "metal")
+    monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
     vlm = VLM(open_random("small"))
     vlm.config = replace(vlm.config, image=ImageConfig(size=448))
     vlm.load_weights()

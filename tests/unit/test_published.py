@@ -8,8 +8,8 @@ import pytest
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.convert import published
 from fastvlm_mlx.convert.key_map import match, recognise, source_name
+from fastvlm_mlx.diagnostics.random_model import config as published_config
 from fastvlm_mlx.errors import CheckpointError
-from fastvlm_mlx.random_model import config as published_config
 
 TOWER = "model.vision_tower.vision_tower.model."
 Shapes = dict[str, tuple[int, ...]]

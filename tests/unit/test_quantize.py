@@ -12,11 +12,16 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, cpu, load, quantize, storage
+from fastvlm_mlx import VLM, load, quantize
+from fastvlm_mlx.backend import cpu
+from fastvlm_mlx.backend.cpu import packed as packed_matrices
+from fastvlm_mlx.calibrate import awq, chain, examples, quality, report, sensitivity
+from fastvlm_mlx.calibrate import pipeline as folder
+from fastvlm_mlx.calibrate import search as calibrate
 from fastvlm_mlx.config import QuantConfig
-from fastvlm_mlx.cpu import packed as packed_matrices
 from fastvlm_mlx.errors import CheckpointError, ImageError, OptionError, OutputError, PromptError
-from fastvlm_mlx.quantize import awq, calibrate, chain, examples, folder, layers, quality, report, rounding, sensitivity
+from fastvlm_mlx.quantize import layers, rounding
+from fastvlm_mlx.storage import open as storage
 from fastvlm_mlx.vlm import open_folder
 
 from .. import checkpoint

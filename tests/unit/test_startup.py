@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx import storage
-from fastvlm_mlx.random_model import open_random
+from fastvlm_mlx.diagnostics.random_model import open_random
+from fastvlm_mlx.storage import open as storage
 
 # Each takes between a tenth of a second and several seconds to import.
 HEAVY = {
@@ -20,7 +20,8 @@ HEAVY = {
 }  # fmt: skip
 FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
 FOR_OTHER_WORK = {
-    "fastvlm_mlx.attention", "fastvlm_mlx.batch", "fastvlm_mlx.bench", "fastvlm_mlx.convert", "fastvlm_mlx.random_model", "IPython",
+    "fastvlm_mlx.decoding.attention_map", "fastvlm_mlx.decoding.batch", "fastvlm_mlx.diagnostics.bench", "fastvlm_mlx.convert",
+    "fastvlm_mlx.diagnostics.random_model", "IPython",
 }  # fmt: skip
 FOR_A_MODEL = {"mlx", "numpy", "PIL", "tokenizers"}
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fastvlm_mlx.cli.typed import COMMANDS, parse
+from fastvlm_mlx.cli.conversation.typed import COMMANDS, parse
 from fastvlm_mlx.errors import PromptError
 
 NAMES = ["a.png", "b.JPG", "My Photo (1).jpg", "it's.png", "日 本.webp", "noend", "notes.txt"]

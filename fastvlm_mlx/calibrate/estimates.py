@@ -1,0 +1,79 @@
+"""What every recipe makes of a model, worked out from its shapes: bytes in a folder, and in memory while it answers."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..backend.ops import Backend
+from ..config import ModelConfig
+from ..diagnostics import memory, random_model
+from ..errors import HubError, OptionError
+from ..network.model import FastVLM
+from ..quantize.recipes import RECIPES, Recipe, plan
+from ..vlm import VLM
+
+GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and keeps wide copies (cpu.py)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes: of the weights in a folder, then in a GPU's memory: weights, cache of `context` positions, activations, and all."""
+
+    recipe: str
+    stored: int
+    weights: int
+    cache: int
+    activations: int
+    total: int
+    context: int
+
+
+def of(model: str, *, tokenizer: str | None = None, resolution: int | None = None) -> list[Estimate]:
+    """One estimate as the model is and one per recipe; `model` is a published size (see `random_model`), or one on this machine.
+
+    Raises HubError where it is neither, and OptionError where it is quantised already.
+    """
+    if model in random_model.SIZES and not os.path.isdir(model):  # noqa: PTH112
+        config = random_model.config(model)
+        if resolution is not None:
+            config = replace(config, image=replace(config.image, size=resolution))
+    else:
+        try:
+            config = VLM.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
+        except HubError as error:
+            sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
+            raise HubError(f"{error} Published sizes are {sizes}.") from error
+    if config.quantization:
+        raise OptionError(f"{model} is quantised already; name the model it was made from.")
+    return [_estimate(config, config.dtype), *(_estimate(config, name, recipe) for name, recipe in RECIPES.items())]
+
+
+def _estimate(config: ModelConfig, name: str, recipe: Recipe | None = None) -> Estimate:
+    """`mixed` takes its target, whichever way it is spent, and that is what four bits in groups of 64 take: those are counted."""
+    if recipe is not None:
+        same = recipe if recipe.target_bits is None else replace(recipe, target_bits=None, careful=recipe.bits)
+        config = replace(config, quantization=plan(FastVLM(config, "cpu"), same)[0])
+    held = memory.estimate(config, backend=GPU)
+    stored, weights = sum(memory.weight_bytes(config).values()), sum(held.weights.values())
+    return Estimate(name, stored, weights, held.cache, held.activations, held.total, held.context)
+
+
+COLUMNS = ("recipe", "folder", "of it", "weights", "cache", "activations", "in use")
+
+
+def table(estimates: Sequence[Estimate]) -> str:
+    """One line per recipe, for people."""
+    whole = estimates[0].stored
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    for each in estimates:
+        sizes = (each.weights, each.cache, each.activations, each.total)
+        rows.append((each.recipe, _gb(each.stored), f"{100 * each.stored / whole:.0f} %", *map(_gb, sizes)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    return "\n".join(
+        [*lines, f"One picture and {estimates[0].context} positions, on a GPU; weights are exact, activations estimated."]
+    )
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.3f} GB"

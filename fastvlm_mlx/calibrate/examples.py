@@ -1,0 +1,135 @@
+"""Pictures, questions and, where they are known, right answers: what a model is calibrated on and measured with.
+
+Enters: a folder of pictures, with a questions.jsonl that has one {"image", "question", "answer"} a line, or without one. Leaves:
+questions ready for the network, each followed by the answer the model itself gives.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..decoding.generate import Options, Request, finish
+from ..errors import CheckpointError, ImageError, OptionError, PromptError, shown
+from ..files import regular as files
+from ..files.jsonfile import parse_table
+from ..hub import find as hub
+from ..inputs.image import Pixels, Source
+from ..inputs.prompt import Piece, Turn
+from ..vlm import PROMPT, VLM
+
+QUESTIONS = "questions.jsonl"
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
+MAX_BYTES = 20_000_000  # of questions.jsonl
+MAX_ANSWER = 64  # tokens
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture, and its right answer where one is known."""
+
+    image: Source
+    text: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question ready for the network: its picture's number, the prompt, the ids of the model's own greedy answer, its text."""
+
+    picture: int
+    pieces: list[Piece]
+    ids: tuple[int, ...]
+    text: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Questions about pictures, whose prepared pixels (S, S, 3) are kept once each."""
+
+    pixels: list[Pixels]
+    items: list[Example]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(item.ids) for item in self.items)
+
+    def fingerprint(self) -> str:
+        """What identifies them: every pixel, every prompt, every answer."""
+        digest = hashlib.blake2b(digest_size=16)
+        for pixels in self.pixels:
+            digest.update(repr(pixels.shape).encode() + pixels.tobytes())
+        digest.update(repr([(item.picture, item.pieces, item.ids) for item in self.items]).encode())
+        return digest.hexdigest()
+
+
+def read_questions(folder: Path) -> list[Question]:
+    """The questions of a folder; without a questions.jsonl, each picture is to be described. Raises ImageError, PromptError."""
+    if not folder.is_dir():
+        raise ImageError(f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}.")
+    listing = folder / QUESTIONS
+    if listing.exists():
+        try:
+            lines = files.read(listing, MAX_BYTES).splitlines()
+        except OSError as error:
+            raise PromptError(f"{listing}: cannot be read ({error.strerror}); check the file.") from error
+        questions = [_question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
+    else:
+        pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        questions = [Question(path, PROMPT) for path in pictures]
+    if not questions:
+        raise ImageError(f"{folder}: no pictures and no {QUESTIONS} in it; name a folder of pictures.")
+    return questions
+
+
+def _question(folder: Path, line: bytes, where: str) -> Question:
+    try:
+        entry = parse_table(line, where)
+    except CheckpointError as error:
+        raise PromptError(str(error)) from error
+    image, text, answer = entry.get("image"), entry.get("question", PROMPT), entry.get("answer")
+    right = isinstance(image, str) and isinstance(text, str) and (answer is None or isinstance(answer, str))
+    if not right or Path(str(image)).name != image:
+        raise PromptError(
+            f"{where}: expected an image (the name of a file in the folder), a question and perhaps an answer, each a text; "
+            "mend the line."
+        )
+    return Question(folder / image, text, answer)
+
+
+def questions_for(name: str, folder: Path | None) -> list[Question]:
+    """The questions to calibrate a model on: those of `folder`, or the built-in ones for `tiny`; raises OptionError."""
+    if folder is not None:
+        return read_questions(folder)
+    if name != hub.BUILT_IN:
+        raise OptionError("Calibration needs pictures like those the model will be shown; name a folder of them (--pictures).")
+    return read_questions(hub.find(hub.BUILT_IN) / "calibration")
+
+
+def answered(vlm: VLM, questions: Sequence[Question], progress: Progress | None = None) -> Examples:
+    """The questions as examples: every one is answered by the model, greedily; raises ImageError and PromptError."""
+    numbers: dict[int | str, int] = {}
+    pixels: list[Pixels] = []
+    items = []
+    for done, question in enumerate(questions, start=1):
+        key = str(question.image) if isinstance(question.image, (str, Path)) else id(question.image)
+        if key not in numbers:
+            numbers[key] = len(pixels)
+            pixels.append(vlm.pixels(question.image))
+        number = numbers[key]
+        pieces = vlm.render([Turn(question.text, 1)])
+        ids, text = answer(vlm, pixels[number], pieces)
+        items.append(Example(number, pieces, ids, text, question.answer))
+        if progress:
+            progress(done, len(questions))
+    return Examples(pixels, items)
+
+
+def answer(vlm: VLM, pixels: Pixels, pieces: list[Piece]) -> tuple[tuple[int, ...], str]:
+    """Ids and text of the greedy answer to one prepared question."""
+    given = finish(vlm.answer(Request([pixels], pieces, 0.0), Options(MAX_ANSWER)))
+    return tuple(given.token_ids), given.text.strip()

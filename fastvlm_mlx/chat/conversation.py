@@ -1,0 +1,258 @@
+"""Conversations: questions and answers that build on each other, about pictures that are shown once.
+
+What was computed is kept and reused exactly: a follow-up question costs its own tokens only. Whatever changes (a turn undone
+or edited, the system prompt replaced), only what comes after the change is computed again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from ..decoding.claim import Claim
+from ..decoding.generate import Answer, Chunk, Options, Request, finish
+from ..decoding.prefix import Prefix
+from ..decoding.stream import Stream
+from ..errors import PromptError
+from ..inputs.image import Images, Source, as_list
+from ..inputs.imagefile import MAX_PIXELS
+from ..inputs.prompt import Turn, check_text, render
+from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
+
+if TYPE_CHECKING:
+    from ..vlm import VLM
+
+SPARE = 4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
+
+
+class Chat:
+    """A conversation with a model; see `VLM.chat`.
+
+    While one thread reads an answer, other threads that ask, or change the conversation, get a BusyError.
+    """
+
+    def __init__(self, vlm: VLM, *, system: str | None = None):
+        self._vlm = vlm
+        self._system = system
+        self._exchanges: list[Exchange] = []
+        self._left_out = LeftOut()
+        self._claim = Claim()
+        self._empty_caches()
+
+    def ask(
+        self,
+        prompt: str,
+        image: Images | Picture | Sequence[Picture] = None,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Answer:
+        """Ask, showing a picture, several or none; the answer is remembered. Options and errors as for `VLM.generate`."""
+        return finish(self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
+
+    def stream(
+        self,
+        prompt: str,
+        image: Images | Picture | Sequence[Picture] = None,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+    ) -> Stream:
+        """The same, chunk by chunk. An answer that is not read to its end is not remembered, and costs nothing later."""
+        options = Options(max_tokens, temperature, top_p, seed)
+        started = time.perf_counter()
+        state = self._claim.state
+        pictures = tuple(source if isinstance(source, Picture) else self.look(source) for source in as_list(image))  # type: ignore[arg-type]
+        pieces = self._vlm.render(self._turns(Turn(prompt, len(pictures)), self._left_out), self._system)
+        shown = [*self._shown(self._left_out), *pictures]
+        request = Request(
+            [picture.pixels for picture in shown],
+            pieces,
+            time.perf_counter() - started,
+            [picture.digest for picture in shown],
+        )
+        return Stream(self._answer(prompt, pictures, request, options, state), request.pixels)
+
+    def _answer(
+        self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options, state: int
+    ) -> Iterator[Chunk]:
+        """The chunks; `state` is that of the conversation the request was made for."""
+        state = self._claim.begin(state)
+        try:
+            if self._model is not self._vlm.model:  # its weights were loaded again, as others perhaps
+                self._empty_caches()
+            for chunk in self._vlm.answer(request, options, self._prefix):
+                if chunk.answer is not None:
+                    ids = chunk.answer.token_ids
+                    ended = chunk.answer.finish_reason == "stop"
+                    with self._claim.complete(state):
+                        self._exchanges.append(Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids)))
+                yield chunk
+                if chunk.answer is None:
+                    self._claim.check(state)
+        finally:
+            self._claim.end(state)
+
+    def look(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Picture:
+        """Open a picture, to be shown with a later question as it is now; raises ImageError."""
+        return Picture.open(source, self._vlm, max_pixels=max_pixels)
+
+    def undo(self) -> Exchange:
+        """Take back the last question and its answer, and return them; raises PromptError where there is none."""
+        with self._claim.change():
+            if not self._exchanges:
+                raise PromptError("There is nothing to undo: the conversation has not begun.")
+            last = self._exchanges.pop()
+            self._left_out = self._left_out.within(self._exchanges)
+            return last
+
+    def edit(self, number: int, *, prompt: str | None = None, answer: str | None = None) -> None:
+        """Put a question, its answer or both in other words; `number` counts from 0, or from the end as -1, -2 and so on.
+
+        What was said after it stays as it is. Raises PromptError where there is no such question, or for text as `ask` does.
+        """
+        with self._claim.change():
+            if not -len(self._exchanges) <= number < len(self._exchanges):
+                raise PromptError(f"There is no question {number}: the conversation has {len(self._exchanges)}; count from 0.")
+            edited = self._exchanges[number]
+            if prompt is not None:
+                check_text("prompt", prompt)
+                edited = replace(edited, prompt=prompt)
+            if answer is not None:
+                check_text("answer", answer)
+                ids = self._vlm.tokenizer.encode(answer)
+                edited = replace(edited, answer=self._vlm.tokenizer.decode(ids), answer_ids=tuple(ids))
+            self._exchanges[number] = edited
+
+    def clear(self) -> None:
+        """Begin anew, with the same system prompt, and with the memory of what was said given back."""
+        with self._claim.change():
+            self._exchanges.clear()
+            self._empty_caches()
+            self._left_out = LeftOut()
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt, None for the usual one. Setting it raises PromptError as `ask` does."""
+        return self._system
+
+    @system.setter
+    def system(self, text: str | None) -> None:
+        if text is not None:
+            check_text("system prompt", text)
+        with self._claim.change():
+            self._system = text
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Everything said so far."""
+        return tuple(self._exchanges)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as {"role", "content", "images"}, images as paths, or None for those not from a file."""
+        out: list[dict[str, Any]] = []
+        if self._system is not None:
+            out.append({"role": "system", "content": self._system, "images": []})
+        for exchange in self.exchanges:
+            images = [picture.path for picture in exchange.pictures]
+            out.append({"role": "user", "content": exchange.prompt, "images": images})
+            out.append({"role": "assistant", "content": exchange.answer, "images": []})
+        return out
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the conversation takes so far, of the model's `context`."""
+        return self._length(None, self._left_out)
+
+    @property
+    def context(self) -> int:
+        """Positions the model has room for."""
+        return self._vlm.config.text.max_position_embeddings
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of everything said, in bytes, without the picture embeddings (`vlm.images.nbytes`)."""
+        return self._prefix.nbytes
+
+    @property
+    def left_out(self) -> LeftOut:
+        """How much of the beginning the model no longer sees; it stays in `messages` and in a saved transcript."""
+        return self._left_out
+
+    def crowded_out(self, prompt: str, images: int = 0, *, max_tokens: int = 256) -> LeftOut:
+        """What has to be left out for a question with so many pictures, and its answer, to fit; `left_out` if it fits already.
+
+        The oldest questions and answers go first, while their pictures stay; if that is not enough, the oldest pictures but
+        the last one go as well. System prompt and question always stay: raises PromptError where they do not fit by themselves.
+        """
+        check_text("prompt", prompt)
+        question, now = Turn(prompt, images), self._left_out
+        answer = min(max_tokens, self.context // SPARE // 2)
+        if self._length(question, now) + answer <= self.context:
+            return now
+        spoken, pictures = len(self._exchanges), pictures_in(self._exchanges)
+        words = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
+        shown = [
+            LeftOut(spoken, number) for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
+        ]
+        self._vlm.render(self._turns(question, shown[-1]), self._system)
+        for cuts, room in product((words, shown), (self.context // SPARE, answer)):
+            first = bisect(cuts, False, key=lambda cut, room=room: self._length(question, cut) + room <= self.context)  # type: ignore[misc]
+            if first < len(cuts):
+                return cuts[first]
+        return shown[-1]
+
+    def leave_out(self, cut: LeftOut) -> None:
+        """Show the model no more of the beginning; see `crowded_out`."""
+        with self._claim.change():
+            self._left_out = cut.within(self._exchanges)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the transcript as JSON, pictures from files by their path and others inside; raises OutputError."""
+        Transcript(self._system, self.exchanges, self._left_out).save(path, self._vlm)
+
+    def load(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
+        """Take up a saved conversation in place of this one; a picture file of more than `max_pixels` is refused.
+
+        Raises CheckpointError or ImageError, and changes nothing, where it cannot.
+        """
+        self.take_up(Transcript.open(path, self._vlm, max_pixels=max_pixels))
+
+    def take_up(self, found: Transcript) -> None:
+        """Go on from a transcript in place of this conversation."""
+        with self._claim.change():
+            self._system, self._exchanges, self._left_out = found.system, list(found.exchanges), found.left_out
+
+    def __repr__(self) -> str:
+        return f"Chat({self._vlm.name!r}, {len(self._exchanges)} questions)"
+
+    def _empty_caches(self) -> None:
+        self._model = self._vlm.model
+        self._prefix = Prefix(self._model.text.make_cache())
+
+    def _shown(self, cut: LeftOut) -> list[Picture]:
+        """The pictures the model sees, in order."""
+        return [picture for exchange in self._exchanges for picture in exchange.pictures][cut.pictures :]
+
+    def _turns(self, question: Turn | None, cut: LeftOut) -> list[Turn]:
+        """What the model sees. The pictures of questions left out stand before the first one that is not."""
+        turns = [exchange.turn for exchange in self._exchanges[cut.exchanges :]]
+        turns += [question] if question is not None else []
+        carried = pictures_in(self._exchanges[: cut.exchanges]) - cut.pictures
+        if turns and carried:
+            turns[0] = replace(turns[0], images=turns[0].images + carried)
+        return turns
+
+    def _length(self, question: Turn | None, cut: LeftOut) -> int:
+        """Positions of the conversation with a question."""
+        return sum(map(len, render(self._vlm.tokenizer, self._turns(question, cut), self._vlm.image_tokens, self._system)))

@@ -1,0 +1,219 @@
+"""What was said in a conversation, and the JSON file it is kept in.
+
+Pictures from files are referred to by path and content, others lie inside as PNG. Answers are kept as the ids that were
+generated beside their text: text alone would be cut into other tokens about one time in three.
+"""
+
+import base64
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from ..decoding.image_cache import digest
+from ..errors import CheckpointError, OutputError, PromptError, shown
+from ..files import regular as files
+from ..inputs.image import Pixels, Source
+from ..inputs.imagefile import MAX_PIXELS
+from ..inputs.prompt import Turn, check_text
+
+if TYPE_CHECKING:
+    from ..vlm import VLM
+
+FORMAT = "fastvlm-mlx chat"
+VERSION = 1
+MAX_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture shown in a conversation: its prepared pixels, and the path it came from, if it came from a file."""
+
+    pixels: Pixels
+    path: str | None = None
+
+    @classmethod
+    def open(cls, source: Source, vlm: "VLM", *, max_pixels: int = MAX_PIXELS) -> "Picture":
+        """Prepare a picture for a model; raises ImageError."""
+        path = str(Path(os.fspath(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
+        return cls(vlm.pixels(source, max_pixels=max_pixels), path)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """What identifies it, whatever its path."""
+        return digest(self.pixels)
+
+    def to_dict(self) -> dict[str, str]:
+        """As a transcript refers to it."""
+        if self.path is not None:
+            return {"path": self.path, "digest": self.digest.hex()}
+        png = BytesIO()
+        Image.fromarray(self.pixels).save(png, "PNG")
+        return {"png": base64.b64encode(png.getvalue()).decode(), "digest": self.digest.hex()}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question with its pictures, and the answer as text and as the ids that were generated (without a stop token)."""
+
+    prompt: str
+    pictures: tuple[Picture, ...]
+    answer: str
+    answer_ids: tuple[int, ...]
+
+    @property
+    def turn(self) -> Turn:
+        """As the prompt is rendered from."""
+        return Turn(self.prompt, len(self.pictures), self.answer_ids)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How much of a conversation's beginning the model no longer sees: questions with their answers, and pictures."""
+
+    exchanges: int = 0
+    pictures: int = 0  # of those in `exchanges`, the first ones
+
+    def within(self, exchanges: Sequence[Exchange]) -> "LeftOut":
+        """The same, as far as there are so many."""
+        return LeftOut(min(self.exchanges, len(exchanges)), min(self.pictures, pictures_in(exchanges[: self.exchanges])))
+
+
+def pictures_in(exchanges: Sequence[Exchange]) -> int:
+    """How many pictures were shown with these questions."""
+    return sum(len(exchange.pictures) for exchange in exchanges)
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A conversation whole."""
+
+    system: str | None
+    exchanges: Sequence[Exchange]
+    left_out: LeftOut
+
+    def save(self, path: str | os.PathLike[str], vlm: "VLM") -> None:
+        """Write it whole or not at all; raises OutputError."""
+        exchanges = [
+            {
+                "prompt": exchange.prompt,
+                "images": [picture.to_dict() for picture in exchange.pictures],
+                "answer": exchange.answer,
+                "answer_ids": list(exchange.answer_ids),
+            }
+            for exchange in self.exchanges
+        ]
+        data = {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": vlm.name,
+            "resolution": vlm.config.image.size,
+            "system": self.system,
+            "left_out": [self.left_out.exchanges, self.left_out.pictures],
+            "exchanges": exchanges,
+        }
+        target = Path(os.path.expanduser(path))  # noqa: PTH111
+        partial = target.parent / f"{target.name}.partial"
+        try:
+            partial.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            partial.replace(target)
+        except (OSError, ValueError) as error:  # ValueError for a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise OutputError(f"{target} cannot be written ({reason}); choose another place.") from error
+        finally:
+            with suppress(OSError, ValueError):
+                partial.unlink(missing_ok=True)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], vlm: "VLM", *, max_pixels: int = MAX_PIXELS) -> "Transcript":
+        """Read one, with its pictures, for a model; raises CheckpointError and ImageError."""
+        source = Path(os.path.expanduser(path))  # noqa: PTH111
+        data = _read(source)
+        if data.get("format") != FORMAT or data.get("version") != VERSION:
+            raise CheckpointError(f"{source}: not a transcript of this version of fastvlm-mlx; check the path.")
+        size = _entry(source, data, "resolution", int)
+        if size != vlm.config.image.size:
+            raise CheckpointError(
+                f"{source}: its pictures were shown at {size} pixels, this model shows them at {vlm.config.image.size}; load the "
+                f"model with resolution={size}."
+            )
+        system = None if data.get("system", "") is None else _text(source, data, "system")
+        exchanges = [_exchange(source, entry, vlm, max_pixels) for entry in _entry(source, data, "exchanges", list)]
+        gone = data.get("left_out", [0, 0])
+        whole = isinstance(gone, list) and len(gone) == 2 and all(type(number) is int and number >= 0 for number in gone)
+        if not whole or LeftOut(*gone) != LeftOut(*gone).within(exchanges):
+            raise _damaged(source, f"left_out is {shown(gone)}")
+        return cls(system, exchanges, LeftOut(*gone))
+
+
+def _read(source: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(files.read(source, MAX_BYTES).decode("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{source}: no such transcript; check the path.") from error
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source}: not a transcript that can be read ({str(error)[:200]}); check the path.") from error
+    return data if isinstance(data, dict) else {}
+
+
+def _exchange(source: Path, entry: object, vlm: "VLM", max_pixels: int) -> Exchange:
+    if not isinstance(entry, dict):
+        raise _damaged(source, f"an exchange is {shown(entry)}")
+    prompt, answer = _text(source, entry, "prompt"), _entry(source, entry, "answer", str)
+    ids = _entry(source, entry, "answer_ids", list)
+    vocabulary = vlm.config.text.vocab_size
+    if not all(type(token) is int and 0 <= token < vocabulary for token in ids) or vlm.tokenizer.decode(ids) != answer:
+        raise CheckpointError(
+            f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs to another "
+            "model, or the file was changed."
+        )
+    pictures = tuple(_picture(source, image, vlm, max_pixels) for image in _entry(source, entry, "images", list))
+    return Exchange(prompt, pictures, answer, tuple(ids))
+
+
+def _picture(source: Path, entry: object, vlm: "VLM", max_pixels: int) -> Picture:
+    if not isinstance(entry, dict):
+        raise _damaged(source, f"a picture is {shown(entry)}")
+    path = _entry(source, entry, "path", str) if "path" in entry else None
+    if path is not None:
+        pixels = vlm.pixels(path, max_pixels=max_pixels)
+    else:
+        try:
+            png = base64.b64decode(_entry(source, entry, "png", str), validate=True)
+        except ValueError as error:
+            raise _damaged(source, f"a picture in it is {error}") from error
+        pixels = vlm.pixels(png)  # as large as the model takes, whatever files may be
+    picture = Picture(pixels, path)
+    if picture.digest.hex() != _entry(source, entry, "digest", str):
+        raise CheckpointError(f"{source}: {path or 'a picture'} is no longer the picture that was shown; put it back.")
+    return picture
+
+
+def _text(source: Path, table: dict[str, Any], name: str) -> str:
+    text: str = _entry(source, table, name, str)
+    try:
+        check_text(name, text)
+    except PromptError as error:
+        raise _damaged(source, str(error).rstrip(".")) from error
+    return text
+
+
+def _entry(source: Path, table: dict[str, Any], name: str, kind: type) -> Any:
+    if name not in table:
+        raise _damaged(source, f"{name} is missing")
+    if type(table[name]) is not kind:
+        raise _damaged(source, f"{name} is {shown(table[name])}")
+    return table[name]
+
+
+def _damaged(source: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{source}: the transcript is damaged ({what}); restore it from a copy.")

@@ -1,0 +1,308 @@
+"""A conversation typed line by line: each line asks, or is a command that changes what has been said.
+
+Lines come from a front (the terminal, or a pipe) and answers go back to it. Whatever is wrong with a line is one sentence, and
+the conversation goes on as it was.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ...chat.transcript import FORMAT, LeftOut, Picture, pictures_in
+from ...decoding.generate import Answer, Chunk, Options
+from ...errors import FastVLMError, ImageError, OptionError, OutputError, PromptError
+from ...files.regular import size_of
+from ...inputs.prompt import SYSTEM
+from .. import process as interrupts
+from . import typed
+
+if TYPE_CHECKING:
+    from ...chat.conversation import Chat
+    from ...vlm import VLM
+
+QUOTED = 60  # characters of a question that is mentioned
+
+
+class Front(Protocol):
+    """Where lines come from and answers go. `typing` says whether a person is typing the lines."""
+
+    typing: bool
+
+    def lines(self, session: "Session") -> Iterator[str]:
+        """The lines, until there are no more."""
+
+    def show(self, chunks: Iterator[Chunk]) -> Answer:
+        """Show an answer as it comes; returns it whole."""
+
+    def full(self, text: str) -> str:
+        """A text with everything in it that the line only stood for."""
+
+    def note(self, text: str) -> None:
+        """Show what is no answer."""
+
+    def complain(self, text: str) -> None:
+        """Show what is wrong with a line."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, and the pictures shown with it."""
+
+    prompt: str
+    pictures: tuple[Picture, ...]
+
+
+class Session:
+    """The state of a typed conversation, beside what `Chat` keeps: pictures that wait for a question, and what to retry."""
+
+    def __init__(self, vlm: "VLM", chat: "Chat", front: Front, options: Options, max_pixels: int):
+        self.vlm, self.chat = vlm, chat
+        self.waiting: list[Picture] = []
+        self.failed = False  # whether anything was complained of
+        self._front, self._options, self._max_pixels = front, options, max_pixels
+        self._stopped: Question | None = None  # asked last, and not answered
+        self._tries = 0  # how often the last question was tried again
+        self._answer: Answer | None = None
+        self._file: Path | None = None
+
+    def run(self) -> None:
+        """Take lines until they end or one says to quit."""
+        for line in self._front.lines(self):
+            try:
+                if not self.take(line):
+                    return
+            except KeyboardInterrupt:
+                if not self._front.typing:
+                    raise
+                interrupts.take()
+                self._front.note("Stopped.")
+
+    def take(self, line: str) -> bool:
+        """Do what a line says; returns whether to go on."""
+        try:
+            said = typed.parse(line)
+            said = replace(said, text=self._front.full(said.text))
+            if said.command == "quit":
+                return False
+            if said.command is not None:
+                getattr(self, f"_{said.command}")(said)
+            elif said.text or said.pictures:
+                self._image(said)
+        except FastVLMError as error:
+            self._complain(str(error))
+        except (MemoryError, RuntimeError) as error:  # MLX, where memory runs out
+            if not isinstance(error, MemoryError) and type(error) is not RuntimeError:
+                raise
+            self._complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); /clear frees memory.")
+        return True
+
+    @property
+    def status(self) -> str:
+        """The model and how much of its context is used."""
+        used, context = self.chat.tokens, self.chat.context
+        waiting = f" · {_count(len(self.waiting), 'picture')} waiting" if self.waiting else ""
+        name = self.vlm.name.rstrip("/").rpartition("/")[2]
+        return f"{name} · {used:,} of {context:,} tokens ({used / context:.0%}){waiting}"
+
+    def show(self, *pictures: Picture) -> None:
+        """Let pictures wait for the next question."""
+        self.waiting += pictures
+
+    def ask(self, prompt: str, options: Options | None = None) -> None:
+        """Ask, showing the pictures that wait; an answer that is stopped is as if never begun."""
+        options = options or self._options
+        question = Question(prompt, tuple(self.waiting))
+        self._make_room(question, options)
+        chunks = self.chat.stream(
+            prompt, question.pictures, max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p,
+            seed=options.seed,
+        )  # fmt: skip
+        self._stopped, said = question, len(self.chat.exchanges)
+        try:
+            self._answer = self._front.show(chunks)
+        except BaseException as error:
+            interrupted = interrupts.take() or isinstance(error, KeyboardInterrupt)
+            if not interrupted:
+                raise
+            if not self._front.typing:
+                raise KeyboardInterrupt from error
+            if len(self.chat.exchanges) > said:  # it was complete, only not shown to its end
+                self.chat.undo()
+            kept = f"; {_they(question.pictures)} for the next question" if question.pictures else ""
+            self._front.note(f"Stopped, and not kept{kept}. /retry asks again.")
+            return
+        finally:
+            chunks.close()
+        self._stopped, self.waiting = None, []
+        self._warn(question, options)
+
+    def _make_room(self, question: Question, options: Options) -> None:
+        cut = self.chat.crowded_out(question.prompt, len(question.pictures), max_tokens=options.max_tokens)
+        if cut != self.chat.left_out:
+            self._front.note(f"The context is full: the model no longer sees {self._going(cut)}; {self._staying(cut)}.")
+            self.chat.leave_out(cut)
+
+    def _warn(self, question: Question, options: Options) -> None:
+        """Say beforehand what another question of this length will cost."""
+        with suppress(PromptError):
+            cut = self.chat.crowded_out(question.prompt, max_tokens=options.max_tokens)
+            if cut != self.chat.left_out:
+                used = f"{self.chat.tokens:,} of {self.chat.context:,} tokens"
+                self._front.note(
+                    f"The context is nearly full ({used}): from the next question on the model will no longer see "
+                    f"{self._going(cut)}; {self._staying(cut)}."
+                )
+
+    def _going(self, cut: LeftOut) -> str:
+        """What leaving out this much takes from the model, in words."""
+        before = self.chat.left_out
+        words, pictures = cut.exchanges - before.exchanges, cut.pictures - before.pictures
+        parts = []
+        if words:
+            first = _quoted(self.chat.exchanges[before.exchanges].prompt)
+            answers = "their answers" if words > 1 else "its answer"
+            parts.append(f"the oldest {_count(words, 'question')} with {answers} (from {first} on)")
+        if pictures:
+            parts.append(f"the oldest {_count(pictures, 'picture')}")
+        return " and ".join(parts)
+
+    def _staying(self, cut: LeftOut) -> str:
+        """What it leaves."""
+        pictures = pictures_in(self.chat.exchanges) - cut.pictures
+        seen = f", {_count(pictures, 'picture')}" if pictures else ""
+        return f"the system prompt{seen} and the question stay"
+
+    def _image(self, said: typed.Typed) -> None:
+        """Pictures named in a line, and its question if it has one."""
+        if not said.text and not said.pictures:
+            raise ImageError("Name a picture: /image PATH; or drag it into the line.")
+        pictures = [self.chat.look(path, max_pixels=self._max_pixels) for path in said.pictures]
+        self.show(*pictures)
+        if said.text:
+            self._tries = 0
+            self.ask(said.text)
+        else:
+            tokens = len(pictures) * self.vlm.image_tokens
+            self._front.note(f"{_count(len(pictures), 'picture')}, {tokens} tokens, for the next question.")
+
+    def _paste(self, _: typed.Typed) -> None:
+        from .clipboard import pictures
+
+        sources = pictures()
+        self.show(*(self.chat.look(source, max_pixels=self._max_pixels) for source in sources))
+        self._front.note(f"{_count(len(sources), 'picture')} from the clipboard, for the next question.")
+
+    def _undo(self, _: typed.Typed) -> None:
+        if self.waiting:
+            self._front.note(f"{_count(len(self.waiting), 'picture')} taken back.")
+            self.waiting = []
+            return
+        last = self.chat.undo()
+        self.waiting, self._stopped = list(last.pictures), None
+        kept = f"; {_they(last.pictures)} for another question, or for another /undo" if last.pictures else ""
+        self._front.note(f"{_quoted(last.prompt)} taken back{kept}.")
+
+    def _retry(self, said: typed.Typed) -> None:
+        options = self._options
+        if said.text:
+            try:
+                options = replace(options, temperature=float(said.text))
+            except ValueError as error:
+                raise OptionError("/retry takes a temperature, such as /retry 0.7, or nothing.") from error
+        if self._stopped is None:
+            if not self.chat.exchanges:
+                raise PromptError("There is nothing to retry: the conversation has not begun.")
+            if options.temperature == 0:
+                self._front.note("At temperature 0 an answer is always the same; /retry 0.7 draws another.")
+            last = self.chat.undo()
+            self._stopped = Question(last.prompt, last.pictures)
+        question = self._stopped
+        self._tries += 1
+        if options.seed is not None:
+            options = replace(options, seed=(options.seed + self._tries) % (1 << 64))  # another answer, and the same one every time
+        waiting = [picture for picture in self.waiting if picture not in question.pictures]
+        self.waiting = list(question.pictures)
+        try:
+            self.ask(question.prompt, options)
+        finally:
+            self.waiting += waiting
+
+    def _clear(self, _: typed.Typed) -> None:
+        self.chat.clear()
+        self.waiting, self._stopped, self._file = [], None, None
+        self._front.note("The conversation begins anew.")
+
+    def _system(self, said: typed.Typed) -> None:
+        if said.text:
+            self.chat.system = None if said.text == "default" else said.text
+        self._front.note(f"System prompt: {self.chat.system if self.chat.system is not None else SYSTEM}")
+
+    def _save(self, said: typed.Typed) -> None:
+        if not said.text and self._file is None:
+            raise OutputError("Name a file: /save PATH.")
+        path = Path(typed.path_of(said.text)) if said.text else self._file
+        assert path is not None
+        if path != self._file and os.path.exists(path) and not _is_transcript(path):  # noqa: PTH110  # Path.exists may raise
+            raise OutputError(f"{path} exists and is not a saved conversation; choose another name.")
+        self.chat.save(path)
+        self._file = path
+        self._front.note(f"{_count(len(self.chat.exchanges), 'question')} saved in {path}.")
+
+    def _load(self, said: typed.Typed) -> None:
+        if not said.text:
+            raise PromptError("Name a saved conversation: /load PATH.")
+        path = Path(typed.path_of(said.text))
+        self.chat.load(path, max_pixels=self._max_pixels)
+        self.waiting, self._stopped, self._file = [], None, path
+        exchanges = self.chat.exchanges
+        self._front.note(f"{_count(len(exchanges), 'question')} about {_count(pictures_in(exchanges), 'picture')} from {path}.")
+        if exchanges:
+            self._front.note(f"Last: {_quoted(exchanges[-1].prompt)} {_quoted(exchanges[-1].answer)}")
+
+    def _stats(self, _: typed.Typed) -> None:
+        lines = [self.status]
+        if self._answer is not None:
+            stats = self._answer.stats
+            lines += [stats.describe(load_seconds=self.vlm.load_seconds)]
+            lines += [f"{stats.reused_tokens} of the {stats.prompt_tokens} tokens were there from before"]
+        cache = self.vlm.images
+        lines += [f"pictures kept: {len(cache)}, {cache.nbytes / 1e6:.1f} of at most {cache.capacity / 1e6:.0f} MB"]
+        lines += [f"conversation kept: {self.chat.nbytes / 1e6:.1f} MB"]
+        self._front.note("\n".join(lines))
+
+    def _help(self, _: typed.Typed) -> None:
+        rows = [(f"/{name} {argument}".rstrip(), meaning) for name, (argument, meaning) in typed.COMMANDS.items()]
+        width = max(len(command) for command, _ in rows)
+        lines = [f"{command:<{width}}  {meaning}" for command, meaning in rows]
+        lines.append("Anything else is a question; Ctrl-C stops its answer.")
+        self._front.note("\n".join(lines))
+
+    def _complain(self, text: str) -> None:
+        self.failed = True
+        self._front.complain(text)
+
+
+def _is_transcript(path: Path) -> bool:
+    """Whether a file begins as those that are saved do."""
+    try:
+        size_of(path)
+        with path.open("rb") as file:
+            return FORMAT.encode() in file.read(200)
+    except OSError:
+        return False
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _they(pictures: tuple[Picture, ...]) -> str:
+    return "its picture waits" if len(pictures) == 1 else "its pictures wait"
+
+
+def _quoted(text: str) -> str:
+    line = " ".join(text.split())
+    return f"“{line[:QUOTED]}{'…' * (len(line) > QUOTED)}”"

@@ -1,0 +1,160 @@
+"""A typed line -> a command, or a question and the pictures whose paths were typed, pasted or dragged into it.
+
+Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file:// address.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+from urllib.parse import unquote
+
+from ...errors import PromptError, shown
+
+COMMANDS = {
+    "image": ("PATH ...", "show pictures with the next question; or drag them into the line"),
+    "paste": ("", "show the picture on the clipboard with the next question"),
+    "undo": ("", "take back the last picture that waits, or the last question with its answer"),
+    "retry": ("[TEMPERATURE]", "answer the last question again"),
+    "clear": ("", "begin anew, with the same system prompt"),
+    "system": ("[TEXT]", "show or replace the system prompt; 'default' puts the usual one back"),
+    "save": ("[PATH]", "write the conversation to a file"),
+    "load": ("PATH", "take up a saved conversation"),
+    "stats": ("", "what the last answer took, and what is kept in memory"),
+    "help": ("", "this list"),
+    "quit": ("", "leave (also Ctrl-D)"),
+}
+ALIASES = {"exit": "quit", "q": "quit", "?": "help", "images": "image", "reset": "clear"}
+
+# What ends in one of these is meant as a picture, also where it will be refused, with the reason.
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic", ".heif",
+    ".hif", ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".mov", ".mp4",
+)  # fmt: skip
+PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
+LONGEST = 1024  # characters of a path
+PASTED = 20_000  # characters from which a line is a pasted text, in which nobody looks for pictures
+TRIES = 4  # how many pictures' names may be passed over until a path with spaces ends
+WORD = re.compile(r"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^\s'"\\])+""", re.DOTALL)
+QUOTED = re.compile(r"""\\(.)|'([^']*)'|"((?:\\.|[^"\\])*)"|([^'"\\]+)""", re.DOTALL)
+SENTENCE_END = ",.;:!?)]>»。，？！：；"
+NAME_END = re.compile(f"(?:{'|'.join(map(re.escape, PICTURES))})(?=[\\s{re.escape(SENTENCE_END)}]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A line understood: a command of COMMANDS with its argument, or None and a question; and paths of pictures, in order."""
+
+    command: str | None
+    text: str
+    pictures: tuple[str, ...] = ()
+
+
+def parse(line: str) -> Typed:
+    """Raises PromptError for a command that does not exist, or has something after it that it does not take, and for a NUL."""
+    line = line.strip()
+    if "\0" in line:
+        raise PromptError("The line holds a NUL character; remove it.")
+    if line.startswith("/"):
+        word, rest = [*line.split(maxsplit=1), ""][:2]
+        name = ALIASES.get(word[1:].lower(), word[1:].lower())
+        if name == "image":
+            return Typed(name, *_pictures_of_command(rest.strip()))
+        if name in COMMANDS:
+            if rest.strip() and not COMMANDS[name][0]:
+                raise PromptError(f"/{name} takes nothing after it, but {shown(rest.strip()[:40])} was given; leave it out.")
+            return Typed(name, rest.strip())
+        if re.fullmatch(r"/[\w?-]*", word) and not os.path.isfile(word):
+            close = get_close_matches(name, COMMANDS, n=1)
+            hint = f"did you mean /{close[0]}? " if close else ""
+            raise PromptError(f"There is no command {shown(word)}; {hint}/help lists them.")
+    return Typed(None, *pictures_in(line))
+
+
+def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]]:
+    """The text of a line without the paths of pictures at its beginning and end, and those paths.
+
+    A picture named in the middle of a sentence leaves its file name there. A relative path counts where there is such a file;
+    or always, if paths are `meant`.
+    """
+    parts: list[str] = []  # text, path, text, ..., path, text
+    place = begin = 0
+    while len(line) <= PASTED and (place := _word_start(line, place)) < len(line):
+        path, end = _picture_at(line, place, meant)
+        if path is not None:
+            parts += [line[begin:place], path]
+            begin = end
+        place = end
+    parts.append(line[begin:])
+    said = [place for place in range(0, len(parts), 2) if parts[place].strip()]
+    within = range(said[0], said[-1]) if said else range(0)  # what stands between words
+    sentence = range(within.start, len(parts)) if within else within  # then the last picture is one of its words too
+    text = "".join(
+        part if place % 2 == 0 else os.path.basename(part) if place in sentence else " " for place, part in enumerate(parts)
+    )
+    return text.strip(), tuple(parts[1::2])
+
+
+def path_of(text: str) -> str:
+    """The one path that an argument is, with or without quotes, backslashes and file://, spaces or not."""
+    word = WORD.fullmatch(text)
+    plain = _unquoted(text) if word is not None else text
+    return _local(text if os.path.exists(os.path.expanduser(text)) else plain)
+
+
+def _pictures_of_command(text: str) -> tuple[str, tuple[str, ...]]:
+    """What /image was given: one path, spaces or not, or several, and perhaps a question."""
+    if os.path.isfile(path := path_of(text)):
+        return "", (path,)
+    rest, pictures = pictures_in(text, meant=True)
+    return (rest, pictures) if pictures or not text else ("", (path,))
+
+
+def _word_start(line: str, place: int) -> int:
+    while place < len(line) and line[place].isspace():
+        place += 1
+    return place
+
+
+def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
+    """(the picture's path, or None; where the word ends) for the word that begins at `start`."""
+    word = WORD.match(line, start, min(len(line), start + LONGEST))
+    raw = word[0] if word is not None else ""
+    for cut in (raw, raw.rstrip(SENTENCE_END)):
+        path = _local(_unquoted(cut))
+        if path.lower().endswith(PICTURES):
+            sure = meant or _unquoted(cut).startswith(PLAIN)
+            if os.path.isfile(path) or (sure and _unescaped(line, start) is None):
+                return path, start + len(cut)
+    if (unescaped := _unescaped(line, start)) is not None:
+        return unescaped
+    blank = re.compile(r"\s").search(line, start)
+    return None, blank.start() if blank else len(line)
+
+
+def _unescaped(line: str, start: int) -> tuple[str, int] | None:
+    """The existing picture whose path, with spaces as they are, begins at `start`, and where it ends."""
+    if not line.startswith(("/", "~/"), start):
+        return None
+    ends = NAME_END.finditer(line, start, min(len(line), start + LONGEST))
+    for end in islice(ends, TRIES):
+        path = os.path.expanduser(line[start : end.end()])
+        if os.path.isfile(path):
+            return path, end.end()
+    return None
+
+
+def _unquoted(word: str) -> str:
+    """A word as the shell reads it."""
+    return "".join(
+        escaped or single or re.sub(r'\\([\\"$`])', r"\1", double) or plain
+        for escaped, single, double, plain in QUOTED.findall(word)
+    )
+
+
+def _local(path: str) -> str:
+    """A path without file:// and ~."""
+    if path.startswith("file://"):
+        path = unquote(re.sub(r"^file://(localhost)?", "", path))
+    return os.path.expanduser(path)

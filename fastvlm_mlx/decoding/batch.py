@@ -1,0 +1,128 @@
+"""Several questions answered together: their prompts one after another, then one token of every answer in each step.
+
+A step reads all weights, for one row or for many, so rows that go on together cost little more than one. What prompts share
+at their beginning (the system prompt, a picture asked about more than once) is computed once. Every answer is the one its
+question gets when it is asked alone, up to the rounding of sums.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from ..network.kv_cache import BatchCache
+from .generate import Answer, Engine, Options, Request, Stats, encode, wait, wired
+from .image_cache import digest
+from .notebook import thumbnails
+from .prefix import Prefix, positions
+from .sampling import choose
+
+ROWS = 16  # answers under way at a time; bounds the memory of their caches
+
+Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer
+
+
+@dataclass
+class Row:
+    """An answer under way: which question it belongs to, the tokens so far, and what its figures are made of."""
+
+    index: int
+    request: Request
+    limit: int
+    keys: Iterator[mx.array | None]
+    kept: int
+    vision_seconds: float
+    prefill_seconds: float
+    ttft_seconds: float
+    first: mx.array
+    held: Held = field(repr=False)
+    tokens: list[int] = field(default_factory=list)
+
+
+def answer_all(engine: Engine, requests: Sequence[Request], options: Options) -> Iterator[tuple[int, Answer]]:
+    """Answer requests ROWS at a time; each answer comes with its request's index, as soon as it is finished."""
+    pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
+    known = {key: digest(pixels) for key, pixels in pictures.items()}
+    digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
+    order = sorted(range(len(requests)), key=digests.__getitem__)  # the same pictures after each other, to share a beginning
+    prefix = Prefix(engine.model.text.make_cache())
+    started = time.perf_counter()
+    with wired(engine.model.backend):
+        for start in range(0, len(order), ROWS):
+            mx.reset_peak_memory()
+            rows = [_begin(engine, i, requests[i], digests[i], options, prefix, started) for i in order[start : start + ROWS]]
+            yield from _go_on(engine, rows, options)
+
+
+def _begin(
+    engine: Engine, index: int, request: Request, digests: Sequence[bytes], options: Options, prefix: Prefix, started: float
+) -> Row:
+    """One question up to its first token, computed as when it is asked alone."""
+    begun = time.perf_counter()
+    known = positions(request.pieces, digests)
+    with prefix.answering(known) as kept:
+        shown = encode(engine.model, request, digests, engine.images, kept)
+        seen = wait([mx.isfinite(embeddings).all() for embeddings in shown.values()], engine.images)
+        logits = engine.model.prefill(engine.model.embed(request.pieces, shown, kept), prefix.layers)
+        keys = options.keys()
+        first = choose(logits, options.temperature, options.top_p, next(keys))
+        held = [layer.held for layer in prefix.layers]
+        mx.eval(first, held)
+    ended = time.perf_counter()
+    limit = min(options.max_tokens, engine.context - request.prompt_tokens)
+    return Row(index, request, limit, keys, kept, seen - begun, ended - seen, ended - started, first, held)
+
+
+def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[int, Answer]]:
+    """The rest of all answers, a token each at a time; a row that ends leaves the batch."""
+    caches = [BatchCache(layer) for layer in zip(*(row.held for row in rows), strict=True)]
+    for row in rows:
+        row.held.clear()
+    tokens = mx.concatenate([row.first for row in rows])
+    decoding = time.perf_counter()
+    while rows:
+        following = tokens
+        if any(len(row.tokens) + 1 < row.limit for row in rows):
+            following = _choose(engine.model.step(tokens, caches), rows, options)
+            mx.async_eval(following)  # under way while the tokens before it are read
+        going = []
+        ids: list[int] = tokens.tolist()  # type: ignore[assignment]  # token ids are whole numbers
+        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
+            row.tokens.append(token)
+            if token in engine.stop or len(row.tokens) == row.limit:
+                yield row.index, _finished(engine, row, time.perf_counter() - decoding)
+            else:
+                going.append(place)
+        if going and len(going) < len(rows):
+            following = following[mx.array(going)]
+            for cache in caches:
+                cache.keep(mx.array(going))
+        rows, tokens = [rows[place] for place in going], following
+
+
+def _choose(logits: mx.array, rows: Sequence[Row], options: Options) -> mx.array:
+    """The next token of every row (B,), each drawn with its own key from its own logits, as if it were alone."""
+    if options.temperature == 0:
+        return choose(logits, options.temperature, options.top_p, None)
+    drawn = [choose(logits[i : i + 1], options.temperature, options.top_p, next(row.keys)) for i, row in enumerate(rows)]
+    return mx.concatenate(drawn)
+
+
+def _finished(engine: Engine, row: Row, decode_seconds: float) -> Answer:
+    ended = row.tokens[-1] in engine.stop
+    text = engine.tokenizer.decode(row.tokens[:-1] if ended else row.tokens)
+    stats = Stats(
+        images=len(row.request.pixels),
+        image_tokens=row.request.image_tokens,
+        prompt_tokens=row.request.prompt_tokens,
+        reused_tokens=row.kept,
+        completion_tokens=len(row.tokens),
+        preprocess_seconds=row.request.preprocess_seconds,
+        vision_seconds=row.vision_seconds if row.request.pixels else 0.0,
+        prefill_seconds=row.prefill_seconds,
+        ttft_seconds=row.ttft_seconds + row.request.preprocess_seconds,
+        decode_tokens_per_second=(len(row.tokens) - 1) / max(decode_seconds, 1e-9),
+        peak_memory_bytes=mx.get_peak_memory(),
+    )
+    return Answer(text, row.tokens, "stop" if ended else "length", stats, thumbnails(row.request.pixels))

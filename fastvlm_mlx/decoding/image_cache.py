@@ -1,0 +1,61 @@
+"""Image embeddings, kept by what a picture shows and never by where it lies, up to a bounded number of bytes."""
+
+import threading
+from collections import OrderedDict
+from hashlib import blake2b
+
+import mlx.core as mx
+
+from ..inputs.image import Pixels
+
+CAPACITY = 256_000_000  # bytes: about 280 pictures of the 0.5B model, 70 of the 7B, in bfloat16 half as much each
+
+
+def digest(pixels: Pixels) -> bytes:
+    """What identifies a picture: its size and every value of its prepared pixels (S, S, 3)."""
+    return blake2b(pixels.tobytes(), digest_size=16, person=repr(pixels.shape).encode()[:16]).digest()
+
+
+class ImageCache:
+    """Embeddings (N, D) by digest; the one unused for longest goes first when `capacity` bytes are exceeded.
+
+    Conversations in several threads may share one.
+    """
+
+    def __init__(self, capacity: int = CAPACITY):
+        self.capacity = capacity
+        self.nbytes = 0  # memory held, in bytes
+        self._embeddings: OrderedDict[bytes, mx.array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> mx.array | None:
+        """The embeddings of a picture seen before, or None."""
+        with self._lock:
+            found = self._embeddings.get(key)
+            if found is not None:
+                self._embeddings.move_to_end(key)
+            return found
+
+    def put(self, key: bytes, embeddings: mx.array) -> None:
+        """Keep a picture's embeddings, if they fit at all."""
+        if embeddings.nbytes > self.capacity:
+            return
+        with self._lock:
+            before = self._embeddings.pop(key, None)
+            self._embeddings[key] = embeddings
+            self.nbytes += embeddings.nbytes - (before.nbytes if before is not None else 0)
+            while self.nbytes > self.capacity:
+                self.nbytes -= self._embeddings.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        """Forget every picture."""
+        with self._lock:
+            self._embeddings.clear()
+            self.nbytes = 0
+
+    def __len__(self) -> int:
+        """Pictures held."""
+        return len(self._embeddings)
+
+    def __repr__(self) -> str:
+        return f"ImageCache({len(self)} pictures, {self.nbytes / 1e6:.1f} of {self.capacity / 1e6:.0f} MB)"

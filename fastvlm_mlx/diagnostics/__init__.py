@@ -1,0 +1,6 @@
+"""This machine, and what a model is, takes and does on it.
+
+Enters: a model's name or config, an `Engine`.
+Leaves: sizes, memory, times; models of random weights to measure with.
+May import: errors, version, config, files, backend, quantize, inputs, network, storage, hub, decoding.
+"""

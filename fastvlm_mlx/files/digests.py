@@ -1,0 +1,137 @@
+"""SHA-256 of a folder's files: as a SHA256SUMS lists them, or as the Hub's cache names them.
+
+A SHA256SUMS is also read by `sha256sum -c` and `shasum -a 256 -c`.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CheckpointError, OptionError, listed, shown
+from . import regular as files
+
+SUMS = "SHA256SUMS"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+GIT = re.compile(r"[0-9a-f]{40}")
+LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+MOST_SUMS = 1_000_000  # bytes of a SHA256SUMS
+
+Progress = Callable[[int, int], None]  # bytes read, bytes in all
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a folder was compared with, how many files agree, and the names of those that nothing is known of."""
+
+    against: str
+    files: int
+    unknown: list[str]
+
+
+def check_digest(digest: str | None) -> str | None:
+    """A SHA-256 in lower case; raises OptionError for anything else. None stands for none."""
+    if digest is not None and not SHA256.fullmatch(digest.lower()):
+        raise OptionError(f"the SHA-256 is {shown(digest)}, expected its 64 hexadecimal digits; check --sha256.")
+    return digest.lower() if digest is not None else None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
+    """Write a SHA256SUMS of digests by file name, after a line of comment if there is one."""
+    lines = [f"# {comment}"] if comment else []
+    lines += [f"{digest}  {name}" for name, digest in sorted(sums.items())]
+    files.write(path, "\n".join(lines) + "\n")
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Digest by file name of a SHA256SUMS; raises CheckpointError where it is not one."""
+    try:
+        text = files.read(path, MOST_SUMS).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise CheckpointError(f"{path}: cannot be read ({reason}); check the file.") from error
+    sums: dict[str, str] = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = LINE.fullmatch(line)
+        if found is None or found[2] in sums:
+            raise CheckpointError(f"{path}: {shown(line[:80])} is no new line of a digest and a name; fetch the file again.")
+        sums[found[2]] = found[1].lower()
+    return sums
+
+
+def verify(folder: Path, progress: Progress | None = None) -> Verified:
+    """Compare every file of a model's folder with its SHA-256.
+
+    That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives its
+    files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
+    """
+    present = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    beside = folder.resolve().parent / SUMS
+    if (folder / SUMS).exists():
+        against, sums = SUMS, read_sums(folder / SUMS)
+    elif beside.exists():
+        start = f"{folder.resolve().name}/"
+        against = str(beside)
+        sums = {name.removeprefix(start): digest for name, digest in read_sums(beside).items() if name.startswith(start)}
+    else:
+        against, sums = "the Hub's digests", _hub_digests(folder)
+    if not sums:
+        raise CheckpointError(
+            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the Hub's cache "
+            "(one that was converted has none); fetch it with 'fastvlm-mlx download'."
+        )
+    outside = [name for name in sums if Path(name).name != name]
+    if outside:
+        raise CheckpointError(f"{folder}: {SUMS} lists {listed(outside)}, which lie elsewhere; remove those lines.")
+    missing = sorted(sums.keys() - set(present))
+    if missing:
+        raise CheckpointError(f"{folder}: {listed(missing)} are missing; remove the folder and fetch the model again.")
+    wrong = [name for name in _each(folder, sorted(sums), progress) if not _matches(folder / name, sums[name])]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: {listed(wrong)} differ from {against}, so they are damaged or were changed; remove the folder and fetch "
+            "the model again."
+        )
+    return Verified(against, len(sums), sorted(set(present) - sums.keys()))
+
+
+def _each(folder: Path, names: list[str], progress: Progress | None) -> Iterable[str]:
+    """The names, telling after each how much has been read."""
+    sizes = [(folder / name).stat().st_size for name in names]
+    done = 0
+    for name, size in zip(names, sizes, strict=True):
+        yield name
+        done += size
+        if progress:
+            progress(done, sum(sizes))
+
+
+def _matches(path: Path, digest: str) -> bool:
+    """Whether a file has this SHA-256 or, of 40 digits, this name in git."""
+    if len(digest) == 64:
+        return sha256(path) == digest
+    git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            git.update(data)
+    return git.hexdigest() == digest
+
+
+def _hub_digests(folder: Path) -> dict[str, str]:
+    """Digests of the links into the Hub's cache, where a file's name is its SHA-256, or git's for small ones; it may be gone."""
+    digests: dict[str, str] = {}
+    for path in folder.iterdir():
+        target = Path(os.path.realpath(path))
+        if path.is_symlink() and target.parent.name == "blobs" and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name)):
+            digests[path.name] = target.name
+    return digests

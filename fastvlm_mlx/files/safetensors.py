@@ -1,0 +1,89 @@
+"""safetensors files, read with suspicion: the header is checked against the file before any tensor is believed.
+
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+
+from ..errors import CheckpointError, shown
+from . import regular as files
+from .jsonfile import parse_table
+
+BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
+}  # fmt: skip
+MAX_HEADER = 20_000_000  # bytes; 7B's takes a hundredth of that
+MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
+
+
+class Tensor(NamedTuple):
+    """What a header says of one tensor."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return BYTES[self.dtype] * math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of one file; raises CheckpointError where the header and the file disagree."""
+    try:
+        size = files.size_of(path)
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: truncated or not a safetensors file ({size} bytes, a header of {length} bytes announced); "
+                    "fetch it again."
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+    header = parse_table(text, f"{path}, header")
+    header.pop("__metadata__", None)
+    _check_layout(path, header, size - 8 - length)
+    return {name: Tensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
+
+
+def load(path: Path) -> dict[str, mx.array]:
+    """The tensors of a file whose header has been checked; each is read when it is first evaluated."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path}: MLX cannot open a path that is not UTF-8; rename the folder.") from error
+    try:
+        return dict(mx.load(str(path), format="safetensors"))  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: MLX cannot read it ({error}); fetch it again.") from error
+
+
+def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
+    """Every entry well formed, and the entries together covering the data exactly once."""
+    spans = []
+    for name, entry in header.items():
+        try:
+            dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            whole = all(type(n) is int and 0 <= n <= MAX_SIZE for n in shape) and type(start) is type(end) is int
+            right = whole and len(shape) <= MAX_DIMENSIONS and 0 <= start <= end and end - start == BYTES[dtype] * math.prod(shape)
+        except (KeyError, TypeError, ValueError):  # not a table, no such entry, not three parts
+            right = False
+        if not right:
+            raise CheckpointError(f"{path}: the header's entry for {shown(name)} is malformed or of unknown type; fetch it again.")
+        spans.append((start, end))
+    position = 0
+    for start, end in sorted(spans):
+        if start != position:
+            raise CheckpointError(f"{path}: its tensors overlap or leave gaps, so it is damaged; fetch it again.")
+        position = end
+    if position != data_size:
+        raise CheckpointError(
+            f"{path}: the header describes {position} bytes of tensors, the file holds {data_size}; fetch it again."
+        )

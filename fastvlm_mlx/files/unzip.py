@@ -1,0 +1,151 @@
+"""A model's ZIP archive -> a flat folder of its files, on the terms that nothing is written but those files.
+
+Everything that a directory can lie about is checked before the first byte is unpacked: names that lead elsewhere, links,
+encryption, names that a file system takes for one, sizes that a few bytes unfold to. Folders above the files are dropped.
+"""
+
+import errno
+import hashlib
+import io
+import stat
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+
+from ..errors import CheckpointError, FastVLMError, listed, shown
+
+MOST_FILES = 1000
+MOST_DEPTH = 4
+LONGEST_NAME = 200  # bytes in UTF-8; file systems take 255
+RATIO, SLACK = 10, 100_000_000  # bytes unpacked per byte packed, for all files together, and bytes on top of that
+MOST_READ = 1 << 20  # bytes read at once: more than a directory of MOST_FILES takes, so a larger one is not read at all
+CHUNK = 1 << 20
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what desktop systems leave in archives, and "._" before a name
+
+Progress = Callable[[int, int], None]  # bytes unpacked, bytes in all
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What an archive holds, checked: files by the name they get, and bytes in all."""
+
+    path: Path
+    files: dict[str, zipfile.ZipInfo]
+    nbytes: int
+
+
+def read_contents(path: Path) -> Contents:
+    """Check what an archive says it holds; raises CheckpointError for anything but one folder of plain files."""
+    with _opened(path) as archive:
+        entries = archive.infolist()
+    if len(entries) > MOST_FILES:
+        raise CheckpointError(f"{path}: it holds {len(entries)} files, a model has a few; fetch it again.")
+    kept = [entry for entry in entries if not _is_junk(entry)]
+    for entry in kept:
+        _check_entry(path, entry)
+    files = _named(path, [entry for entry in kept if not entry.is_dir()])
+    nbytes, packed, size = sum(e.file_size for e in kept), sum(e.compress_size for e in kept), path.stat().st_size
+    if packed > size:
+        raise CheckpointError(f"{path}: its files overlap or take more than the archive itself, so it is forged; fetch it again.")
+    if nbytes > RATIO * size + SLACK:
+        raise CheckpointError(
+            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from another place."
+        )
+    return Contents(path, files, sum(entry.file_size for entry in files.values()))
+
+
+def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -> dict[str, str]:
+    """Write the files into an empty folder, comparing each with its size and checksum, and return their SHA-256 by name.
+
+    Raises CheckpointError where they do not agree, and OSError.
+    """
+    done, sums = 0, dict[str, str]()
+    with _opened(contents.path) as archive:
+        for name, entry in contents.files.items():
+            left, digest = entry.file_size, hashlib.sha256()
+            with archive.open(entry) as source, (folder / name).open("xb") as target:
+                while data := source.read(CHUNK):
+                    left -= len(data)
+                    done += len(data)
+                    target.write(data)
+                    digest.update(data)
+                    if progress:
+                        progress(done, contents.nbytes)
+            if left:
+                raise CheckpointError(f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again.")
+            sums[name] = digest.hexdigest()
+    return sums
+
+
+def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
+    name = entry.orig_filename
+    parts = PurePosixPath(name.rstrip("/")).parts
+    odd = not name.isprintable() or "\\" in name or ":" in name or name.startswith("/") or ".." in name.split("/") or not parts
+    if odd or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts):
+        raise CheckpointError(f"{path}: {shown(name)} is no name of a file below the archive's folder; fetch it again.")
+    if len(parts) > MOST_DEPTH:
+        raise CheckpointError(f"{path}: {shown(name)} lies {len(parts)} folders deep, expected a folder of files; fetch it again.")
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR and entry.file_size):
+        raise CheckpointError(f"{path}: {shown(name)} is a link or a device, expected files only; fetch it again.")
+    if entry.flag_bits & 1:
+        raise CheckpointError(f"{path}: {shown(name)} is encrypted; expected an archive without a password; fetch it again.")
+    if entry.compress_type not in METHODS:
+        raise CheckpointError(f"{path}: {shown(name)} is packed in a way Apple's archives are not; fetch it again.")
+
+
+def _named(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """Files by their name in the folder that holds config.json; those in folders below or beside it are left out."""
+    places = [PurePosixPath(entry.orig_filename) for entry in entries]
+    homes = {place.parent for place in places if place.name == "config.json"}
+    if not homes:
+        raise CheckpointError(f"{path}: no config.json in it, so it is not a model; check the name, or fetch it again.")
+    home, *others = sorted(homes, key=lambda folder: len(folder.parts))
+    if others and len(others[0].parts) == len(home.parts):
+        raise CheckpointError(f"{path}: there is more than one model in it, {listed(sorted(map(str, homes)))}; unpack it yourself.")
+    files = {place.name: entry for place, entry in zip(places, entries, strict=True) if place.parent == home}
+    same: dict[str, list[str]] = {}
+    for place in places:
+        same.setdefault(normalize("NFC", str(place)).casefold(), []).append(str(place))
+    twice = [names[0] for names in same.values() if len(names) > 1]
+    if twice:
+        raise CheckpointError(f"{path}: {listed(twice)} are in it twice (capitals do not count); fetch it again.")
+    inner = {str(parent) for place in places for parent in place.parents}
+    both = [str(place) for place in places if str(place) in inner]
+    if both:
+        raise CheckpointError(f"{path}: {listed(both)} are files and folders at once; fetch it again.")
+    return files
+
+
+def _is_junk(entry: zipfile.ZipInfo) -> bool:
+    parts = entry.orig_filename.split("/")
+    return parts[0] in JUNK or parts[-1] in JUNK or parts[-1].startswith("._")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The archive; whatever Python's reader makes of a damaged one becomes a CheckpointError."""
+    try:
+        with Bounded(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
+    except (FastVLMError, MemoryError):
+        raise
+    except Exception as error:  # half a dozen kinds, from zipfile, zlib and struct
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
+            raise
+        reason = str(error)[:100] or type(error).__name__
+        raise CheckpointError(f"{path}: damaged, or no ZIP archive ({shown(reason)}); fetch it again.") from error
+
+
+class Bounded(io.FileIO):
+    """A file for zipfile, which reads a directory of any announced size at once: no more than MOST_READ here."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to `size` bytes."""
+        if size is not None and size > MOST_READ:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
+        return super().read(MOST_READ if size is None or size < 0 else size) or b""

@@ -1,0 +1,35 @@
+"""The terms of Apple's weights: named once before they are first used, and never on stdout.
+
+Apple's FastVLM weights come under the Apple Machine Learning Research Model licence, for research purposes only. That they were
+pointed at is remembered in the cache; where that cannot be written, the notice comes once per process.
+"""
+
+import warnings
+
+from ..errors import FastVLMError, FastVLMWarning
+from . import caches
+
+APPLE = "apple-amlr"  # as the Hub calls the licence
+FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")  # in a checkpoint's folder, the most particular first
+AGREEMENT = "https://github.com/apple/ml-fastvlm/blob/main/LICENSE_MODEL"
+ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
+NOTICE = f"These weights are Apple's, for research purposes only (licence {APPLE}); the agreement: {AGREEMENT}. This is said once."
+
+_said = False
+
+
+def announce(licence: str) -> None:
+    """Warn (FastVLMWarning, on stderr) of Apple's terms, if these are the weights' and it has not been said before."""
+    global _said
+    if licence != APPLE or _said:
+        return
+    _said = True
+    try:
+        mark = caches.root() / "notices" / APPLE
+        if mark.exists():
+            return
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(NOTICE + "\n", encoding="utf-8")
+    except (OSError, FastVLMError):  # no home, or one that cannot be written: said every time, then
+        pass
+    warnings.warn(NOTICE, FastVLMWarning, stacklevel=3)

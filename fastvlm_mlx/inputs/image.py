@@ -1,0 +1,241 @@
+"""A picture -> the tower's input: (S, S, 3) RGB uint8, exactly as Apple's preprocessing makes it.
+
+From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for "crop",
+the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit grey scaled,
+transparency on white. Memory stays in proportion to the picture and to S, however long and narrow the picture is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from os import PathLike, fsdecode
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+from ..config import ImageConfig
+from ..errors import ImageError, shown
+from . import imagefile
+from .imagefile import MAX_PIXELS
+
+STRIP = 1 << 22  # pixels converted or resized at a time
+SLIM = 4  # height over width from which a padded picture is mostly black
+
+Source = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
+Images = Source | Sequence[Source] | None
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # what undoes each EXIF orientation
+
+
+def as_list(images: Images) -> list[Source]:
+    """One picture, several or none, as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
+
+
+def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An upright 8-bit RGB image from a path, bytes, a PIL image or an (H, W, 3) uint8 array; raises ImageError.
+
+    A file of more than `max_pixels` is refused before it is decoded. Of an animation or a document of several pages the
+    first picture is taken, with a FastVLMWarning.
+    """
+    imagefile.check_max_pixels(max_pixels)
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+            raise ImageError(f"The image array is {source.shape} {source.dtype}, expected (height, width, 3) uint8.")
+        image = Image.fromarray(np.ascontiguousarray(source))
+        imagefile.check_size("The image array", image.size, None)
+        return image
+    if isinstance(source, Image.Image):
+        imagefile.check_size("The image", source.size, None)
+        return _upright_rgb(source, "The image")
+    if isinstance(source, bytes):
+        return _upright_rgb(imagefile.decode(source, "The image", max_pixels), "The image")
+    if isinstance(source, (str, PathLike)):
+        path = fsdecode(source)
+        name = shown(path)
+        return _upright_rgb(imagefile.decode(imagefile.read(path), name, max_pixels), name)
+    raise ImageError(f"The image is a {type(source).__name__}, expected a path, bytes, a PIL image or a uint8 array.")
+
+
+def preprocess(image: Image.Image, config: ImageConfig) -> Pixels:
+    """(S, S, 3) RGB uint8 of an upright RGB image."""
+    if config.fit == "pad":
+        return _pad_and_resize(image, config.size)
+    return _resize_and_crop(image, config.size)
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Turned and mirrored as its EXIF orientation says, in 8-bit RGB; unreadable EXIF is ignored."""
+    try:
+        image.load()
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except OSError as error:  # a PIL image opened by the caller, and damaged
+        raise ImageError(f"{name} is damaged ({error}); save or fetch it again.") from error
+    except Exception:
+        orientation = None
+    try:
+        rgb = _to_rgb(image, name)
+        turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        if turn is None:
+            return rgb
+        upright = rgb.transpose(turn)
+        upright.info = {}  # among it the orientation, which is now used up
+        return upright
+    except (ValueError, MemoryError) as error:
+        raise ImageError(f"{name} cannot be made RGB ({error or 'out of memory'}); save it as PNG or JPEG.") from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """8-bit RGB: 16-bit grey scaled down, transparency composed on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{name} has 32 bits for each grey level, of unknown range; save it with 8 or 16 bits.")
+    if image.mode.startswith("I;16"):
+        return _strip_by_strip(image, _grey_of_16_bits)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _strip_by_strip(image, _on_white)
+    return image.convert("RGB")
+
+
+def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An RGB image made from strips of rows, so that what lies between takes little memory."""
+    out = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
+        out.paste(convert(strip), (0, top))
+    return out
+
+
+def _on_white(strip: Image.Image) -> Image.Image:
+    rgba = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
+    """Levels 0-65535 to 0-255, rounded; the one level declared transparent, where there is one, to white."""
+    levels = np.asarray(strip).astype(np.uint32)
+    grey = (levels * 255 + 32767) // 65535
+    transparent = strip.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[levels == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+
+
+def _pad_and_resize(image: Image.Image, size: int) -> Pixels:
+    """Black bars to a centred square, then bicubic to size x size, without ever holding the square.
+
+    Pillow resizes along rows first and rounds to 8 bits in between, so doing the rows in strips, each padded as it comes,
+    and then the columns, a few at a time, gives the very same bits.
+    """
+    width, height = image.size
+    side = max(width, height)
+    out = np.zeros((size, size, 3), np.uint8)
+    if height > SLIM * width:
+        first, columns = _without_bars(np.asarray(image), side, size)
+        out[:, first : first + columns.shape[1]] = _padded_columns(columns, side, size)
+    elif width > SLIM * height:
+        first, rows = _without_bars(_padded_rows(image, side, size).swapaxes(0, 1), side, size)
+        out[first : first + rows.shape[1]] = rows.swapaxes(0, 1)
+    else:
+        out[:] = _padded_columns(_padded_rows(image, side, size), side, size)
+    return out
+
+
+def _padded_rows(image: Image.Image, side: int, size: int) -> Pixels:
+    """(height, size, 3): every row with black bars to `side`, then resized."""
+    width, height = image.size
+    rows = np.empty((height, size, 3), np.uint8)
+    step = max(1, STRIP // side)
+    for start in range(0, height, step):
+        end = min(height, start + step)
+        strip = Image.new("RGB", (side, end - start))
+        strip.paste(image.crop((0, start, width, end)), ((side - width) // 2, 0))
+        rows[start:end] = np.asarray(strip.resize((size, end - start), Image.Resampling.BICUBIC))
+    return rows
+
+
+def _padded_columns(rows: Pixels, side: int, size: int) -> Pixels:
+    """(size, W, 3): every column of rows (H, W, 3) with black bars to `side`, then resized."""
+    height, width, _ = rows.shape
+    top = (side - height) // 2
+    columns = np.empty((size, width, 3), np.uint8)
+    step = max(1, STRIP // side)
+    for start in range(0, width, step):
+        end = min(width, start + step)
+        strip = np.zeros((side, end - start, 3), np.uint8)
+        strip[top : top + height] = rows[:, start:end]
+        columns[:, start:end] = np.asarray(Image.fromarray(strip).resize((end - start, size), Image.Resampling.BICUBIC))
+    return columns
+
+
+# Pillow's bicubic, src/libImaging/Resample.c: a = -1/2, two source pixels to either side times the scale where it shrinks,
+# weights rounded to 22 bits after the point.
+SUPPORT, CURVE, PRECISION = 2.0, -0.5, 22
+
+
+def _without_bars(pixels: Pixels, side: int, size: int) -> tuple[int, Pixels]:
+    """Pixels (M, N, 3) with black bars along the second axis to `side`, resized there to `size`, where bars are most of it.
+
+    Gives what Pillow gives, in time that follows the picture instead of the square: weights that would fall on the bars
+    are left out. Returns the first place that the picture reaches, and (M, places, 3) from there on; the rest is black.
+    """
+    length = pixels.shape[1]
+    before = (side - length) // 2
+    scale = side / size
+    stretch = max(scale, 1.0)
+    reach = SUPPORT * stretch
+    first = max(0, math.floor((before - reach) / scale) - 1)
+    last = min(size, math.ceil((before + length + reach) / scale) + 1)
+    kernels = []
+    for place in range(first, last):
+        centre = (place + 0.5) * scale
+        start, end = max(0, int(centre - reach + 0.5)), min(side, int(centre + reach + 0.5))
+        weights = _bicubic((np.arange(start, end) - centre + 0.5) * (1.0 / stretch))
+        weights /= np.cumsum(weights)[-1]  # added one by one, as there
+        fixed = np.trunc(np.where(weights < 0, -0.5, 0.5) + weights * (1 << PRECISION))
+        low = min(max(start, before), before + length)
+        high = max(low, min(end, before + length))
+        kernels.append((low - before, high - before, fixed[low - start : high - start]))
+    out = np.empty((pixels.shape[0], last - first, 3), np.uint8)
+    step = max(1, STRIP // (8 * length))
+    for top in range(0, pixels.shape[0], step):
+        planes = np.ascontiguousarray(np.moveaxis(pixels[top : top + step], 2, 0), dtype=np.float64)
+        for place, (low, high, kernel) in enumerate(kernels):
+            # Products and sums of whole numbers below 2**53 are exact in float64.
+            sums = planes[:, :, low:high] @ kernel + (1 << (PRECISION - 1))
+            out[top : top + step, place] = np.clip(np.floor(sums / (1 << PRECISION)), 0, 255).T
+    return first, out
+
+
+def _bicubic(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    x = np.abs(x)
+    near = ((CURVE + 2.0) * x - (CURVE + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * CURVE
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _resize_and_crop(image: Image.Image, size: int) -> Pixels:
+    """The shorter edge to `size`, bicubic, the longer one in proportion and rounded down; then the centred square."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    scaled = int(size * long / short)
+    shape = (size, scaled) if width <= height else (scaled, size)
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ImageError(f"The image is {width}x{height}, too long and narrow to be cropped; cut it to a squarer shape first.")
+    resized = image.resize(shape, Image.Resampling.BICUBIC)
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))

@@ -1,0 +1,122 @@
+"""Text <-> token ids: a byte-level BPE (Qwen2's), wrapped so that a user's text is only ever text.
+
+Enters: tokenizer.json of our folder. Special tokens are placed by `prompt.py` by name; their spelling inside a message is
+encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
+"""
+
+import codecs
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from tokenizers import Tokenizer as BPETokenizer
+
+from ..errors import PromptError, TokenizerError
+from ..files import regular as files
+from ..files.jsonfile import MAX_JSON
+
+ROLE_TOKENS = ("<|im_start|>", "<|im_end|>")
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """A BPE tokenizer with Qwen2's special tokens; raises TokenizerError where those are missing."""
+
+    def __init__(self, bpe: BPETokenizer, origin: str):
+        self.bpe, self.origin = bpe, origin
+        bpe.encode_special_tokens = True  # the names of special tokens in a text are text
+        bpe.no_padding()
+        bpe.no_truncation()
+        for name in ROLE_TOKENS:
+            self.special(name)
+        self._special_ids = {i for i, token in bpe.get_added_tokens_decoder().items() if token.special}
+
+    @classmethod
+    def open(cls, path: Path) -> "Tokenizer":
+        """Read a tokenizer.json."""
+        try:
+            return cls(BPETokenizer.from_str(files.read(path, MAX_JSON).decode("utf-8")), str(path))
+        except FileNotFoundError as error:
+            raise TokenizerError(f"{path.parent}: no tokenizer.json in it; fetch or convert the model again.") from error
+        except (TokenizerError, KeyboardInterrupt):
+            raise
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+        except BaseException as error:  # the Rust side raises plain Exception, and where it panics not even that
+            if isinstance(error, (SystemExit, MemoryError)):
+                raise
+            raise TokenizerError(f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again.") from error
+
+    def __len__(self) -> int:
+        """One more than the largest id."""
+        dense = int(self.bpe.get_vocab_size(with_added_tokens=True))
+        if self.bpe.id_to_token(dense - 1) is not None and self.bpe.id_to_token(dense) is None:
+            return dense  # the usual case, without a table of every token
+        return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text in which nothing is special."""
+        try:
+            return list(self.bpe.encode(text, add_special_tokens=False).ids)
+        except (UnicodeEncodeError, TypeError) as error:
+            raise PromptError("The text holds half of a surrogate pair, which is not a character; pass valid Unicode.") from error
+
+    def special(self, name: str) -> int:
+        """Id of a special token."""
+        token = self.bpe.token_to_id(name)
+        if token is None:
+            raise TokenizerError(f"{self.origin}: no {name} among its tokens; expected a Qwen2 tokenizer.")
+        return int(token)
+
+    def is_special(self, token: int) -> bool:
+        """Whether an id is a special token's."""
+        return token in self._special_ids
+
+    def find(self, name: str) -> int | None:
+        """Id of a token, or None."""
+        return self.bpe.token_to_id(name)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
+        decoder = self.decoder()
+        return "".join(decoder.add(i) for i in ids) + decoder.finish()
+
+    def decoder(self) -> "StreamDecoder":
+        """A decoder for tokens that arrive one at a time."""
+        return StreamDecoder(self)
+
+    def bytes_of(self, token: int) -> bytes:
+        """The bytes a token stands for; none for special tokens and ids without a token."""
+        if token in self._special_ids:
+            return b""
+        symbols = self.bpe.id_to_token(token) or ""
+        table = _bytes_of_symbols()
+        return b"".join(bytes([table[s]]) if s in table else s.encode() for s in symbols)
+
+    def to_json(self) -> str:
+        """The content of tokenizer.json."""
+        return str(self.bpe.to_str(pretty=False))
+
+
+class StreamDecoder:
+    """Token ids in, whole characters out: a character split over tokens appears when its last byte has come."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        """The text that this token completes, possibly empty."""
+        return self._utf8.decode(self._tokenizer.bytes_of(token))
+
+    def finish(self) -> str:
+        """What an unfinished character leaves at the end: U+FFFD, or nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+@cache
+def _bytes_of_symbols() -> dict[str, int]:
+    """Byte-level BPE (GPT-2) writes each byte as one visible character: printable ones as themselves, the rest from U+0100 on."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in set(shown)]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
