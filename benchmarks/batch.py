@@ -11,13 +11,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-import fastvlm_mlx
-from fastvlm_mlx import VLM, Answer
-from fastvlm_mlx.diagnostics import bench
+from fastvlm_mlx import Answer
+from fastvlm_mlx.decoding.answer import finish
+from fastvlm_mlx.decoding.batch import answer_in_order
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.generate import stream
+from fastvlm_mlx.decoding.request import Options
+from fastvlm_mlx.diagnostics.machine import machine
 from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.inputs.image import Images
 
@@ -49,17 +53,18 @@ def decode_seconds(answer: Answer) -> float:
     return (answer.stats.completion_tokens - 1) / answer.stats.decode_tokens_per_second
 
 
-def measure(vlm: VLM, asked: Questions, tokens: int, rounds: int) -> list[Pair]:
-    """`rounds` pairs, after one of each kind that does not count; the model must not stop by itself."""
+def measure(engine: Engine, asked: Questions, tokens: int, rounds: int) -> list[Pair]:
+    """`rounds` pairs, after one of each kind that does not count; no token ends an answer early."""
+    options = Options(tokens, stop_tokens=())
 
     def alone() -> tuple[list[Answer], float, float]:
         started = time.perf_counter()
-        answers = [vlm.generate(image, prompt, max_tokens=tokens) for image, prompt in asked]
+        answers = [finish(stream(engine, engine.prepare(image, prompt), options)) for image, prompt in asked]
         return answers, sum(map(decode_seconds, answers)), time.perf_counter() - started
 
     def together() -> tuple[list[Answer], float, float]:
         started = time.perf_counter()
-        answers = vlm.batch(asked, max_tokens=tokens)
+        answers = answer_in_order(engine, engine.prepare_all(asked), options)
         return answers, max(map(decode_seconds, answers)), time.perf_counter() - started
 
     pairs = []
@@ -80,23 +85,18 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    if options.random:
-        vlm = VLM(open_random(options.random))
-        vlm.load_weights()
-        vlm.config = replace(vlm.config, image=replace(vlm.config.image, size=SIZE))
-    else:
-        vlm = fastvlm_mlx.load(options.model)
-    vlm.config = replace(vlm.config, eos_token_ids=())
+    engine = Engine(open_random(options.random)).at(SIZE) if options.random else Engine.open(options.model)
+    engine.load_weights()
     print("| questions | decoder, times as fast as one by one | from lowest to highest | everything | equal ids |")
     print("|---:|---:|---:|---:|---|")
     for rows in options.rows or ROWS:
-        pairs = measure(vlm, questions(rows), options.max_tokens, options.rounds)
+        pairs = measure(engine, questions(rows), options.max_tokens, options.rounds)
         decode = sorted(pair.decode for pair in pairs)
         whole = statistics.median(pair.whole for pair in pairs)
         equal = sum(pair.equal for pair in pairs)
         cells = (rows, f"{statistics.median(decode):.2f}", f"{decode[0]:.2f}-{decode[-1]:.2f}", f"{whole:.2f}")
         print(f"| {' | '.join(map(str, cells))} | {equal} of {len(pairs)} |", flush=True)
-    print(f"\n{vlm.name}, {options.max_tokens} tokens each, {options.rounds} pairs.\n{bench.machine().describe()}")
+    print(f"\n{engine.name}, {options.max_tokens} tokens each, {options.rounds} pairs.\n{machine().describe()}")
 
 
 if __name__ == "__main__":

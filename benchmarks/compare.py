@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks import charts, checkpoint
 from fastvlm_mlx.diagnostics import bench
+from fastvlm_mlx.diagnostics.machine import Machine
 
 HERE = Path(__file__).parent
 OPENBLAS = "libopenblas.so.0"
@@ -186,7 +187,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"| | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
     for key, label in (*STAGES, *OTHERS):
         lines.append(f"| {label} | {' | '.join(_cell(key, medians, name) for name in names)} |")
-    machine = bench.Machine(**result["machine"])
+    machine = Machine(**result["machine"])
     versions = "; ".join(
         f"{name}: {', '.join(f'{library} {number}' for library, number in found.items())}"
         for name, found in result["versions"].items()

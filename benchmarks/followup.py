@@ -16,19 +16,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from fastvlm_mlx import VLM
 from fastvlm_mlx.chat.conversation import Chat
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.loading import open_model
 from fastvlm_mlx.diagnostics import bench  # before mlx, so that OpenBLAS is in place
+from fastvlm_mlx.diagnostics.machine import machine
 from fastvlm_mlx.diagnostics.random_model import open_random
+from fastvlm_mlx.hub.find import find
 
 import mlx.core as mx  # isort: skip
 
 QUESTION = "Which of the things that you have just described is nearest to the left edge of the picture, and which colour is it?"
 
 
-def measure(vlm: VLM, questions: int, rounds: int, answer_tokens: int) -> dict[str, Any]:
+def measure(engine: Engine, questions: int, rounds: int, answer_tokens: int) -> dict[str, Any]:
     """Medians over `rounds`, in a conversation of so many questions about one picture."""
-    chat = vlm.chat()
+    chat = Chat(engine)
     for number in range(questions):
         image = bench.made_photo() if number == 0 else None
         chat.ask(f"{number}. What else is there to be seen?", image, max_tokens=answer_tokens)
@@ -40,7 +43,7 @@ def measure(vlm: VLM, questions: int, rounds: int, answer_tokens: int) -> dict[s
     for _ in range(rounds + 1):
         chat.undo()
         prefix.settle(held)
-        bare.append(_bare(vlm, chat, own))
+        bare.append(_bare(engine, chat, own))
         prefix.settle(held)
         started = time.perf_counter()
         answer = chat.ask(QUESTION, max_tokens=1)
@@ -52,9 +55,9 @@ def measure(vlm: VLM, questions: int, rounds: int, answer_tokens: int) -> dict[s
     return {"questions": questions, "held_tokens": len(held), "own_tokens": len(own), **times, "ratio": ratio}
 
 
-def _bare(vlm: VLM, chat: Chat, own: list[int]) -> float:
+def _bare(engine: Engine, chat: Chat, own: list[int]) -> float:
     started = time.perf_counter()
-    int(mx.argmax(vlm.model.prefill(vlm.model.embed([own], {}), chat._prefix.layers)).item())
+    int(mx.argmax(engine.model.prefill(engine.model.embed([own], {}), chat._prefix.layers)).item())
     return time.perf_counter() - started
 
 
@@ -70,15 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    vlm = VLM(open_random(options.random, options.layers)) if options.random else VLM.open(options.model or "tiny")
-    vlm.load_weights()
-    image = replace(vlm.config.image, size=options.resolution or vlm.config.image.size)
-    vlm.config = replace(vlm.config, image=image, eos_token_ids=())  # nothing ends an answer early
-    results = [measure(vlm, number, options.rounds, options.answer_tokens) for number in options.questions or (2, 8, 32)]
+    opened = open_random(options.random, options.layers) if options.random else open_model(find(options.model or "tiny"))
+    config = replace(opened.settle(), eos_token_ids=())  # nothing ends an answer early
+    engine = Engine(replace(opened, config=config, settle=lambda: config))
+    engine = engine.at(options.resolution) if options.resolution else engine
+    engine.load_weights()
+    results = [measure(engine, number, options.rounds, options.answer_tokens) for number in options.questions or (2, 8, 32)]
     if options.json:
-        print(json.dumps({"machine": asdict(bench.machine()), "model": vlm.name, "results": results}))
+        print(json.dumps({"machine": asdict(machine()), "model": engine.name, "results": results}))
         return
-    print(bench.machine().describe(), f"\n\n{vlm.name}\n")
+    print(machine().describe(), f"\n\n{engine.name}\n")
     print("| questions before | tokens held | own tokens | bare prefill, ms | follow-up, ms | ratio |\n|---|---|---|---|---|---|")
     for result in results:
         print(

@@ -11,13 +11,16 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from fastvlm_mlx import VLM
-from fastvlm_mlx.calibrate import pipeline as folder
-from fastvlm_mlx.calibrate import quality, report
+from fastvlm_mlx.calibrate import pipeline, quality, report
 from fastvlm_mlx.calibrate.examples import Question, questions_for
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.loading import open_model
 from fastvlm_mlx.diagnostics import bench
+from fastvlm_mlx.diagnostics.machine import machine
 from fastvlm_mlx.diagnostics.random_model import open_random
-from fastvlm_mlx.quantize import RECIPES, Recipe
+from fastvlm_mlx.hub.find import find
+from fastvlm_mlx.hub.names import BUILT_IN
+from fastvlm_mlx.quantize.recipes import RECIPES, Recipe
 
 WITH_TOWER = replace(RECIPES["mixed"], name="mixed, image encoder too", tower=4)
 LOST = {"8bit": 0.005, "4bit": 0.03, "mixed": 0.015}  # accuracy that may be lost against the reference
@@ -81,16 +84,16 @@ def main() -> int:
             opened = replace(opened, config=config, settle=lambda: config)
         questions, calibration = made(args.pictures), made(args.pictures + 2)[len(made(args.pictures)) :]
     else:
-        opened = VLM.open(args.model).opened
-        questions, calibration = held_out(args.pictures, args.seed), questions_for("tiny", None)
-    vlm = VLM(opened)
-    vlm.load_weights()
-    reference = quality.reference(vlm, questions, opened.name)
-    del vlm
+        opened = open_model(find(args.model))
+        questions, calibration = held_out(args.pictures, args.seed), questions_for(open_model(find(BUILT_IN)), None)
+    engine = Engine(opened)
+    engine.load_weights()
+    reference = quality.reference(engine, questions, opened.name)
+    del engine
     results = {opened.name: reference.own}
     for name in args.recipes:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results[name] = quality.compare(folder.trial(opened, recipes[name], calibration), reference, questions, name)
+        results[name] = quality.compare(pipeline.trial(opened, recipes[name], calibration), reference, questions, name)
     ordered = list(results.values())
     print(report.table(ordered))
     verdicts = bars(results) if {"plain", "mixed", *LOST} <= results.keys() else []
@@ -98,7 +101,7 @@ def main() -> int:
         print(f"{'met' if met else 'MISSED'}: {sentence}")
     if args.out:
         about = {
-            "machine": asdict(bench.machine()), "model": opened.name, "pictures": args.pictures, "seed": args.seed,
+            "machine": asdict(machine()), "model": opened.name, "pictures": args.pictures, "seed": args.seed,
             "bars": [{"bar": sentence, "met": met} for sentence, met in verdicts],
         }  # fmt: skip
         args.out.with_name(f"{args.out.name}.json").write_text(report.to_json(ordered, **about), encoding="utf-8")

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +29,19 @@ class Ours:
 
     def __init__(self, folder: Path):
         import fastvlm_mlx
-        from fastvlm_mlx import VLM
 
-        self.vlm = VLM.open(str(folder))
-        self.vlm.load_weights()
-        self.vlm.config = replace(self.vlm.config, eos_token_ids=())  # nothing ends an answer early
+        self.vlm = fastvlm_mlx.load(str(folder))
         self.versions = {"fastvlm-mlx": fastvlm_mlx.__version__, **_versions("mlx", "numpy", "pillow")}
 
     def run(self, image: str, prompt: str, tokens: int) -> Figures:
         """Answer once."""
-        from fastvlm_mlx.decoding.generate import Options
+        from fastvlm_mlx.decoding.generate import stream
+        from fastvlm_mlx.decoding.request import Options
 
+        engine = self.vlm.engine
         self.vlm.images.clear()  # a picture seen before would not be encoded again
-        *_, last = self.vlm.answer(self.vlm.prepare(image, prompt), Options(tokens))
+        options = Options(tokens, stop_tokens=())  # nothing ends an answer early
+        *_, last = stream(engine, engine.prepare(image, prompt), options)
         stats = last.answer.stats
         return _figures(
             stats.prompt_tokens, stats.preprocess_seconds, stats.vision_seconds, stats.ttft_seconds, stats.decode_tokens_per_second
@@ -273,9 +273,9 @@ def main() -> None:
     ready = time.time() - started  # from the start of the process: imports and weights
     greeting = {"start_seconds": ready, "versions": runtime.versions}
     if name == "ours":
-        from fastvlm_mlx.diagnostics import bench
+        from fastvlm_mlx.diagnostics.machine import machine
 
-        greeting["machine"] = asdict(bench.machine())
+        greeting["machine"] = asdict(machine())
     print(json.dumps(greeting), file=replies, flush=True)
     for line in sys.stdin:
         command = json.loads(line)

@@ -17,9 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fastvlm_mlx import VLM
 from fastvlm_mlx.config import ATTENTION_STAGES, VisionConfig
+from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.diagnostics import bench  # before mlx, so that OpenBLAS is in place
+from fastvlm_mlx.diagnostics.machine import Machine, machine
 from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.network.vision import SE_RATIO
 
@@ -54,14 +55,16 @@ def tower_work(config: VisionConfig, side: int) -> tuple[int, int]:
     return linear + grid**2 * 9 * wide + 2 * wide * wide // SE_RATIO, attention
 
 
-def measure(vlm: VLM, resolutions: Sequence[int], counts: Sequence[int], side: int, rounds: int, tokens: int) -> dict[str, Any]:
+def measure(
+    engine: Engine, resolutions: Sequence[int], counts: Sequence[int], side: int, rounds: int, tokens: int
+) -> dict[str, Any]:
     """Results by resolution with one picture, and by number of pictures at `side` pixels."""
     photos = [bench.made_photo(seed=number) for number in range(max(counts))]  # no two alike: a picture is encoded once
     sizes, several = [], []
     for resolution, images, into in [*((size, 1, sizes) for size in resolutions), *((side, count, several) for count in counts)]:
         mx.clear_cache()
         result = bench.measure(
-            vlm, photos[:images], resolution=resolution, rounds=rounds, max_tokens=tokens,
+            engine, photos[:images], resolution=resolution, rounds=rounds, max_tokens=tokens,
             progress=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
         into.append(asdict(result))
@@ -84,7 +87,7 @@ def growth(vision: VisionConfig, results: Sequence[dict[str, Any]]) -> list[dict
     return rows
 
 
-def markdown(measured: dict[str, Any], vision: VisionConfig, machine: bench.Machine) -> str:
+def markdown(measured: dict[str, Any], vision: VisionConfig, machine: Machine) -> str:
     """Two tables and where they were taken."""
     parts = []
     for label, key in (("pixels", "resolutions"), ("pictures", "images")):
@@ -108,7 +111,7 @@ def markdown(measured: dict[str, Any], vision: VisionConfig, machine: bench.Mach
     return "\n".join([*parts, machine.describe().replace("\n", "; ") + ".", ""])
 
 
-def save(measured: dict[str, Any], vision: VisionConfig, machine: bench.Machine, out: Path) -> Path:
+def save(measured: dict[str, Any], vision: VisionConfig, machine: Machine, out: Path) -> Path:
     """Write the tables, the figures and four plots."""
     out.mkdir(parents=True, exist_ok=True)
     words = f"scaling {machine.date[:10]} {machine.cpu} {machine.backend}"
@@ -145,11 +148,11 @@ def main() -> None:
     options = parser.parse_args()
     if (options.model is None) == (options.random is None):
         parser.error("give either --model or --random")
-    vlm = VLM.open(options.model) if options.model else VLM(open_random(options.random, options.layers))
-    vlm.load_weights()
+    engine = Engine.open(options.model) if options.model else Engine(open_random(options.random, options.layers))
+    engine.load_weights()
     resolutions, counts = options.resolution or RESOLUTIONS, options.images or IMAGES
-    measured = measure(vlm, resolutions, counts, options.images_at, options.rounds, options.max_tokens)
-    print(save(measured, vlm.config.vision, bench.machine(), options.out).read_text(encoding="utf-8"))
+    measured = measure(engine, resolutions, counts, options.images_at, options.rounds, options.max_tokens)
+    print(save(measured, engine.config.vision, machine(), options.out).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

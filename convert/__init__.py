@@ -1,11 +1,13 @@
-"""Foreign checkpoints in, our folder out: read -> map -> fold -> cast -> save; and back to transformers' layout.
+"""Checkpoints of other layouts in, our folder out: read -> map -> fold -> cast -> save; and back to transformers' layout.
 
-Everything that is not in our own format enters through here; the runtime knows one layout and loads it strictly.
+Enters: a checkpoint's folder; everything that is not in our own format comes in here, and the rest knows one layout.
+Leaves: an `OpenModel`, a folder of ours, a folder of transformers'.
+May import: errors, config, files, quantize, inputs, network, storage, hub.
 """
 
 from .config_map import check_fit
-from .export import to_transformers
+from .export import check_form, to_transformers
 from .key_map import check_layout
 from .pipeline import convert, open_foreign
 
-__all__ = ["check_fit", "check_layout", "convert", "open_foreign", "to_transformers"]
+__all__ = ["check_fit", "check_form", "check_layout", "convert", "open_foreign", "to_transformers"]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fastvlm_mlx.config import ModelConfig
 from fastvlm_mlx.errors import SHOWN, shown
-from fastvlm_mlx.hub.find import HUB_NAME
 from fastvlm_mlx.hub.licence import AGREEMENT, APPLE, ATTRIBUTION, FILES
+from fastvlm_mlx.hub.names import HUB_NAME
 
 # Those the Hub knows by name, of the ones FastVLM weights may come under; any other is "other" and named beside it.
 HUB_LICENCES = (APPLE, "mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")

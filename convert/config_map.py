@@ -48,7 +48,7 @@ ONLY_PROCESSOR = {
 def check_fit(fit: str | None) -> None:
     """Raise OptionError unless it is one of FITS; None stands for the checkpoint's."""
     if fit is not None and fit not in FITS:
-        raise OptionError(f"fit is {shown(fit)}, expected 'pad' or 'crop'.")
+        raise OptionError(f"`fit` is {shown(fit)}, expected 'pad' or 'crop'.")
 
 
 def from_llava(theirs: dict[str, Any], *, name: str, layout: str) -> ModelConfig:

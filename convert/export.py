@@ -15,14 +15,17 @@ import mlx.core as mx
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
-from fastvlm_mlx import quantize
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, listed
+from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, listed, shown
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.prompt import SYSTEM
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
 from fastvlm_mlx.network.model import FastVLM
-from fastvlm_mlx.storage.open import OpenModel, check_finite, is_ours, new_folder, open_ours, save_weights
+from fastvlm_mlx.quantize import layers
+from fastvlm_mlx.storage.fill import check_finite
+from fastvlm_mlx.storage.open import OpenModel, is_ours, open_ours
+from fastvlm_mlx.storage.place import new_folder
+from fastvlm_mlx.storage.save import save_weights
 
 from .card import licence_text, transformers_card
 from .config_map import ARCHITECTURE, check_fit
@@ -45,6 +48,12 @@ CHAT_TEMPLATE = (
     "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 ).replace("SYSTEM", SYSTEM)
+
+
+def check_form(to: str) -> None:
+    """Raise OptionError unless a checkpoint can be written in this form: "mlx", ours, or "transformers"."""
+    if to not in ("mlx", "transformers"):
+        raise OptionError(f"`to` is {shown(to)}, expected 'mlx' or 'transformers'.")
 
 
 def to_transformers(
@@ -73,7 +82,7 @@ def to_transformers(
     name = name or folder.resolve().name
     if is_ours(folder):
         if layout or vision_from:
-            raise OptionError(f"{folder} is converted already; leave --layout and --vision-from out to convert it.")
+            raise OptionError(f"{folder} is converted already; leave `layout` and `vision_from` out to convert it.")
         opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
     else:
         opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from)
@@ -130,7 +139,7 @@ def to_transformers(
 def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
     """Raise CheckpointError unless names, shapes and types of our tensors are what the config calls for."""
     model = FastVLM(config, "cpu")
-    quantize.apply(model, config.quantization)
+    layers.apply(model, config.quantization)
     places = model.places()
     wrong = places.keys() ^ tensors.keys() or {
         path
@@ -150,7 +159,7 @@ def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
         words.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     image = words.token_to_id(IMAGE)
     if image is None or not words.get_added_tokens_decoder().get(image, AddedToken("")).special:
-        raise CheckpointError(f"{opened.name}: {IMAGE!r} is an ordinary word of its vocabulary; name another --tokenizer-path.")
+        raise CheckpointError(f"{opened.name}: {IMAGE!r} is an ordinary word of its vocabulary; name another `tokenizer`.")
     return words, int(image)
 
 

@@ -269,7 +269,7 @@ def recognise(names: Iterable[str], model_type: object = "llava_qwen2") -> str:
 def check_layout(layout: str | None) -> None:
     """Raise OptionError unless it is one of LAYOUTS; None stands for the one recognised."""
     if layout is not None and layout not in LAYOUTS:
-        raise OptionError(f"layout is {shown(layout)}, expected one of {', '.join(map(repr, LAYOUTS))}.")
+        raise OptionError(f"`layout` is {shown(layout)}, expected one of {', '.join(map(repr, LAYOUTS))}.")
 
 
 def match(names: Iterable[str], layout: str) -> Plan:

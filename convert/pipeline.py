@@ -9,13 +9,15 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from fastvlm_mlx import quantize
 from fastvlm_mlx.config import Dtype, Fit, ModelConfig, check_dtype
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OutputError, listed
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT, Tokenizer
 from fastvlm_mlx.network.model import FastVLM
-from fastvlm_mlx.storage.open import OpenModel, check_finite, check_words, is_ours, save
+from fastvlm_mlx.quantize import layers
+from fastvlm_mlx.storage.fill import check_finite
+from fastvlm_mlx.storage.open import OpenModel, check_words, is_ours
+from fastvlm_mlx.storage.save import save
 
 from . import packed, published
 from .card import licence_text, model_card
@@ -105,7 +107,7 @@ def convert(
     """
     check_dtype(dtype)
     if is_ours(folder):
-        raise CheckpointError(f"{folder} is converted already; use it as it is, or convert it --to transformers.")
+        raise CheckpointError(f"{folder} is converted already; use it as it is, or convert it with `to='transformers'`.")
     check_place(folder, out)
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
     config = opened.settle()
@@ -113,7 +115,7 @@ def convert(
     announce(config.source.license)
     kind: mx.Dtype = getattr(mx, config.dtype)
     model = FastVLM(config, "cpu")
-    quantize.apply(model, config.quantization)
+    layers.apply(model, config.quantization)
     places = model.places()
     nbytes = sum(place.size * kind.size if mx.issubdtype(place.dtype, mx.floating) else place.nbytes for place in places.values())
     total = len(places)
@@ -140,7 +142,7 @@ def convert(
 def check_place(folder: Path, out: Path) -> None:
     """Raise OutputError where writing `out` would be writing over the checkpoint."""
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another --out.")
+        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another `out`.")
 
 
 def _stored_dtype(sources: list[Source]) -> Dtype:

@@ -90,19 +90,19 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     if LAYOUTS[source.layout].has_tower:
         if folder is not None:
             raise OptionError(
-                f"{source.checkpoint.folder} has its own image encoder; give --vision-from only for exports without one."
+                f"{source.checkpoint.folder} has its own image encoder; give `vision_from` only for exports without one."
             )
         return None
     if folder is None:
         raise CheckpointError(
             f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its image encoder is "
-            "a Core ML package; convert it with --vision-from and a folder that has the encoder, such as the checkpoint it is from."
+            "a Core ML package; convert it with `vision_from` and a folder that has the encoder, such as the checkpoint it is from."
         )
     if is_ours(folder):
-        raise CheckpointError(f"{folder} is converted already; give --vision-from the checkpoint as published.")
+        raise CheckpointError(f"{folder} is converted already; give `vision_from` the checkpoint as published.")
     tower = open_source(folder)
     if not LAYOUTS[tower.layout].has_tower:
-        raise CheckpointError(f"{folder} has no image encoder either; give --vision-from the checkpoint as published.")
+        raise CheckpointError(f"{folder} has no image encoder either; give `vision_from` the checkpoint as published.")
     return tower.tower()
 
 

@@ -53,7 +53,7 @@ def _read(path: Path) -> str:
     except FileNotFoundError as error:
         raise TokenizerError(
             f"{path.parent}: no {path.name}; expected tokenizer.json, or vocab.json and merges.txt. "
-            "Another folder with the tokenizer can be named with --tokenizer-path."
+            "Another folder with the tokenizer can be named as `tokenizer`."
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"

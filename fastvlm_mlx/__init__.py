@@ -16,24 +16,43 @@ from .version import __version__
 blas.preload()
 
 if TYPE_CHECKING:
-    from .decoding.generate import Answer, Chunk, Stats
+    from .decoding.answer import Answer, Answers, Chunk, Stats
     from .decoding.stream import Stream
-    from .errors import FastVLMError
+    from .errors import (
+        BusyError,
+        CheckpointError,
+        FastVLMError,
+        FastVLMWarning,
+        HubError,
+        ImageError,
+        OptionError,
+        OutputError,
+        PromptError,
+        TokenizerError,
+    )
     from .vlm import VLM, load
 
-__all__ = ["VLM", "Answer", "Chunk", "FastVLMError", "Stats", "Stream", "__version__", "load"]
-
 _HOMES = {
-    "VLM": "vlm", "load": "vlm", "Answer": "decoding.generate", "Chunk": "decoding.generate", "Stats": "decoding.generate",
-    "Stream": "decoding.stream",
-    "FastVLMError": "errors",
+    "vlm": ("VLM", "load"),
+    "decoding.answer": ("Answer", "Answers", "Chunk", "Stats"),
+    "decoding.stream": ("Stream",),
+    "errors": (
+        "BusyError", "CheckpointError", "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutputError",
+        "PromptError", "TokenizerError",
+    ),
 }  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "VLM", "Answer", "Answers", "BusyError", "CheckpointError", "Chunk", "FastVLMError", "FastVLMWarning", "HubError", "ImageError",
+    "OptionError", "OutputError", "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'fastvlm_mlx' has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 

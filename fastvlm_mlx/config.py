@@ -20,6 +20,7 @@ MAX_BLOCKS = 1000  # layers of the decoder, blocks of a stage: bounds what a lyi
 LONGEST = 500  # characters of a message, where a key of the file is one
 MAX_IMAGE = 4096  # pixels of a side
 STRIDE = 64  # pixels of the image per image token, along each side: stem 4, then four downsamplers of 2
+RESOLUTIONS = range(STRIDE, MAX_IMAGE + 1, STRIDE)  # sides that pictures may be brought to, in pixels
 
 Fit = Literal["pad", "crop"]
 T = TypeVar("T")
@@ -37,7 +38,16 @@ def check(condition: bool, message: str) -> None:
 def check_dtype(dtype: str | None) -> None:
     """Raise OptionError unless it is one of DTYPES; None stands for the default."""
     if dtype is not None and dtype not in DTYPES:
-        raise OptionError(f"dtype is {shown(dtype)}, expected one of {listed(DTYPES)}.")
+        raise OptionError(f"`dtype` is {shown(dtype)}, expected one of {listed(DTYPES)}.")
+
+
+def check_resolution(resolution: int | None) -> None:
+    """Raise OptionError unless it is one of RESOLUTIONS; None stands for the model's own."""
+    if resolution is not None and resolution not in RESOLUTIONS:
+        raise OptionError(
+            f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} "
+            "pixels."
+        )
 
 
 def _positive(most: int = 1 << 24, /, **sizes: int) -> None:

@@ -10,7 +10,8 @@
     ├── HubError          a name that could not be turned into a folder
     └── OutputError       a result that could not be written
 
-A message is one sentence or two: what was found, what was expected, what to do.
+A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as Python names
+them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place.
 """
 
 from collections.abc import Iterable
@@ -18,6 +19,12 @@ from collections.abc import Iterable
 
 class FastVLMError(Exception):
     """Root of the tree; the command line prints it without a traceback and exits with 1."""
+
+    @property
+    def option(self) -> str | None:
+        """The argument that the message names first, as Python spells it; None where it names none."""
+        name = str(self).partition("`")[2].partition("`")[0].partition("=")[0]
+        return name if name.isidentifier() else None
 
 
 class ImageError(FastVLMError):

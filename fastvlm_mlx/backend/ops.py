@@ -4,12 +4,13 @@ Model code calls these and reads the same everywhere; weights and folders are th
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from . import cpu
+from .cpu.packed import Packed
 
 Backend = Literal["cpu", "metal", "cuda"]
 
@@ -69,19 +70,6 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backen
             return y
     transposed = weight.T if transposed is None else transposed
     return mx.addmm(bias, x, transposed) if bias is not None else x @ transposed
-
-
-class Packed(Protocol):
-    """A quantised matrix (O, I): packed integers and what turns them back into weights."""
-
-    weight: mx.array
-    scales: mx.array
-    biases: mx.array
-    bits: int
-    group_size: int
-    mode: str
-    keeps_wide: bool
-    _wide: mx.array | None
 
 
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:

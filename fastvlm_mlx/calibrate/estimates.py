@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from ..backend.ops import Backend
 from ..config import ModelConfig
+from ..decoding.engine import Engine
 from ..diagnostics import memory, random_model
 from ..errors import HubError, OptionError
 from ..network.model import FastVLM
 from ..quantize.recipes import RECIPES, Recipe, plan
-from ..vlm import VLM
 
 GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and keeps wide copies (cpu.py)
 
@@ -39,7 +39,7 @@ def of(model: str, *, tokenizer: str | None = None, resolution: int | None = Non
             config = replace(config, image=replace(config.image, size=resolution))
     else:
         try:
-            config = VLM.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
+            config = Engine.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
         except HubError as error:
             sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
             raise HubError(f"{error} Published sizes are {sizes}.") from error

@@ -9,14 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..decoding.generate import Options, Request, finish
+from ..decoding.answer import finish
+from ..decoding.engine import Engine
+from ..decoding.generate import stream
+from ..decoding.request import Options, Request
 from ..errors import CheckpointError, ImageError, OptionError, PromptError, shown
 from ..files import regular as files
 from ..files.jsonfile import parse_table
-from ..hub import find as hub
+from ..hub.find import find
+from ..hub.names import BUILT_IN
 from ..inputs.image import Pixels, Source
-from ..inputs.prompt import Piece, Turn
-from ..vlm import PROMPT, VLM
+from ..inputs.pieces import Piece
+from ..inputs.prompt import PROMPT, Turn
+from ..storage.open import OpenModel
 
 QUESTIONS = "questions.jsonl"
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
@@ -101,16 +106,16 @@ def _question(folder: Path, line: bytes, where: str) -> Question:
     return Question(folder / image, text, answer)
 
 
-def questions_for(name: str, folder: Path | None) -> list[Question]:
-    """The questions to calibrate a model on: those of `folder`, or the built-in ones for `tiny`; raises OptionError."""
-    if folder is not None:
-        return read_questions(folder)
-    if name != hub.BUILT_IN:
-        raise OptionError("Calibration needs pictures like those the model will be shown; name a folder of them (--pictures).")
-    return read_questions(hub.find(hub.BUILT_IN) / "calibration")
+def questions_for(opened: OpenModel, pictures: Path | None) -> list[Question]:
+    """The questions to calibrate a model on: those of the folder `pictures`, or the built-in model's own; raises OptionError."""
+    if pictures is not None:
+        return read_questions(pictures)
+    if not opened.built_in:
+        raise OptionError("Calibration needs pictures like those the model will be shown; name a folder of them (`pictures`).")
+    return read_questions(find(BUILT_IN).folder / "calibration")
 
 
-def answered(vlm: VLM, questions: Sequence[Question], progress: Progress | None = None) -> Examples:
+def answered(engine: Engine, questions: Sequence[Question], progress: Progress | None = None) -> Examples:
     """The questions as examples: every one is answered by the model, greedily; raises ImageError and PromptError."""
     numbers: dict[int | str, int] = {}
     pixels: list[Pixels] = []
@@ -119,17 +124,17 @@ def answered(vlm: VLM, questions: Sequence[Question], progress: Progress | None 
         key = str(question.image) if isinstance(question.image, (str, Path)) else id(question.image)
         if key not in numbers:
             numbers[key] = len(pixels)
-            pixels.append(vlm.pixels(question.image))
+            pixels.append(engine.pixels(question.image))
         number = numbers[key]
-        pieces = vlm.render([Turn(question.text, 1)])
-        ids, text = answer(vlm, pixels[number], pieces)
+        pieces = engine.render([Turn(question.text, 1)])
+        ids, text = answer(engine, pixels[number], pieces)
         items.append(Example(number, pieces, ids, text, question.answer))
         if progress:
             progress(done, len(questions))
     return Examples(pixels, items)
 
 
-def answer(vlm: VLM, pixels: Pixels, pieces: list[Piece]) -> tuple[tuple[int, ...], str]:
+def answer(engine: Engine, pixels: Pixels, pieces: list[Piece]) -> tuple[tuple[int, ...], str]:
     """Ids and text of the greedy answer to one prepared question."""
-    given = finish(vlm.answer(Request([pixels], pieces, 0.0), Options(MAX_ANSWER)))
+    given = finish(stream(engine, Request([pixels], pieces, 0.0), Options(MAX_ANSWER)))
     return tuple(given.token_ids), given.text.strip()

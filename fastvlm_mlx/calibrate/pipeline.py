@@ -1,27 +1,33 @@
 """A model folder -> a quantised one: open, calibrate where the recipe asks for it, round, save, measure."""
 
 import os
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 
 from ..config import Dtype, ModelConfig, check_dtype
+from ..decoding.engine import Engine
 from ..diagnostics.memory import weight_bytes
 from ..errors import CheckpointError, OptionError, OutputError
 from ..network.model import FastVLM
 from ..quantize.recipes import Plan, Recipe, plan
 from ..quantize.rounding import quantized, scale_type
-from ..storage import open as storage
-from ..vlm import VLM
+from ..storage.fill import check_finite
+from ..storage.open import Named, OpenModel, open_ours
+from ..storage.place import check_target, new_folder
+from ..storage.save import write
 from . import quality, report
 from . import search as calibrate
 from .examples import Examples, Question, answered
 
 STATE = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
 SAME = "\nThese are the questions it was calibrated on; others may tell more.\n"
-Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
+Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,18 @@ class Quantized:
     left: dict[str, str]
     qualities: list[quality.Quality]
 
+    def lines(self) -> list[str]:
+        """What was done and what was left alone, for people: layers by their bits, and by the reason."""
+        counts = Counter(f"{q.bits} bits in groups of {q.group_size} ({q.mode})" for q in self.config.quantization.values())
+        lines = [f"{count} layers: {description}" for description, count in sorted(counts.items())]
+        reasons: dict[str, Counter[str]] = defaultdict(Counter)
+        for path, reason in self.left.items():
+            reasons[reason][re.sub(r"\.\d+", ".*", path)] += 1
+        for reason, paths in reasons.items():
+            names = ", ".join(path if count == 1 else f"{path} ({count})" for path, count in sorted(paths.items()))
+            lines.append(f"{sum(paths.values())} layers left alone, {reason}: {names}")
+        return lines
+
 
 def state_file(out: Path) -> Path:
     """Where an interrupted calibration keeps what it has found."""
@@ -39,7 +57,7 @@ def state_file(out: Path) -> Path:
 
 
 def quantize(
-    opened: storage.OpenModel,
+    opened: OpenModel,
     folder: Path,
     out: Path,
     recipe: Recipe,
@@ -48,44 +66,45 @@ def quantize(
     questions: Sequence[Question] = (),
     measure: bool = False,
     force: bool = False,
-    progress: Progress = lambda label, done, total: None,
+    progress: Progress = lambda label, share: None,
 ) -> Quantized:
     """Write a model opened from `folder`, of any accepted layout, quantised as a folder of ours at `out`.
 
-    A recipe with a budget is calibrated on `questions`; with `measure`, the result is compared with the source on them and its
-    card says how it did. `dtype` is the type of everything that is not quantised, by default the source's. Raises
-    CheckpointError, OptionError and OutputError; nothing is left half-written, but for the state of a calibration.
+    A recipe with a budget is calibrated on `questions` (see `examples.questions_for`); with `measure`, the result is compared
+    with the source on them and its card says how it did. `dtype` is the type of everything that is not quantised, by default the
+    source's. Raises CheckpointError, OptionError and OutputError; nothing is left half-written, but for the state of a calibration.
     """
     from ..convert.card import licence_text, model_card
 
     check_dtype(dtype)
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the source itself or holds it, so it is not written to; give another --out.")
+        raise OutputError(f"{out} is the source itself or holds it, so it is not written to; give another `out`.")
     if (recipe.target_bits is not None or measure) and not questions:
-        raise OptionError("Calibrating and measuring need pictures and questions; name a folder of them (--pictures).")
+        raise OptionError("Calibrating and measuring need pictures and questions; name a folder of them (`pictures`).")
     if opened.config.quantization:
         raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.")
     config = opened.settle()
     config = replace(config, dtype=dtype or config.dtype)
     chosen, left = plan(FastVLM(config, "cpu"), recipe)
     nbytes = sum(weight_bytes(replace(config, quantization=chosen)).values())
-    storage.check_target(out, nbytes, force)
+    check_target(out, nbytes, force)
 
-    exact = VLM(opened)
+    step = _in_phases(recipe, measure, progress)
+    exact = Engine(opened)
     reference: quality.Reference | None = None
     notebook: calibrate.Notebook | None = None
     weights = opened.weights
     if recipe.target_bits is not None or measure:
         exact.load_weights()
     if measure:
-        reference = quality.reference(exact, questions, "unquantised", lambda done, total: progress("Answering", done, total))
+        reference = quality.reference(exact, questions, "unquantised", lambda done, total: step("Answering", done, total))
     if recipe.target_bits is not None:
         calibrate.budget_bytes(exact.model, chosen, recipe)
         examples = (
-            reference.examples if reference else answered(exact, questions, lambda done, total: progress("Answering", done, total))
+            reference.examples if reference else answered(exact, questions, lambda done, total: step("Answering", done, total))
         )
         notebook = calibrate.Notebook.open(state_file(out), calibrate.fingerprint(exact, examples, recipe))
-        chosen = _calibrated(exact, examples, recipe, notebook, progress)
+        chosen = _calibrated(exact, examples, recipe, notebook, partial(step, "Calibrating"))
         weights = exact.model.places().items  # with the scales folded in
     config = replace(config, quantization=chosen)
 
@@ -96,64 +115,73 @@ def quantize(
         "LICENSE": licence_text(folder, config),
     }
     qualities: list[quality.Quality] = []
-    with storage.new_folder(out, nbytes, force) as partial:
+    with new_folder(out, nbytes, force) as unfinished:
         total = len(FastVLM(config, "cpu").places())
-        storage.write(
-            partial, config, _stored(weights(), config, str(folder), lambda done: progress("Writing", done, total)), texts
-        )
+        write(unfinished, config, _stored(weights(), config, str(folder), lambda done: step("Writing", done, total)), texts)
         if reference is not None:
             del exact, weights
-            result = VLM(storage.open_ours(partial, out.name))
+            result = Engine(open_ours(unfinished, out.name))
             result.load_weights()
             qualities = [reference.own, quality.compare(result, reference, questions, recipe.name)]
             text = report.markdown(qualities) + (SAME if scaled else "")
-            (partial / "README.md").write_text(model_card(config, quality=text, scaled=scaled), encoding="utf-8")
-            (partial / "quality.json").write_text(report.to_json(qualities), encoding="utf-8")
+            (unfinished / "README.md").write_text(model_card(config, quality=text, scaled=scaled), encoding="utf-8")
+            (unfinished / "quality.json").write_text(report.to_json(qualities), encoding="utf-8")
     if notebook is not None:
         notebook.remove()
     return Quantized(config, left, qualities)
 
 
-def trial(opened: storage.OpenModel, recipe: Recipe, questions: Sequence[Question]) -> VLM:
+def trial(opened: OpenModel, recipe: Recipe, questions: Sequence[Question]) -> Engine:
     """A model quantised in memory; a recipe with a budget is calibrated on `questions`."""
     config = opened.settle()
     chosen, _ = plan(FastVLM(config, "cpu"), recipe)
     if recipe.target_bits is not None:
-        exact = VLM(opened)
+        exact = Engine(opened)
         exact.load_weights()
         chosen = calibrate.calibrate(exact, answered(exact, questions), recipe, calibrate.Notebook(None, ""))
         opened = replace(opened, weights=exact.model.places().items)
         del exact
-    vlm = VLM(opened)
-    vlm.load_weights(plan=chosen)
-    return vlm
+    engine = Engine(opened)
+    engine.load_weights(plan=chosen)
+    return engine
 
 
-def _calibrated(exact: VLM, examples: Examples, recipe: Recipe, notebook: calibrate.Notebook, progress: Progress) -> Plan:
+def _in_phases(recipe: Recipe, measure: bool, progress: Progress) -> Callable[[str, int, int], None]:
+    """What is told, in each phase of the work, how many of its steps are done, and passes on how much of everything is."""
+    calibrated = recipe.target_bits is not None
+    phases = ["Answering"] * (calibrated or measure) + ["Calibrating"] * calibrated + ["Writing"]
+
+    def step(phase: str, done: int, total: int) -> None:
+        progress(phase, (phases.index(phase) + done / total) / len(phases))
+
+    return step
+
+
+def _calibrated(
+    exact: Engine, examples: Examples, recipe: Recipe, notebook: calibrate.Notebook, progress: Callable[[int, int], None]
+) -> Plan:
     total = calibrate.steps(exact, examples, recipe)
     done = 0
 
     def step() -> None:
         nonlocal done
         done += 1
-        progress("Calibrating", done, total)
+        progress(done, total)
 
     return calibrate.calibrate(exact, examples, recipe, notebook, step)
 
 
-def _stored(
-    weights: storage.Named, config: ModelConfig, origin: str, progress: Callable[[int], None]
-) -> Iterator[tuple[str, mx.array]]:
+def _stored(weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]) -> Iterator[tuple[str, mx.array]]:
     """Every tensor as the folder holds it, one at a time."""
     kind: mx.Dtype = getattr(mx, config.dtype)
     for done, (name, array) in enumerate(weights, start=1):
         settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if settings is None:
             stored = array.astype(kind)
-            storage.check_finite(origin, [(name, stored, array)])
+            check_finite(origin, [(name, stored, array)])
             yield name, stored
         else:
-            storage.check_finite(origin, [(name, array, array)])
+            check_finite(origin, [(name, array, array)])
             parts = quantized(name, array, settings, scale_type(config.dtype))
             mx.eval([tensor for _, tensor in parts])
             yield from parts

@@ -11,13 +11,13 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import ModelConfig, QuantConfig
+from ..decoding.engine import Engine
 from ..diagnostics import bench
 from ..diagnostics.memory import weight_bytes
 from ..errors import OptionError
 from ..network.model import FastVLM
 from ..quantize import recipes
 from ..quantize.layers import packed_layers
-from ..vlm import VLM
 from .chain import Chain, Scores
 from .examples import Examples, Progress, Question, answer, answered
 
@@ -57,25 +57,25 @@ class Reference:
     own: Quality
 
 
-def reference(vlm: VLM, questions: Sequence[Question], name: str, progress: Progress | None = None) -> Reference:
+def reference(engine: Engine, questions: Sequence[Question], name: str, progress: Progress | None = None) -> Reference:
     """Answer the questions with a model whose weights are loaded, and remember how sure it was."""
-    examples = answered(vlm, questions, progress)
-    scores = Chain(vlm.model, examples).scores()
+    examples = answered(engine, questions, progress)
+    scores = Chain(engine.model, examples).scores()
     right = _accuracy([item.text for item in examples.items], examples)
-    memory, speed = _pace(vlm, questions)
+    memory, speed = _pace(engine, questions)
     own = Quality(
-        name, sum(weight_bytes(vlm.config).values()), bits_per_weight(vlm.model), 0.0, 1.0, 1.0, 1.0, right, right,
+        name, sum(weight_bytes(engine.config).values()), bits_per_weight(engine.model), 0.0, 1.0, 1.0, 1.0, right, right,
         len(examples.items), examples.tokens, memory, speed,
     )  # fmt: skip
-    return Reference(vlm.config, examples, scores, own)
+    return Reference(engine.config, examples, scores, own)
 
 
-def compare(vlm: VLM, to: Reference, questions: Sequence[Question], name: str) -> Quality:
+def compare(engine: Engine, to: Reference, questions: Sequence[Question], name: str) -> Quality:
     """Measure a model whose weights are loaded; raises OptionError where it cannot be compared."""
-    ours, theirs = vlm.config, to.config
+    ours, theirs = engine.config, to.config
     if (ours.text.vocab_size, ours.image, ours.eos_token_ids) != (theirs.text.vocab_size, theirs.image, theirs.eos_token_ids):
         raise OptionError(f"{name} and {to.own.name} do not read the same tokens and pictures; compare versions of one model.")
-    scores = Chain(vlm.model, to.examples).scores()
+    scores = Chain(engine.model, to.examples).scores()
     kl = divergence(to.scores, scores)
     same: list[bool] = []
     top5 = 0.0
@@ -83,12 +83,12 @@ def compare(vlm: VLM, to: Reference, questions: Sequence[Question], name: str) -
         same += np.asarray(mx.argmax(theirs_, axis=-1) == mx.argmax(ours_, axis=-1)).tolist()
         five, fives = _likeliest(theirs_), _likeliest(ours_)
         top5 += float(np.asarray((five[:, :, None] == fives[:, None, :]).any(axis=-1).mean(axis=-1)).sum())
-    texts = list(_texts(vlm, to.examples, same))
-    memory, speed = _pace(vlm, questions)
+    texts = list(_texts(engine, to.examples, same))
+    memory, speed = _pace(engine, questions)
     return Quality(
         name=name,
         bytes=sum(weight_bytes(ours).values()),
-        bits_per_weight=bits_per_weight(vlm.model),
+        bits_per_weight=bits_per_weight(engine.model),
         kl=kl,
         top1=sum(same) / len(same),
         top5=top5 / len(same),
@@ -118,13 +118,13 @@ def _likeliest(logits: mx.array) -> mx.array:
     return mx.argpartition(-logits, kth=4, axis=-1)[:, :5]
 
 
-def _texts(vlm: VLM, examples: Examples, same: list[bool]) -> Iterator[str]:
+def _texts(engine: Engine, examples: Examples, same: list[bool]) -> Iterator[str]:
     """The candidate's answers. One that agrees with the reference on every token of its answer gives that answer."""
     place = 0
     for item in examples.items:
         agreed = all(same[place : place + len(item.ids)])
         place += len(item.ids)
-        yield item.text if agreed else answer(vlm, examples.pixels[item.picture], item.pieces)[1]
+        yield item.text if agreed else answer(engine, examples.pixels[item.picture], item.pieces)[1]
 
 
 def _accuracy(texts: Sequence[str], examples: Examples) -> float | None:
@@ -133,10 +133,10 @@ def _accuracy(texts: Sequence[str], examples: Examples) -> float | None:
     return sum(text == label for text, label in known) / len(known) if known else None
 
 
-def _pace(vlm: VLM, questions: Sequence[Question]) -> tuple[int, float]:
+def _pace(engine: Engine, questions: Sequence[Question]) -> tuple[int, float]:
     """Peak memory of MLX in bytes, and tokens per second, of one long answer."""
     first = questions[0]
-    result = bench.measure(vlm, [first.image], prompt=first.text, max_tokens=SPEED_TOKENS, rounds=3)
+    result = bench.measure(engine, [first.image], prompt=first.text, max_tokens=SPEED_TOKENS, rounds=3)
     return result.mlx_peak_memory_bytes, result.decode_tokens_per_second
 
 

@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from html import escape
+from pathlib import Path
 
+from ..errors import OutputError
 from .quality import Quality
 
 COLUMNS = ("weights", "MB", "bits", "KL", "top-1", "top-5", "same", "right", "memory", "decode")
@@ -47,6 +49,14 @@ def row(quality: Quality) -> tuple[str, ...]:
         f"{quality.peak_memory_bytes / 1e9:.2f} GB",
         f"{quality.decode_tokens_per_second:.0f}/s",
     )
+
+
+def write_picture(path: Path, qualities: Sequence[Quality], title: str) -> None:
+    """Write `picture` to a file; raises OutputError."""
+    try:
+        path.write_text(picture(qualities, title), encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another `chart`.") from error
 
 
 def to_json(qualities: Sequence[Quality], **about: object) -> str:

@@ -19,12 +19,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import QuantConfig
+from ..decoding.engine import Engine
 from ..errors import CheckpointError, OptionError, OutputError
 from ..files import safetensors
 from ..quantize.layers import layer_at, put_layer
 from ..quantize.recipes import Plan, Recipe, bits_per_weight, plan
 from ..quantize.rounding import rounded, scale_type
-from ..vlm import VLM
 from . import awq, sensitivity
 from .chain import Chain, Scores
 from .examples import Examples
@@ -81,20 +81,20 @@ class Notebook:
             self.path.unlink(missing_ok=True)
 
 
-def steps(vlm: VLM, examples: Examples, recipe: Recipe) -> int:
+def steps(engine: Engine, examples: Examples, recipe: Recipe) -> int:
     """How often `calibrate` calls its `report`."""
-    chosen, _ = plan(vlm.model, recipe)
-    return len(Chain(vlm.model, examples, chosen).steps) + len(chosen)
+    chosen, _ = plan(engine.model, recipe)
+    return len(Chain(engine.model, examples, chosen).steps) + len(chosen)
 
 
-def calibrate(vlm: VLM, examples: Examples, recipe: Recipe, notebook: Notebook, report: Report = lambda: None) -> Plan:
+def calibrate(engine: Engine, examples: Examples, recipe: Recipe, notebook: Notebook, report: Report = lambda: None) -> Plan:
     """Fold scales into the model, in place, and decide on every layer's bits; raises OptionError for a budget too small."""
-    model, stored = vlm.model, scale_type(vlm.config.dtype)
+    model, stored = engine.model, scale_type(engine.config.dtype)
     chosen, _ = plan(model, recipe)
     budget = budget_bytes(model, chosen, recipe)
     chain = Chain(model, examples, chosen)
     exact = chain.scores()
-    _fold(chain, chosen, notebook, getattr(mx, vlm.config.dtype), stored, report)
+    _fold(chain, chosen, notebook, getattr(mx, engine.config.dtype), stored, report)
     _probe(chain, chosen, notebook, exact, stored, report)
     layers = {
         path: sensitivity.choices(layer_at(model, path).weight, probe(chosen, path), notebook.kl[path], stored) for path in chosen
@@ -102,11 +102,11 @@ def calibrate(vlm: VLM, examples: Examples, recipe: Recipe, notebook: Notebook, 
     return sensitivity.spend(layers, budget)
 
 
-def fingerprint(vlm: VLM, examples: Examples, recipe: Recipe) -> str:
+def fingerprint(engine: Engine, examples: Examples, recipe: Recipe) -> str:
     """What identifies a calibration: the model's weights, the examples and the recipe."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(repr((vlm.config, recipe)).encode() + examples.fingerprint().encode())
-    for name, array in vlm.model.places().items():
+    digest.update(repr((engine.config, recipe)).encode() + examples.fingerprint().encode())
+    for name, array in engine.model.places().items():
         digest.update(f"{name} {mx.abs(array).astype(mx.float32).sum().item()!r}".encode())
     return digest.hexdigest()
 
@@ -122,7 +122,7 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
     size = sum(weight.size for weight in weights.values())
     least = sum(w.size * min(map(bits_per_weight, sensitivity.settings_for(w.shape[1]))) for w in weights.values()) / size
     if recipe.target_bits is None or recipe.target_bits < least:
-        raise OptionError(f"target_bits is {recipe.target_bits}, and the least these layers take is {least:.2f}; raise it.")
+        raise OptionError(f"`target_bits` is {recipe.target_bits}, and the least these layers take is {least:.2f}; raise it.")
     return float(size * recipe.target_bits / 8)
 
 

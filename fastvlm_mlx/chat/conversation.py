@@ -10,22 +10,23 @@ import os
 import time
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..decoding import generate
+from ..decoding.answer import Answer, Chunk, finish
 from ..decoding.claim import Claim
-from ..decoding.generate import Answer, Chunk, Options, Request, finish
+from ..decoding.engine import Engine
 from ..decoding.prefix import Prefix
+from ..decoding.request import Options, Request
 from ..decoding.stream import Stream
 from ..errors import PromptError
 from ..inputs.image import Images, Source, as_list
 from ..inputs.imagefile import MAX_PIXELS
 from ..inputs.prompt import Turn, check_text, render
 from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
-
-if TYPE_CHECKING:
-    from ..vlm import VLM
 
 SPARE = 4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
 
@@ -36,13 +37,13 @@ class Chat:
     While one thread reads an answer, other threads that ask, or change the conversation, get a BusyError.
     """
 
-    def __init__(self, vlm: VLM, *, system: str | None = None):
-        self._vlm = vlm
+    def __init__(self, engine: Engine, *, system: str | None = None):
+        self._engine = engine
         self._system = system
         self._exchanges: list[Exchange] = []
         self._left_out = LeftOut()
         self._claim = Claim()
-        self._empty_caches()
+        self._prefix = Prefix(self._claim)
 
     def ask(
         self,
@@ -72,7 +73,7 @@ class Chat:
         started = time.perf_counter()
         state = self._claim.state
         pictures = tuple(source if isinstance(source, Picture) else self.look(source) for source in as_list(image))  # type: ignore[arg-type]
-        pieces = self._vlm.render(self._turns(Turn(prompt, len(pictures)), self._left_out), self._system)
+        pieces = self._engine.render(self._turns(Turn(prompt, len(pictures)), self._left_out), self._system)
         shown = [*self._shown(self._left_out), *pictures]
         request = Request(
             [picture.pixels for picture in shown],
@@ -88,23 +89,21 @@ class Chat:
         """The chunks; `state` is that of the conversation the request was made for."""
         state = self._claim.begin(state)
         try:
-            if self._model is not self._vlm.model:  # its weights were loaded again, as others perhaps
-                self._empty_caches()
-            for chunk in self._vlm.answer(request, options, self._prefix):
-                if chunk.answer is not None:
-                    ids = chunk.answer.token_ids
-                    ended = chunk.answer.finish_reason == "stop"
-                    with self._claim.complete(state):
-                        self._exchanges.append(Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids)))
-                yield chunk
-                if chunk.answer is None:
-                    self._claim.check(state)
+            with closing(generate.stream(self._engine, request, options, self._prefix, state)) as chunks:
+                for chunk in chunks:
+                    if chunk.answer is not None:
+                        ids = chunk.answer.token_ids
+                        ended = chunk.answer.finish_reason == "stop"
+                        with self._claim.complete(state):
+                            exchange = Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids))
+                            self._exchanges.append(exchange)
+                    yield chunk
         finally:
             self._claim.end(state)
 
     def look(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Picture:
         """Open a picture, to be shown with a later question as it is now; raises ImageError."""
-        return Picture.open(source, self._vlm, max_pixels=max_pixels)
+        return Picture.open(source, self._engine, max_pixels=max_pixels)
 
     def undo(self) -> Exchange:
         """Take back the last question and its answer, and return them; raises PromptError where there is none."""
@@ -129,15 +128,15 @@ class Chat:
                 edited = replace(edited, prompt=prompt)
             if answer is not None:
                 check_text("answer", answer)
-                ids = self._vlm.tokenizer.encode(answer)
-                edited = replace(edited, answer=self._vlm.tokenizer.decode(ids), answer_ids=tuple(ids))
+                ids = self._engine.tokenizer.encode(answer)
+                edited = replace(edited, answer=self._engine.tokenizer.decode(ids), answer_ids=tuple(ids))
             self._exchanges[number] = edited
 
     def clear(self) -> None:
         """Begin anew, with the same system prompt, and with the memory of what was said given back."""
         with self._claim.change():
             self._exchanges.clear()
-            self._empty_caches()
+            self._prefix = Prefix(self._claim)
             self._left_out = LeftOut()
 
     @property
@@ -177,7 +176,7 @@ class Chat:
     @property
     def context(self) -> int:
         """Positions the model has room for."""
-        return self._vlm.config.text.max_position_embeddings
+        return self._engine.context
 
     @property
     def nbytes(self) -> int:
@@ -205,7 +204,7 @@ class Chat:
         shown = [
             LeftOut(spoken, number) for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
         ]
-        self._vlm.render(self._turns(question, shown[-1]), self._system)
+        self._engine.render(self._turns(question, shown[-1]), self._system)
         for cuts, room in product((words, shown), (self.context // SPARE, answer)):
             first = bisect(cuts, False, key=lambda cut, room=room: self._length(question, cut) + room <= self.context)  # type: ignore[misc]
             if first < len(cuts):
@@ -219,14 +218,15 @@ class Chat:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the transcript as JSON, pictures from files by their path and others inside; raises OutputError."""
-        Transcript(self._system, self.exchanges, self._left_out).save(path, self._vlm)
+        Transcript(self._system, self.exchanges, self._left_out).save(path, self._engine)
 
-    def load(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
-        """Take up a saved conversation in place of this one; a picture file of more than `max_pixels` is refused.
+    def load(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Chat:
+        """Take up a saved conversation in place of this one, and return it; a picture file of more than `max_pixels` is refused.
 
         Raises CheckpointError or ImageError, and changes nothing, where it cannot.
         """
-        self.take_up(Transcript.open(path, self._vlm, max_pixels=max_pixels))
+        self.take_up(Transcript.open(path, self._engine, max_pixels=max_pixels))
+        return self
 
     def take_up(self, found: Transcript) -> None:
         """Go on from a transcript in place of this conversation."""
@@ -234,11 +234,7 @@ class Chat:
             self._system, self._exchanges, self._left_out = found.system, list(found.exchanges), found.left_out
 
     def __repr__(self) -> str:
-        return f"Chat({self._vlm.name!r}, {len(self._exchanges)} questions)"
-
-    def _empty_caches(self) -> None:
-        self._model = self._vlm.model
-        self._prefix = Prefix(self._model.text.make_cache())
+        return f"Chat({self._engine.name!r}, {len(self._exchanges)} questions)"
 
     def _shown(self, cut: LeftOut) -> list[Picture]:
         """The pictures the model sees, in order."""
@@ -255,4 +251,4 @@ class Chat:
 
     def _length(self, question: Turn | None, cut: LeftOut) -> int:
         """Positions of the conversation with a question."""
-        return sum(map(len, render(self._vlm.tokenizer, self._turns(question, cut), self._vlm.image_tokens, self._system)))
+        return sum(map(len, render(self._engine.tokenizer, self._turns(question, cut), self._engine.image_tokens, self._system)))

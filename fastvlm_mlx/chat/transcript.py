@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
+from ..decoding.engine import Engine
 from ..decoding.image_cache import digest
 from ..errors import CheckpointError, OutputError, PromptError, shown
 from ..files import regular as files
 from ..inputs.image import Pixels, Source
 from ..inputs.imagefile import MAX_PIXELS
 from ..inputs.prompt import Turn, check_text
-
-if TYPE_CHECKING:
-    from ..vlm import VLM
 
 FORMAT = "fastvlm-mlx chat"
 VERSION = 1
@@ -40,10 +38,10 @@ class Picture:
     path: str | None = None
 
     @classmethod
-    def open(cls, source: Source, vlm: "VLM", *, max_pixels: int = MAX_PIXELS) -> "Picture":
+    def open(cls, source: Source, engine: Engine, *, max_pixels: int = MAX_PIXELS) -> "Picture":
         """Prepare a picture for a model; raises ImageError."""
         path = str(Path(os.fspath(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
-        return cls(vlm.pixels(source, max_pixels=max_pixels), path)
+        return cls(engine.pixels(source, max_pixels=max_pixels), path)
 
     @cached_property
     def digest(self) -> bytes:
@@ -99,7 +97,7 @@ class Transcript:
     exchanges: Sequence[Exchange]
     left_out: LeftOut
 
-    def save(self, path: str | os.PathLike[str], vlm: "VLM") -> None:
+    def save(self, path: str | os.PathLike[str], engine: Engine) -> None:
         """Write it whole or not at all; raises OutputError."""
         exchanges = [
             {
@@ -113,8 +111,8 @@ class Transcript:
         data = {
             "format": FORMAT,
             "version": VERSION,
-            "model": vlm.name,
-            "resolution": vlm.config.image.size,
+            "model": engine.name,
+            "resolution": engine.config.image.size,
             "system": self.system,
             "left_out": [self.left_out.exchanges, self.left_out.pictures],
             "exchanges": exchanges,
@@ -132,20 +130,20 @@ class Transcript:
                 partial.unlink(missing_ok=True)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], vlm: "VLM", *, max_pixels: int = MAX_PIXELS) -> "Transcript":
+    def open(cls, path: str | os.PathLike[str], engine: Engine, *, max_pixels: int = MAX_PIXELS) -> "Transcript":
         """Read one, with its pictures, for a model; raises CheckpointError and ImageError."""
         source = Path(os.path.expanduser(path))  # noqa: PTH111
         data = _read(source)
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise CheckpointError(f"{source}: not a transcript of this version of fastvlm-mlx; check the path.")
         size = _entry(source, data, "resolution", int)
-        if size != vlm.config.image.size:
+        if size != engine.config.image.size:
             raise CheckpointError(
-                f"{source}: its pictures were shown at {size} pixels, this model shows them at {vlm.config.image.size}; load the "
-                f"model with resolution={size}."
+                f"{source}: its pictures were shown at {size} pixels, this model shows them at {engine.config.image.size}; "
+                f"load the model with `resolution={size}`."
             )
         system = None if data.get("system", "") is None else _text(source, data, "system")
-        exchanges = [_exchange(source, entry, vlm, max_pixels) for entry in _entry(source, data, "exchanges", list)]
+        exchanges = [_exchange(source, entry, engine, max_pixels) for entry in _entry(source, data, "exchanges", list)]
         gone = data.get("left_out", [0, 0])
         whole = isinstance(gone, list) and len(gone) == 2 and all(type(number) is int and number >= 0 for number in gone)
         if not whole or LeftOut(*gone) != LeftOut(*gone).within(exchanges):
@@ -165,33 +163,33 @@ def _read(source: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _exchange(source: Path, entry: object, vlm: "VLM", max_pixels: int) -> Exchange:
+def _exchange(source: Path, entry: object, engine: Engine, max_pixels: int) -> Exchange:
     if not isinstance(entry, dict):
         raise _damaged(source, f"an exchange is {shown(entry)}")
     prompt, answer = _text(source, entry, "prompt"), _entry(source, entry, "answer", str)
     ids = _entry(source, entry, "answer_ids", list)
-    vocabulary = vlm.config.text.vocab_size
-    if not all(type(token) is int and 0 <= token < vocabulary for token in ids) or vlm.tokenizer.decode(ids) != answer:
+    vocabulary = engine.config.text.vocab_size
+    if not all(type(token) is int and 0 <= token < vocabulary for token in ids) or engine.tokenizer.decode(ids) != answer:
         raise CheckpointError(
             f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs to another "
             "model, or the file was changed."
         )
-    pictures = tuple(_picture(source, image, vlm, max_pixels) for image in _entry(source, entry, "images", list))
+    pictures = tuple(_picture(source, image, engine, max_pixels) for image in _entry(source, entry, "images", list))
     return Exchange(prompt, pictures, answer, tuple(ids))
 
 
-def _picture(source: Path, entry: object, vlm: "VLM", max_pixels: int) -> Picture:
+def _picture(source: Path, entry: object, engine: Engine, max_pixels: int) -> Picture:
     if not isinstance(entry, dict):
         raise _damaged(source, f"a picture is {shown(entry)}")
     path = _entry(source, entry, "path", str) if "path" in entry else None
     if path is not None:
-        pixels = vlm.pixels(path, max_pixels=max_pixels)
+        pixels = engine.pixels(path, max_pixels=max_pixels)
     else:
         try:
             png = base64.b64decode(_entry(source, entry, "png", str), validate=True)
         except ValueError as error:
             raise _damaged(source, f"a picture in it is {error}") from error
-        pixels = vlm.pixels(png)  # as large as the model takes, whatever files may be
+        pixels = engine.pixels(png)  # as large as the model takes, whatever files may be
     picture = Picture(pixels, path)
     if picture.digest.hex() != _entry(source, entry, "digest", str):
         raise CheckpointError(f"{source}: {path or 'a picture'} is no longer the picture that was shown; put it back.")

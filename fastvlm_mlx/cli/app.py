@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}  # argument of the library -> of a command
 COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench")
 
 
@@ -25,6 +26,19 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     for name in arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS:
         app.command(name)(getattr(import_module(f".{name}", __package__), name))
     return app
+
+
+def flags(command: str) -> dict[str, str]:
+    """The flag for each argument of the library: of a command and, for what that lacks, of `generate` or `convert`."""
+    found: dict[str, str] = {}
+    for name in dict.fromkeys((command, "generate", "convert")):
+        group: Any = typer.main.get_command(build([name]))
+        for parameter in group.commands[name].params:
+            options = [option for option in parameter.opts if option.startswith("--")]
+            flag = options[0] if options else str(parameter.name).upper()
+            found.setdefault(str(parameter.name), flag)
+            found.setdefault(flag.removeprefix("--").replace("-", "_"), flag)
+    return found | {theirs: found[ours] for theirs, ours in OTHERWISE_NAMED.items() if ours in found}
 
 
 def _print_version(asked: bool) -> None:

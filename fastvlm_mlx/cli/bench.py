@@ -55,11 +55,12 @@ def bench(
     """
     from json import dumps
 
+    from ..decoding.engine import Engine
     from ..diagnostics import bench as benches
+    from ..diagnostics.machine import machine
     from ..diagnostics.random_model import open_random
     from ..errors import OptionError
     from ..inputs.image import Source
-    from ..vlm import VLM
 
     if quality is None and (folder or chart):
         raise OptionError("--pictures and --chart belong to --quality A B; give it as well.")
@@ -68,28 +69,28 @@ def bench(
         return
     if layers is not None and not random:
         raise OptionError("--layers was given without --random; a model that is read keeps all its layers.")
-    names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
-    models = [VLM.open(name, agree=agree_to_download(yes)) for name in names]
-    models += [VLM(open_random(size, layers)) for size in random or []]
     if image and images > 1:
         raise OptionError("--images was given together with --image; repeat --image for several pictures.")
+    names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
+    engines = [Engine.open(name, agree=agree_to_download(yes)) for name in names]
+    engines += [Engine(open_random(size, layers)) for size in random or []]
     pictures: list[Source] = list(image or []) or [benches.made_photo(seed=number) for number in range(images)]
     results = []
-    while models:
-        vlm = models.pop(0)
-        vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
-        for size in resolution or [vlm.config.image.size]:
+    while engines:
+        engine = engines.pop(0)
+        engine.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
+        for size in resolution or [engine.config.image.size]:
             result = benches.measure(
-                vlm, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens,
+                engine, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens,
                 rounds=rounds, warmup=warmup, progress=lambda line: print(line, file=sys.stderr),
             )  # fmt: skip
             results.append(result)
-        del vlm  # one model in memory at a time
-    machine = benches.machine()
+        del engine  # one model in memory at a time
+    here = machine()
     if json:
-        print(dumps(benches.to_dict(machine, results), ensure_ascii=False))
+        print(dumps(benches.to_dict(here, results), ensure_ascii=False))
         return
-    print(machine.describe())
+    print(here.describe())
     print()
     print(benches.table(results))
 
@@ -99,36 +100,14 @@ def _compare(first: str, second: str, pictures: str | None, chart: str | None, y
     from dataclasses import asdict
     from pathlib import Path
 
-    from ..calibrate import pipeline as folder
-    from ..calibrate import quality as qualities
     from ..calibrate import report
-    from ..calibrate.examples import questions_for
-    from ..diagnostics import bench as benches
-    from ..errors import OptionError, OutputError
-    from ..quantize import RECIPES
-    from ..vlm import VLM
+    from ..calibrate.comparison import compare
+    from ..diagnostics.machine import machine
 
-    models = {name: VLM.open(name, agree=agree_to_download(yes)) for name in (first, second) if name != "recipes"}
-    if first not in models:
-        raise OptionError("The first model of --quality is the one to compare with; name a model.")
-    if second == "recipes" and models[first].config.quantization:
-        raise OptionError(f"{first} is quantised already; name the model it was made from to try the recipes on.")
-    questions = questions_for(first, Path(pictures) if pictures else None)
-    models[first].load_weights()
-    reference = qualities.reference(models[first], questions, first)
-    results = [reference.own]
-    opened = models[first].opened
-    del models[first]  # one model in memory at a time
-    if second == "recipes":
-        for name, recipe in RECIPES.items():
-            print(f"{name} ...", file=sys.stderr)
-            results.append(qualities.compare(folder.trial(opened, recipe, questions), reference, questions, name))
-    else:
-        models[second].load_weights()
-        results.append(qualities.compare(models[second], reference, questions, second))
+    results = compare(
+        first, second, pictures=Path(pictures) if pictures else None, agree=agree_to_download(yes),
+        say=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
     if chart:
-        try:
-            Path(chart).write_text(report.picture(results, f"What quantising costs: {first}"), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{chart} cannot be written ({error.strerror}); choose another --chart.") from error
-    print(report.to_json(results, machine=asdict(benches.machine())) if json else report.table(results))
+        report.write_picture(Path(chart), results, f"What quantising costs: {first}")
+    print(report.to_json(results, machine=asdict(machine())) if json else report.table(results))

@@ -8,6 +8,7 @@ import typer
 
 from .options import (
     DEFAULT_MODEL,
+    MAX_PIXELS,
     ComputeType,
     Load4Bit,
     Load8Bit,
@@ -27,11 +28,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..config import ModelConfig
     from .conversation.plain import Plain
-
-BILLION = 1_000_000_000
-SMALL = 100_000_000  # weights of a decoder that there is nothing to gain from quantising
 
 
 def chat(
@@ -53,7 +50,7 @@ def chat(
     load_8bit: Load8Bit = False,
     dtype: ComputeType = None,
     resolution: Resolution = None,
-    max_pixels: MaxPixels = 1 << 26,
+    max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
     load: Annotated[str | None, typer.Option(help="Take up a conversation that /save has written.")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are, Markdown not rendered.")] = False,
@@ -67,14 +64,14 @@ def chat(
     Example: fastvlm-mlx chat --model tiny --image examples/shapes.png
     """
     from ..backend.ops import current
+    from ..chat.conversation import Chat
     from ..chat.transcript import Picture, Transcript
     from ..config import check_dtype
-    from ..decoding.generate import Options
-    from ..inputs.image import load_image
+    from ..decoding.engine import Engine
+    from ..decoding.request import Options
     from ..inputs.imagefile import check_max_pixels
     from ..inputs.prompt import Turn
-    from ..quantize import check_bits
-    from ..vlm import VLM
+    from ..quantize.recipes import check_bits, usual_bits
     from .conversation.session import Session
 
     bits = one_of_bits(bits, load_4bit, load_8bit)
@@ -82,37 +79,25 @@ def chat(
     check_max_pixels(max_pixels)
     check_dtype(dtype)
     check_bits(bits or None)
-
-    def agree(notice: str) -> bool:
-        for source in image or []:  # before gigabytes are fetched
-            load_image(source, max_pixels=max_pixels)
-        return agree_to_download(yes)(notice)
-
-    vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
-    vlm.render([Turn("", len(image or []))], system)
-    pictures = [Picture.open(source, vlm, max_pixels=max_pixels) for source in image or []]
-    transcript = Transcript.open(load, vlm, max_pixels=max_pixels) if load is not None else None
+    agree = agree_to_download(yes, image or [], max_pixels)
+    engine = Engine.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
+    engine.render([Turn("", len(image or []))], system)
+    pictures = [Picture.open(source, engine, max_pixels=max_pixels) for source in image or []]
+    transcript = Transcript.open(load, engine, max_pixels=max_pixels) if load is not None else None
     if bits is None:
-        bits = usual_bits(vlm.config, current())
-    vlm.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
+        bits = usual_bits(engine.config, current())
+    engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
     front = _front(plain)
-    session = Session(vlm, vlm.chat(system=system), front, options, max_pixels)
+    session = Session(engine, Chat(engine, system=system), front, options, max_pixels)
     if transcript is not None:
         session.chat.take_up(transcript)
         session.chat.system = system if system is not None else transcript.system
     session.show(*pictures)
     if front.typing:
-        front.note(f"{vlm.name}{f' at {bits} bits' if bits else ''}. /help lists the commands, Ctrl-D leaves.")
+        front.note(f"{engine.name}{f' at {bits} bits' if bits else ''}. /help lists the commands, Ctrl-D leaves.")
     session.run()
-    if session.failed and not front.typing:
+    if front.failed and not front.typing:
         raise typer.Exit(1)
-
-
-def usual_bits(config: "ModelConfig", backend: str) -> int:
-    """Bits to load a decoder with where none are asked for; 0 for as stored."""
-    if backend == "cpu" or config.quantization or config.text.parameters < SMALL:
-        return 0
-    return 8 if config.text.parameters < BILLION else 4
 
 
 def _front(plain: bool) -> "Plain":

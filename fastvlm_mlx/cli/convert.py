@@ -1,12 +1,11 @@
 """`fastvlm-mlx convert`: a checkpoint as published -> a folder of ours."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import quantize
+from . import quantising
 from .options import Out, TokenizerPath, Yes, agree_to_download
 
 
@@ -36,11 +35,11 @@ def convert(
         str | None,
         typer.Option(help="Make pictures square by black bars ('pad') or by cutting ('crop'); by default as the checkpoint says."),
     ] = None,
-    recipe: quantize.RecipeName = None,
-    bits: quantize.Bits = None,
-    mode: quantize.Mode = None,
-    group_size: quantize.GroupSize = None,
-    pictures: quantize.Pictures = None,
+    recipe: quantising.RecipeName = None,
+    bits: quantising.Bits = None,
+    mode: quantising.Mode = None,
+    group_size: quantising.GroupSize = None,
+    pictures: quantising.Pictures = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
     upload: Annotated[
@@ -56,38 +55,39 @@ def convert(
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """
     from ..config import check_dtype
-    from ..convert import check_fit, check_layout, to_transformers
+    from ..convert import check_fit, check_form, check_layout, to_transformers
     from ..convert import convert as to_mlx
-    from ..errors import OptionError, shown
-    from ..hub.find import HUB_NAME, find, find_tokenizer
+    from ..decoding.loading import open_model
+    from ..errors import OptionError
+    from ..hub.find import find, find_tokenizer
     from ..hub.publish import check, publish
+    from ..quantize.recipes import choose_if_asked
+    from ..storage.place import target_of
 
-    if to not in ("mlx", "transformers"):
-        raise OptionError(f"--to is {shown(to)}, expected 'mlx' or 'transformers'.")
+    check_form(to)
     check_dtype(dtype)
     check_layout(layout)
     check_fit(fit)
-    run = to_mlx if to == "mlx" else to_transformers
-    smaller = quantize.chosen(recipe, bits, mode, group_size, pictures)
+    smaller = choose_if_asked(recipe, bits=bits, mode=mode, group_size=group_size, pictures=pictures)
     if smaller is not None and to != "mlx":
         raise OptionError("--to transformers was given together with quantising, which that library does otherwise; leave one out.")
-    tokenizer = find_tokenizer(tokenizer_path)
-    target = quantize.target_of(out)
+    tokenizer, target = find_tokenizer(tokenizer_path), target_of(out)
     if upload is not None:
         check(upload)
-    source = find(folder, agree=agree_to_download(yes))
-    tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes))
+    found = find(folder, agree=agree_to_download(yes))
+    tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes)).folder
     if smaller is not None:
-        opened = quantize.open_source(folder, source, tokenizer, layout=layout, vision_from=tower, fit=fit)
-        quantize.run(opened, source, target, smaller, dtype=dtype, pictures=pictures, force=force)  # type: ignore[arg-type]  # checked
+        opened = open_model(found, tokenizer, name=found.title, layout=layout, vision_from=tower, fit=fit)
+        quantising.run(opened, found.folder, target, smaller, dtype=dtype, pictures=pictures, force=force)  # type: ignore[arg-type]  # checked
         if upload is not None:
             print(f"Published: {publish(target, upload)}", file=sys.stderr)
         return
+    run = to_mlx if to == "mlx" else to_transformers
     with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
         run(
-            source,
+            found.folder,
             target,
-            name=folder if HUB_NAME.fullmatch(folder) and source != Path(folder) else None,
+            name=found.title,
             dtype=dtype,  # type: ignore[arg-type]  # checked by convert
             tokenizer=tokenizer,
             layout=layout,

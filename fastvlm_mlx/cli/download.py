@@ -27,15 +27,6 @@ def download(
 
     An archive: fastvlm-mlx download llava-fastvithd_0.5b_stage3
     """
-    from ..errors import OptionError
-    from ..files.digests import check_digest
-    from ..hub.find import ARCHIVE, find
+    from ..hub.find import find
 
-    if check_digest(sha256) is None:
-        print(find(name, revision=revision, agree=agree_to_download(yes)))
-        return
-    if not ARCHIVE.fullmatch(name) or revision is not None:
-        raise OptionError("--sha256 is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'.")
-    from ..hub import archive
-
-    print(archive.find(name, agree_to_download(yes), sha256=sha256))
+    print(find(name, revision=revision, sha256=sha256, agree=agree_to_download(yes)).folder)

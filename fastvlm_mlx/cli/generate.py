@@ -1,6 +1,5 @@
 """`fastvlm-mlx generate`: an answer about one or more pictures."""
 
-import gc
 import sys
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from .options import (
     DEFAULT_MODEL,
+    MAX_PIXELS,
     ComputeType,
     Load4Bit,
     Load8Bit,
@@ -25,6 +25,7 @@ from .options import (
     agree_to_download,
     one_of_bits,
 )
+from .startup import without_collector
 
 MAX_STDIN = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
@@ -43,7 +44,7 @@ def generate(
     load_8bit: Load8Bit = False,
     dtype: ComputeType = None,
     resolution: Resolution = None,
-    max_pixels: MaxPixels = 1 << 26,
+    max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
     yes: Yes = False,
     json: Annotated[
@@ -61,17 +62,15 @@ def generate(
 
     Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
     """
-    gc.disable()  # what is imported stays: the collector would look through it sixty times for nothing
-    from ..config import check_dtype
-    from ..decoding.generate import Options
-    from ..errors import PromptError
-    from ..inputs.image import load_image
-    from ..inputs.imagefile import check_max_pixels
-    from ..quantize import check_bits
-    from ..vlm import VLM
+    with without_collector():
+        from ..config import check_dtype
+        from ..decoding.engine import Engine
+        from ..decoding.generate import stream
+        from ..decoding.request import Options
+        from ..errors import PromptError
+        from ..inputs.imagefile import check_max_pixels
+        from ..quantize.recipes import check_bits
 
-    gc.freeze()  # and it need not be looked through later
-    gc.enable()
     bits = one_of_bits(bits, load_4bit, load_8bit)
     options = Options(max_tokens, temperature, top_p, seed)
     check_max_pixels(max_pixels)
@@ -79,26 +78,21 @@ def generate(
         raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
     check_dtype(dtype)
     check_bits(bits)
-
-    def agree(notice: str) -> bool:
-        for source in image or []:  # before gigabytes are fetched
-            load_image(source, max_pixels=max_pixels)
-        return agree_to_download(yes)(notice)
-
-    vlm = VLM.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
-    request = vlm.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
-    vlm.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
-    for chunk in vlm.answer(request, options):
+    agree = agree_to_download(yes, image or [], max_pixels)
+    engine = Engine.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
+    request = engine.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
+    engine.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked
+    for chunk in stream(engine, request, options):
         if not json:
             print(chunk.text, end="", flush=True)
         if chunk.answer is not None:
             answer = chunk.answer
     if json:
-        print(answer.to_json(model=vlm.name, load_seconds=vlm.load_seconds))
+        print(answer.to_json(model=engine.name, load_seconds=engine.load_seconds))
     else:
         print()
     if verbose:
-        print(answer.stats.describe(load_seconds=vlm.load_seconds), file=sys.stderr)
+        print(answer.stats.describe(load_seconds=engine.load_seconds), file=sys.stderr)
 
 
 def _read_stdin() -> str:

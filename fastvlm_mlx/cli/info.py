@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .messages import one_line, with_flags
 from .options import TokenizerPath
 
 
@@ -34,7 +35,8 @@ def info(
 
     Example: fastvlm-mlx info fastvlm-0.5b
     """
-    from ..diagnostics.info import describe, machine
+    from ..diagnostics.info import describe
+    from ..diagnostics.machine import machine_info
     from ..errors import OptionError
 
     if estimate:
@@ -51,13 +53,14 @@ def info(
     if model is None:
         if verify or tokenizer_path or resolution:
             raise OptionError("There is no model to look at; give one, as in 'fastvlm-mlx info FOLDER --verify'.")
-        here = machine()
+        here = machine_info()
         _print(here.lines(), here.to_dict() if json else None)
         return
     from ..files.digests import verify as compare
 
     found = describe(model, tokenizer=tokenizer_path, resolution=resolution)
     lines, table = found.lines(), found.to_dict()
+    table["verdict"] = with_flags(found.verdict)
     if verify:
         with typer.progressbar(length=1000, label="Verifying", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
             result = compare(found.folder, lambda done, total: bar.update(done * 1000 // max(1, total) - bar.pos))
@@ -71,10 +74,8 @@ def _print(lines: list[tuple[str, str]], table: dict[str, object] | None) -> Non
     """The lines or, where there is one, the table as JSON; names come from outside, so no line has control characters."""
     import json
 
-    from . import one_line
-
     if table is not None:
         print(json.dumps(table))
         return
     for name, value in lines:
-        print(f"{name:<16} {one_line(value)}")
+        print(f"{name:<16} {one_line(with_flags(value))}")

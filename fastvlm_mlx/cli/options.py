@@ -1,14 +1,16 @@
 """Options that several commands share, so that each is described once."""
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ..errors import OptionError
-from ..hub.find import Agree
+from ..hub.consent import Agree
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
+MAX_PIXELS = 1 << 26  # the library's own, which --help shows without importing it
 
 Model = Annotated[
     str,
@@ -66,10 +68,17 @@ def one_of_bits(bits: int | None, load_4bit: bool, load_8bit: bool) -> int | Non
     return 4 if load_4bit else 8 if load_8bit else bits
 
 
-def agree_to_download(yes: bool) -> Agree:
-    """Ask on the terminal before a first download; without a terminal only --yes counts as agreement."""
+def agree_to_download(yes: bool, pictures: Sequence[str] = (), max_pixels: int = MAX_PIXELS) -> Agree:
+    """Ask on the terminal before a first download; without a terminal only --yes counts as agreement.
+
+    Before gigabytes are fetched, `pictures` are opened: raises ImageError for one that cannot be.
+    """
 
     def agree(notice: str) -> bool:
+        from ..inputs.image import load_image
+
+        for picture in pictures:
+            load_image(picture, max_pixels=max_pixels)
         print(notice, file=sys.stderr)
         if yes:
             return True

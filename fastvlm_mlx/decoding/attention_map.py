@@ -13,11 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import OptionError, shown
+from ..errors import ImageError, OptionError, PromptError, shown
 from ..inputs.image import Pixels
-from ..inputs.prompt import ImageSlot, Piece
+from ..inputs.pieces import ImageSlot, Piece
 from ..network.model import FastVLM
+from .answer import Answer
+from .engine import Engine
+from .generate import encode, wait
+from .image_cache import digest
 from .notebook import html, thumbnail
+from .request import Request
 
 Grid = npt.NDArray[np.floating]
 
@@ -51,20 +56,36 @@ class AttentionMap:
 
 
 def attention_map(
+    engine: Engine,
+    request: Request,
+    answer: Answer,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+) -> AttentionMap:
+    """Attention of the answer to a request to the positions of its pictures, averaged over tokens, layers and heads.
+
+    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half, where
+    what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all. Raises
+    OptionError for one that the model does not have, ImageError without a picture, PromptError for what is no answer.
+    """
+    if not isinstance(answer, Answer):
+        raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
+    if not request.pixels:
+        raise ImageError("There is no picture whose attention could be shown; give the one that was asked about.")
+    embeddings = encode(engine.model, request, [digest(pixels) for pixels in request.pixels], engine.images, 0)
+    wait([mx.isfinite(each).all() for each in embeddings.values()], engine.images)
+    return _attention_map(engine.model, request.pieces, embeddings, request.pixels, answer.token_ids, layers, heads)
+
+
+def _attention_map(
     model: FastVLM,
     pieces: Sequence[Piece],
     embeddings: dict[int, mx.array],
     pictures: list[Pixels],
     answer: Sequence[int],
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Sequence[int] | None,
+    heads: Sequence[int] | None,
 ) -> AttentionMap:
-    """Attention of an answer's token ids to the picture positions of its prompt, averaged over tokens, layers and heads.
-
-    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half, where
-    what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all. Raises
-    OptionError for one that the model does not have.
-    """
     blocks = model.text.layers
     count = blocks[0].self_attn.heads
     chosen = _checked("layer", layers, range(len(blocks) // 2, len(blocks)), len(blocks))
@@ -105,5 +126,5 @@ def _weights(queries: mx.array, keys: mx.array) -> mx.array:
 def _checked(name: str, given: Sequence[int] | None, default: Sequence[int], count: int) -> list[int]:
     chosen = list(default if given is None else given)
     if not chosen or not all(isinstance(each, int) and 0 <= each < count for each in chosen):
-        raise OptionError(f"{name}s is {shown(given)}, expected numbers from 0 to {count - 1}, at least one.")
+        raise OptionError(f"`{name}s` is {shown(given)}, expected numbers from 0 to {count - 1}, at least one.")
     return chosen

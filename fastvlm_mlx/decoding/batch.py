@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 
 import mlx.core as mx
 
+from .. import progress
 from ..network.kv_cache import BatchCache
-from .generate import Answer, Engine, Options, Request, Stats, encode, wait, wired
+from .answer import Answer, Answers, Stats
+from .engine import Engine
+from .generate import encode, wait, wired
 from .image_cache import digest
 from .notebook import thumbnails
 from .prefix import Prefix, positions
+from .request import Options, Request
 from .sampling import choose
 
 ROWS = 16  # answers under way at a time; bounds the memory of their caches
@@ -40,13 +44,20 @@ class Row:
     tokens: list[int] = field(default_factory=list)
 
 
+def answer_in_order(engine: Engine, requests: Sequence[Request], options: Options) -> Answers:
+    """The answers to requests in the order of these, with a progress bar where it takes long."""
+    with progress.bar("Answering", len(requests)) as track:
+        answers = dict(track(answer_all(engine, requests, options)))
+    return Answers(answers[index] for index in range(len(requests)))
+
+
 def answer_all(engine: Engine, requests: Sequence[Request], options: Options) -> Iterator[tuple[int, Answer]]:
     """Answer requests ROWS at a time; each answer comes with its request's index, as soon as it is finished."""
     pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
     known = {key: digest(pixels) for key, pixels in pictures.items()}
     digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
     order = sorted(range(len(requests)), key=digests.__getitem__)  # the same pictures after each other, to share a beginning
-    prefix = Prefix(engine.model.text.make_cache())
+    prefix = Prefix()
     started = time.perf_counter()
     with wired(engine.model.backend):
         for start in range(0, len(order), ROWS):
@@ -61,7 +72,7 @@ def _begin(
     """One question up to its first token, computed as when it is asked alone."""
     begun = time.perf_counter()
     known = positions(request.pieces, digests)
-    with prefix.answering(known) as kept:
+    with prefix.answering(engine.model, known) as (kept, _):
         shown = encode(engine.model, request, digests, engine.images, kept)
         seen = wait([mx.isfinite(embeddings).all() for embeddings in shown.values()], engine.images)
         logits = engine.model.prefill(engine.model.embed(request.pieces, shown, kept), prefix.layers)
@@ -80,6 +91,7 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
     for row in rows:
         row.held.clear()
     tokens = mx.concatenate([row.first for row in rows])
+    stop = engine.stop_tokens(options)
     decoding = time.perf_counter()
     while rows:
         following = tokens
@@ -90,8 +102,8 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
         ids: list[int] = tokens.tolist()  # type: ignore[assignment]  # token ids are whole numbers
         for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
             row.tokens.append(token)
-            if token in engine.stop or len(row.tokens) == row.limit:
-                yield row.index, _finished(engine, row, time.perf_counter() - decoding)
+            if token in stop or len(row.tokens) == row.limit:
+                yield row.index, _finished(engine, row, stop, time.perf_counter() - decoding)
             else:
                 going.append(place)
         if going and len(going) < len(rows):
@@ -109,8 +121,8 @@ def _choose(logits: mx.array, rows: Sequence[Row], options: Options) -> mx.array
     return mx.concatenate(drawn)
 
 
-def _finished(engine: Engine, row: Row, decode_seconds: float) -> Answer:
-    ended = row.tokens[-1] in engine.stop
+def _finished(engine: Engine, row: Row, stop: Sequence[int], decode_seconds: float) -> Answer:
+    ended = row.tokens[-1] in stop
     text = engine.tokenizer.decode(row.tokens[:-1] if ended else row.tokens)
     stats = Stats(
         images=len(row.request.pixels),

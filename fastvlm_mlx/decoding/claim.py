@@ -1,4 +1,4 @@
-"""Who may work on a conversation: one thread at a time, and of its answers only the one begun last."""
+"""Who may work on the caches of a conversation: one thread at a time, and of its answers only the one begun last."""
 
 import threading
 from collections.abc import Iterator
@@ -37,17 +37,24 @@ class Claim:
             self.state += 1
             self._answering = None
 
-    def begin(self, state: int) -> int:
-        """Begin an answer to what was in `state`; returns the state it holds on to.
+    def begin(self, state: int | None = None) -> int:
+        """Begin an answer to what was in `state`, or to what there is now; returns the state it holds on to.
 
         Raises BusyError while another thread is answering, PromptError where something has changed since.
         """
         with self._lock:
             self._check_thread()
-            self.check(state)
+            if state is not None:
+                self.check(state)
             self.state += 1
             self._answering = threading.current_thread()
             return self.state
+
+    @contextmanager
+    def ending(self, state: int) -> Iterator[bool]:
+        """For the moment in which the answer begun with `state` ends; gives whether nothing has begun or changed since."""
+        with self._lock:
+            yield self.state == state
 
     def end(self, state: int) -> None:
         """The answer begun with `state` has ended, however it did."""

@@ -1,25 +1,19 @@
-"""How results look in a notebook: HTML and Markdown of an answer, a stream that grows in place, thumbnails.
+"""How results look in a notebook: HTML and Markdown of a text beside its pictures, and thumbnails.
 
-Nothing here needs IPython, except `show`, which a notebook calls. What a model wrote is text, never markup.
+Nothing here needs IPython. What a model wrote is text, never markup.
 """
 
 import re
-import time
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from .. import progress
 from ..inputs.image import Pixels
 
-if TYPE_CHECKING:
-    from .generate import Answer, Chunk
-
 THUMBNAIL = 256  # pixels of a side, at most
-INTERVAL = 0.1  # seconds between two updates of a growing answer
 MARKUP = re.compile(r"([\\`*_\[\]<>&#|~$]|^[-+=])")  # what can mean something in Markdown
 NUMBER = re.compile(r"^(\d+)([.)])")  # so can this, and it becomes the first item of a list
 
@@ -59,21 +53,3 @@ def markdown(text: str, details: str) -> str:
     lines = "  \n".join(NUMBER.sub(r"\1\\\2", MARKUP.sub(r"\\\1", line.strip())) for line in text.splitlines())
     summary, _, rest = escape(details).partition("\n")
     return f"{lines}\n\n<details><summary>{summary}</summary><pre>{rest}</pre></details>\n"
-
-
-def show(chunks: Iterable["Chunk"], pictures: Sequence[Pixels]) -> "Answer | None":
-    """Display an answer in the running notebook as it grows, beside its pictures; returns it when it is finished."""
-    from IPython.display import display
-
-    thumbnails = [thumbnail(pixels) for pixels in pictures]
-    handle = display({"text/html": html("", thumbnails)}, raw=True, display_id=True)
-    text, drawn = "", time.monotonic()
-    for chunk in chunks:
-        text += chunk.text
-        if chunk.answer is not None:
-            handle.update({"text/html": chunk.answer._repr_html_(), "text/plain": chunk.answer.text}, raw=True)
-            return chunk.answer
-        if time.monotonic() - drawn >= INTERVAL:
-            handle.update({"text/html": html(text, thumbnails), "text/plain": text}, raw=True)
-            drawn = time.monotonic()
-    return None

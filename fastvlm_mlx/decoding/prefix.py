@@ -7,8 +7,10 @@ whatever changed (an earlier turn, the system prompt, a picture), everything up 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from ..inputs.prompt import ImageSlot, Piece
+from ..inputs.pieces import ImageSlot, Piece
 from ..network.kv_cache import KVCache
+from ..network.model import FastVLM
+from .claim import Claim
 
 Position = int | tuple[bytes, int]  # a token id, or (digest of an image, index of the embedding)
 
@@ -25,33 +27,43 @@ def positions(pieces: Sequence[Piece], digests: Sequence[bytes]) -> list[Positio
 
 
 class Prefix:
-    """The caches of all layers, and the positions they hold."""
+    """The caches of all layers of a network, the positions they hold, and who may work on them (`claim`)."""
 
-    def __init__(self, layers: list[KVCache]):
-        self.layers = layers
+    def __init__(self, claim: Claim | None = None):
+        self.claim = claim or Claim()
         self.held: list[Position] = []
-        self.turn = 0  # counts the answers begun, so that one left unfinished can tell that another has taken over
+        self.layers: list[KVCache] = []
+        self._model: FastVLM | None = None  # whose positions they are
 
     @contextmanager
-    def answering(self, known: list[Position]) -> Iterator[int]:
+    def answering(self, model: FastVLM, known: list[Position], state: int | None = None) -> Iterator[tuple[int, int]]:
         """Keep what is shared with `known`; it may grow meanwhile, and is what the caches hold when the block ends.
 
-        Gives the number of positions kept. Where another answer has begun in the meantime, the end changes nothing.
+        Gives the number of positions kept, and the state of the claim to hold on to. Where another answer has begun in the
+        meantime, the end changes nothing. `state` is the one to hold on to where the answer has begun already. Raises BusyError
+        while another thread is answering.
         """
-        kept = self.keep(known)
-        turn = self.turn
+        begun = self.claim.begin() if state is None else state
         try:
-            yield kept
+            kept = self.keep(model, known)
+            try:
+                yield kept, begun
+            finally:
+                with self.claim.ending(begun) as latest:
+                    if latest:
+                        self.settle(known)
         finally:
-            if self.turn == turn:
-                self.settle(known)
+            if state is None:
+                self.claim.end(begun)
 
-    def keep(self, wanted: Sequence[Position]) -> int:
+    def keep(self, model: FastVLM, wanted: Sequence[Position]) -> int:
         """Forget all but the beginning shared with `wanted`, and at least its last position, whose logits are still needed.
 
-        Returns how many positions are left: the prefill starts there.
+        Everything is forgotten where another network computed it. Returns how many positions are left: the prefill starts there.
         """
-        self.turn += 1
+        if self._model is not model:
+            self.held, self.layers = [], model.text.make_cache()
+            self._model = model
         shared = 0
         for ours, theirs in zip(self.held, wanted[:-1], strict=False):
             if ours != theirs:

@@ -1,9 +1,13 @@
 """An answer on its way: chunks to loop over, or, in a notebook, a picture and a text that grows beside it."""
 
+import time
 from collections.abc import Iterator, Sequence
 
 from ..inputs.image import Pixels
-from .generate import Chunk
+from . import notebook
+from .answer import Chunk
+
+INTERVAL = 0.1  # seconds between two updates of a growing answer
 
 
 class Stream(Iterator[Chunk]):
@@ -25,6 +29,15 @@ class Stream(Iterator[Chunk]):
             close()
 
     def _ipython_display_(self) -> None:
-        from .notebook import show
+        from IPython.display import display
 
-        show(self, self._pictures)
+        thumbnails = [notebook.thumbnail(pixels) for pixels in self._pictures]
+        handle = display({"text/html": notebook.html("", thumbnails)}, raw=True, display_id=True)
+        text, drawn = "", time.monotonic()
+        for chunk in self:
+            text += chunk.text
+            if chunk.answer is not None:
+                handle.update({"text/html": chunk.answer._repr_html_(), "text/plain": chunk.answer.text}, raw=True)
+            elif time.monotonic() - drawn >= INTERVAL:
+                handle.update({"text/html": notebook.html(text, thumbnails), "text/plain": text}, raw=True)
+                drawn = time.monotonic()

@@ -2,5 +2,5 @@
 
 Enters: a model's name or config, an `Engine`.
 Leaves: sizes, memory, times; models of random weights to measure with.
-May import: errors, version, config, files, backend, quantize, inputs, network, storage, hub, decoding.
+May import: errors, version, config, backend, inputs, network, storage, hub, decoding.
 """

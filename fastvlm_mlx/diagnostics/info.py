@@ -1,28 +1,20 @@
-"""What a model is and takes, without reading its weights; and what this machine computes with and keeps."""
+"""What a model is and takes, without reading its weights."""
 
-import platform
 from collections import Counter
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
-from ..backend import blas, cpu
-from ..backend import ops as backend
+from ..backend import ops
 from ..config import ModelConfig
-from ..hub import caches
+from ..decoding.engine import Engine
 from ..hub.find import find
 from ..hub.licence import AGREEMENT, APPLE, FILES
-from ..version import __version__
-from ..vlm import VLM
 from . import memory
+from .machine import Lines, in_bytes, usable_memory
 from .memory import Memory
 
-LIBRARIES = ("mlx", "numpy", "pillow", "tokenizers", "huggingface_hub")
 EASY = 0.8  # of the memory there is; above, other programs may have to give way
-Lines = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -44,16 +36,16 @@ class ModelInfo:
     @property
     def verdict(self) -> str:
         """That in words, with what to do where it does not fit."""
-        there = f"of {_gb(self.usable)} usable"
+        there = f"of {in_bytes(self.usable)} usable"
         if self.memory.total <= EASY * self.usable:
-            return f"yes, {_gb(self.memory.total)} {there}"
+            return f"yes, {in_bytes(self.memory.total)} {there}"
         if self.fits:
-            return f"barely, {_gb(self.memory.total)} {there}: close other programs, or use fewer bits or a lower resolution"
+            return f"barely, {in_bytes(self.memory.total)} {there}: close other programs, or use fewer bits or a lower resolution"
         for bits in (8, 4) if not self.config.quantization else ():
             fewer = _estimate(memory.with_decoder_bits(self.config, bits), self.memory.context)
             if fewer.total <= self.usable:
-                return f"no, {_gb(self.memory.total)} {there}; with --bits {bits} about {_gb(fewer.total)}"
-        return f"no, {_gb(self.memory.total)} {there}; use a smaller model"
+                return f"no, {in_bytes(self.memory.total)} {there}; with `bits={bits}` about {in_bytes(fewer.total)}"
+        return f"no, {in_bytes(self.memory.total)} {there}; use a smaller model"
 
     @property
     def licence(self) -> str:
@@ -76,7 +68,7 @@ class ModelInfo:
         held = self.memory
         return [
             ("model", self.name),
-            ("folder", f"{self.folder} ({_gb(self.disk)})"),
+            ("folder", f"{self.folder} ({in_bytes(self.disk)})"),
             ("layout", config.source.layout or "fastvlm_mlx"),
             ("licence", self.licence),
             ("image", f"{config.image.size} pixels, {config.image.fit}: {config.image.tokens} tokens"),
@@ -87,8 +79,8 @@ class ModelInfo:
             ("tokenizer", f"{self.tokens} tokens, stops at {', '.join(map(str, config.eos_token_ids))}"),
             (
                 "memory",
-                f"{_gb(held.total)}: weights {_gb(sum(held.weights.values()))}, {held.context} positions {_gb(held.cache)}, "
-                f"activations {_gb(held.activations)}",
+                f"{in_bytes(held.total)}: weights {in_bytes(sum(held.weights.values()))}, "
+                f"{held.context} positions {in_bytes(held.cache)}, activations {in_bytes(held.activations)}",
             ),
             ("fits", self.verdict),
         ]
@@ -114,84 +106,10 @@ class ModelInfo:
 
 def describe(model: str, *, tokenizer: str | None = None, resolution: int | None = None) -> ModelInfo:
     """Describe a model that is on this machine; raises HubError where it is not, CheckpointError where it is not in order."""
-    folder = find(model, cached_only=True)
-    vlm = VLM.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True)
-    return ModelInfo(model, folder, vlm.config, len(vlm.tokenizer), _estimate(vlm.config), usable_memory())
+    folder = find(model, cached_only=True).folder
+    engine = Engine.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True)
+    return ModelInfo(model, folder, engine.config, len(engine.tokenizer), _estimate(engine.config), usable_memory())
 
 
 def _estimate(config: ModelConfig, context: int | None = None) -> Memory:
-    return memory.estimate(config, backend=backend.current(), context=context)
-
-
-def usable_memory() -> int:
-    """Bytes a model can take here: on a GPU what the system recommends, elsewhere the memory there is, or is allowed to us."""
-    device = mx.device_info()
-    if backend.current() != "cpu":
-        for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-            if key in device:
-                return int(device[key])
-    total = cpu.memory_bytes()
-    try:
-        allowed = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-    except OSError:
-        return total
-    return min(total, int(allowed)) if allowed.isdigit() else total
-
-
-@dataclass(frozen=True)
-class MachineInfo:
-    """This machine, the versions in use, and what is kept on its disk."""
-
-    libraries: dict[str, str]
-    machine: str
-    memory_bytes: int
-    usable: int
-    backend: str
-    device: str
-    blas: str
-    caches: list[caches.Cache]
-
-    def lines(self) -> Lines:
-        """For people."""
-        sizes = f"{_gb(self.memory_bytes)} of memory, a model can take up to {_gb(self.usable)}"
-        lines = [("machine", f"{self.machine}, {sizes}"), ("backend", f"{self.backend} ({self.device})"), ("BLAS", self.blas)]
-        lines += self.libraries.items()
-        for cache in self.caches:
-            partial = f", {_gb(cache.partial)} of it interrupted downloads" if cache.partial else ""
-            lines.append(("cache", f"{cache.name}: {_gb(cache.nbytes)}{partial}; to clear it: {cache.clear}"))
-        return lines if self.caches else [*lines, ("cache", "nothing is kept")]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For programs; sizes in bytes."""
-        kept = [
-            {"name": c.name, "path": str(c.path), "bytes": c.nbytes, "partial_bytes": c.partial, "clear": c.clear}
-            for c in self.caches
-        ]
-        return {
-            "libraries": self.libraries, "machine": self.machine, "memory_bytes": self.memory_bytes,
-            "usable_memory_bytes": self.usable, "backend": self.backend, "device": self.device, "blas": self.blas, "caches": kept,
-        }  # fmt: skip
-
-
-def machine() -> MachineInfo:
-    """Describe this machine."""
-    device = mx.device_info()
-    return MachineInfo(
-        libraries={
-            "fastvlm-mlx": __version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in LIBRARIES},
-        },
-        machine=f"{platform.system()} {platform.machine()}",
-        memory_bytes=cpu.memory_bytes(),
-        usable=usable_memory(),
-        backend=backend.current(),
-        device=str(device.get("device_name", device.get("architecture", "unknown"))),
-        blas=blas.status(),
-        caches=list(caches.every()),
-    )
-
-
-def _gb(nbytes: int) -> str:
-    """Bytes for people, with three figures or so."""
-    return f"{nbytes / 1e6:.1f} MB" if nbytes < 1e8 else f"{nbytes / 1e9:.2f} GB"
+    return memory.estimate(config, backend=ops.current(), context=context)

@@ -40,11 +40,11 @@ SIZES: dict[str, ModelConfig] = {
 def config(size: str, layers: int | None = None) -> ModelConfig:
     """The config of a size of `SIZES`, with only the first `layers` decoder layers if given; raises OptionError."""
     if size not in SIZES:
-        raise OptionError(f"the size is {size!r}, expected one of {listed(SIZES)}.")
+        raise OptionError(f"`size` is {size!r}, expected one of {listed(SIZES)}.")
     chosen = SIZES[size]
     full = chosen.text.num_hidden_layers
     if layers is not None and not 1 <= layers <= full:
-        raise OptionError(f"layers is {layers}, expected 1 to {full}, the decoder layers of {size}.")
+        raise OptionError(f"`layers` is {layers}, expected 1 to {full}, the decoder layers of {size}.")
     text = replace(chosen.text, num_hidden_layers=layers or full)
     return replace(chosen, text=text, source=SourceConfig(f"random {size}", "random"))
 

@@ -34,7 +34,7 @@ class Verified:
 def check_digest(digest: str | None) -> str | None:
     """A SHA-256 in lower case; raises OptionError for anything else. None stands for none."""
     if digest is not None and not SHA256.fullmatch(digest.lower()):
-        raise OptionError(f"the SHA-256 is {shown(digest)}, expected its 64 hexadecimal digits; check --sha256.")
+        raise OptionError(f"the SHA-256 is {shown(digest)}, expected its 64 hexadecimal digits; check `sha256`.")
     return digest.lower() if digest is not None else None
 
 

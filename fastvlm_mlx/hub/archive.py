@@ -13,7 +13,8 @@ from pathlib import Path
 from ..errors import CheckpointError, FastVLMError, HubError, OptionError
 from ..files import digests, unzip
 from . import caches, transfer
-from .find import ARCHIVE, Agree, ask
+from .consent import Agree, ask
+from .names import ARCHIVE
 
 BASE = "https://ml-site.cdn-apple.com/datasets/fastvlm"
 OFFLINE = ("1", "ON", "YES", "TRUE")
@@ -72,7 +73,7 @@ def _check_digest(archive: Path, given: str | None) -> str:
     found, expected = digests.sha256(archive), given or _remembered(archive).get(archive.name)
     if expected is not None and found != expected:
         archive.unlink()
-        origin = "given" if given else "of an earlier download; to take the new one, pass it as --sha256"
+        origin = "given" if given else "of an earlier download; to take the new one, pass it as `sha256`"
         raise CheckpointError(
             f"{archive.name} has the SHA-256 {found}, expected {expected}, the one {origin}. It was removed; check the digest, and "
             "fetch it again."
@@ -101,7 +102,7 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
 
 def _unpack(archive: Path, folder: Path, digest: str) -> None:
     """The archive's files as the model's folder, with their SHA256SUMS, all of them or none; an archive that is none is removed."""
-    from ..storage.open import new_folder
+    from ..storage.place import new_folder  # not on the way to a model that is here
 
     try:
         contents = unzip.read_contents(archive)

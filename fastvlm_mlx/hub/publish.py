@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import FastVLMError, HubError, OptionError, shown
-from .find import HUB_NAME
+from .names import HUB_NAME
 
 # The names that weights have in a folder of ours: any from an earlier conversion would be loaded beside, or instead of, the new.
 WEIGHTS = ["model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"]

@@ -49,7 +49,7 @@ FOREIGN = (
 def check_max_pixels(max_pixels: int) -> None:
     """Raise OptionError unless it is a bound Pillow can hold to."""
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or not 1 <= max_pixels < 1 << 31:
-        raise OptionError(f"max_pixels is {shown(max_pixels)}, expected a whole number from 1 to 2147483647.")
+        raise OptionError(f"`max_pixels` is {shown(max_pixels)}, expected a whole number from 1 to 2147483647.")
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None:
@@ -60,7 +60,7 @@ def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None
     if max_pixels is not None and width * height > max_pixels:
         raise ImageError(
             f"{name} is {width}x{height} pixels, {width * height:,} in all and more than the {max_pixels:,} allowed; "
-            "make it smaller, or allow more with --max-pixels (max_pixels in Python)."
+            "make it smaller, or allow more with `max_pixels`."
         )
     if max(width, height) > MAX_SIDE:
         raise ImageError(f"{name} is {width}x{height} pixels, expected sides of at most {MAX_SIDE:,}; cut or shrink it.")

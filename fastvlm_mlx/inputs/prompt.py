@@ -7,24 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..errors import PromptError
+from .pieces import ImageSlot, Piece
 from .tokenizer import Tokenizer
 
+PROMPT = "Describe the image."
 SYSTEM = "You are a helpful assistant."
 MAX_CHARACTERS = 1_000_000  # far beyond any context; bounds the time and memory of tokenising
-
-
-@dataclass(frozen=True)
-class ImageSlot:
-    """The place of one picture: `index` counts from 0 in the order the pictures were given, `length` is its positions."""
-
-    index: int
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-
-Piece = list[int] | ImageSlot
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import mlx.nn as nn
 from ..backend.linear import Linear
 from ..backend.ops import Backend, causal_attention, linear, swiglu
 from ..config import TextConfig
-from ..quantize import QuantizedEmbedding
+from ..quantize.layers import QuantizedEmbedding
 from .kv_cache import BatchCache, KVCache
 
 Cache = KVCache | BatchCache

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from ..backend.ops import Backend
 from ..config import ModelConfig
-from ..inputs.prompt import ImageSlot, Piece
+from ..inputs.pieces import ImageSlot, Piece
 from .kv_cache import KVCache
 from .language import Cache, Qwen2
 from .projector import Projector

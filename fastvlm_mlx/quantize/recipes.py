@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import QuantConfig
+from ..backend.ops import Backend
+from ..config import ModelConfig, QuantConfig
 from ..errors import OptionError, listed, shown
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -22,6 +23,8 @@ MODES: dict[str, QuantConfig] = {  # MLX's kinds of scale; all but affine come i
 }
 CAREFUL = ("text.embed_tokens", "text.lm_head", "projector.")  # every token passes them
 TOWER = "vision."
+BILLION = 1_000_000_000
+SMALL = 100_000_000  # parameters of a decoder that there is nothing to gain from quantising
 
 Plan = dict[str, QuantConfig]
 
@@ -54,7 +57,28 @@ RECIPES = {
 def check_bits(bits: int | None) -> None:
     """Raise OptionError unless MLX has a quantisation of so many bits; None stands for none."""
     if bits is not None and (isinstance(bits, bool) or bits not in BITS):
-        raise OptionError(f"bits is {shown(bits)}, expected 2, 3, 4, 5, 6 or 8.")
+        raise OptionError(f"`bits` is {shown(bits)}, expected 2, 3, 4, 5, 6 or 8.")
+
+
+def usual_bits(config: ModelConfig, backend: Backend) -> int:
+    """Bits to load a decoder with for a conversation where none are asked for; 0 for as stored."""
+    if backend == "cpu" or config.quantization or config.text.parameters < SMALL:
+        return 0
+    return 8 if config.text.parameters < BILLION else 4
+
+
+def choose_if_asked(
+    name: str | None, *, bits: int | None, mode: str | None, group_size: int | None, pictures: object = None
+) -> "Recipe | None":
+    """The recipe that a conversion's options ask for, None where they ask for none.
+
+    Raises OptionError where they contradict each other, and for options of quantising alone.
+    """
+    if name is None and bits is None and mode is None:
+        if group_size is not None or pictures is not None:
+            raise OptionError("`group_size` and `pictures` belong to quantising; give `recipe`, `bits` or `mode` as well.")
+        return None
+    return choose(name, bits=bits, mode=mode, group_size=group_size)
 
 
 def choose(
@@ -69,19 +93,19 @@ def choose(
     """The recipe that options ask for, `4bit` where they ask for nothing; raises OptionError where they contradict each other."""
     check_bits(bits)
     if name is not None and name not in RECIPES:
-        raise OptionError(f"the recipe is {shown(name)}, expected one of {listed(RECIPES)}.")
+        raise OptionError(f"`recipe` is {shown(name)}, expected one of {listed(RECIPES)}.")
     if name is not None and bits is not None:
-        raise OptionError("A recipe and bits were given together; choose one.")
+        raise OptionError("`recipe` and `bits` were given together; choose one.")
     if mode is not None and mode not in MODES:
-        raise OptionError(f"the mode is {shown(mode)}, expected one of {listed(MODES)}.")
+        raise OptionError(f"`mode` is {shown(mode)}, expected one of {listed(MODES)}.")
     fixed = MODES[mode] if mode not in (None, "affine") else None
     if fixed is not None:
         if bits not in (None, fixed.bits) or group_size not in (None, fixed.group_size):
-            raise OptionError(f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave bits and group size out.")
+            raise OptionError(f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave `bits` and `group_size` out.")
         if name is not None:
-            raise OptionError(f"The recipe {name!r} and the mode {mode!r} were given together; choose one.")
+            raise OptionError(f"`recipe` {name!r} and `mode` {mode!r} were given together; choose one.")
     elif group_size is not None and group_size not in GROUP_SIZES:
-        raise OptionError(f"group_size is {shown(group_size)}, expected one of {listed(GROUP_SIZES)}.")
+        raise OptionError(f"`group_size` is {shown(group_size)}, expected one of {listed(GROUP_SIZES)}.")
     recipe = RECIPES[name or "4bit"]
     if bits is not None:
         recipe = replace(RECIPES["4bit"], name=f"{bits}bit", bits=bits)
@@ -93,9 +117,9 @@ def choose(
         recipe = replace(recipe, tower=recipe.tower or (recipe.bits if recipe.target_bits else 8))
     if target_bits is not None:
         if recipe.target_bits is None:
-            raise OptionError("target_bits was given, but only the recipe 'mixed' spends a budget; choose it, or leave it out.")
+            raise OptionError("`target_bits` was given, but only the recipe 'mixed' spends a budget; choose it, or leave it out.")
         if not 2.25 <= target_bits <= 8.5:
-            raise OptionError(f"target_bits is {shown(target_bits)}, expected 2.25 to 8.5 bits per weight, scales counted.")
+            raise OptionError(f"`target_bits` is {shown(target_bits)}, expected 2.25 to 8.5 bits per weight, scales counted.")
         recipe = replace(recipe, target_bits=float(target_bits))
     return recipe
 

@@ -22,7 +22,7 @@ import fastvlm_mlx
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, HubError, OptionError
 from fastvlm_mlx.files import digests
 from fastvlm_mlx.hub import archive, caches, transfer
-from fastvlm_mlx.hub import find as hub
+from fastvlm_mlx.hub.find import find
 
 from .archives import NAME, Behaviour, Handler, drops, honest, raw, replies, serving, zipped
 from .conftest import Run
@@ -68,20 +68,20 @@ def assert_nothing() -> None:
 
 def test_download_unpack_load(server: type[Handler], model: Path, data: bytes) -> None:
     shown: list[str] = []
-    folder = hub.find(f"{NAME}.zip", agree=lambda notice: not shown.append(notice))
+    folder = find(f"{NAME}.zip", agree=lambda notice: not shown.append(notice)).folder
     assert len(shown) == 1 and "GB" in shown[0] and "research use only" in shown[0]
     assert_whole(folder, model)
     if tool := shutil.which("sha256sum"):
         subprocess.run([tool, "-c", digests.SUMS], cwd=folder, capture_output=True, check=True)
     assert hashlib.sha256(data).hexdigest() in (folder / digests.SUMS).read_text().splitlines()[0]
     server.requests.clear()
-    assert hub.find(NAME, agree=lambda _: pytest.fail("asked again")) == folder == hub.find(NAME, cached_only=True)
+    assert find(NAME, agree=lambda _: pytest.fail("asked again")).folder == folder == find(NAME, cached_only=True).folder
     assert server.requests == []
     assert fastvlm_mlx.load(NAME, dtype="float32").generate(None, "Hi", max_tokens=3).text is not None
 
 
 def test_commands_find_it_by_name(server: type[Handler], run: Run, photo: Path, model: Path) -> None:
-    hub.find(NAME, agree=agree)
+    find(NAME, agree=agree)
     cache = {"FASTVLM_CACHE": str(caches.root())}
     (caches.root() / "notices").mkdir()
     (caches.root() / "notices" / "apple-amlr").touch()
@@ -98,26 +98,26 @@ def test_commands_find_it_by_name(server: type[Handler], run: Run, photo: Path, 
 
 
 def test_declined(server: type[Handler]) -> None:
-    with pytest.raises(HubError, match=r"was not downloaded.*--yes.*--model tiny"):
-        hub.find(NAME, agree=lambda _: False)
+    with pytest.raises(HubError, match=r"was not downloaded.*`agree`.*`model='tiny'`"):
+        find(NAME, agree=lambda _: False)
     assert server.requests == []
 
 
 def test_without_a_question_it_is_announced(server: type[Handler]) -> None:
     with pytest.warns(FastVLMWarning, match=r"stage3\.zip takes 0\.0 GB"):
-        hub.find(NAME)
+        find(NAME)
 
 
 def test_a_folder_wins(server: type[Handler], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / NAME).symlink_to(model)
     monkeypatch.chdir(tmp_path)
-    assert hub.find(NAME) == Path(NAME)
+    assert find(NAME).folder == Path(NAME)
 
 
 def test_dropped_again_and_again_within_a_run(server: type[Handler], model: Path, data: bytes) -> None:
     step = len(data) // 6
     server.script += [drops(step)] * 5
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
     assert [request.get("Range") for request in server.requests] == [None, *(f"bytes={i * step}-" for i in range(1, 6))]
     assert {request.get("If-Range") for request in server.requests[1:]} == {'"one"'}
 
@@ -125,11 +125,11 @@ def test_dropped_again_and_again_within_a_run(server: type[Handler], model: Path
 def test_given_up_kept_and_taken_up_by_the_next_run(server: type[Handler], model: Path, data: bytes) -> None:
     server.script += [drops(300_000), *[drops(0)] * 5]
     with pytest.raises(HubError, match=r"300,000 bytes of it are kept.*goes on from there"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     assert parts() == {f"{NAME}.zip.part": 300_000, f"{NAME}.zip.part.json": parts()[f"{NAME}.zip.part.json"]}
     assert_nothing()
     server.requests.clear()
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
     assert [request.get("Range") for request in server.requests] == ["bytes=300000-"]
 
 
@@ -163,14 +163,14 @@ def test_interrupted_by_a_person_and_taken_up_again(server: type[Handler], model
     assert process.returncode == 130 and out == b"" and 0 < part.stat().st_size <= 300_000
     assert_nothing()
     kept = part.stat().st_size
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
     assert server.requests[-1]["Range"] == f"bytes={kept}-"
 
 
 def test_a_drop_of_a_few_bytes_at_a_time_ends(server: type[Handler]) -> None:
     server.script += [drops(7)] * 1000
     with pytest.raises(HubError, match=r"keeps being interrupted \(the connection was closed\)"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     assert len(server.requests) < 10
 
 
@@ -179,18 +179,18 @@ def test_another_file_meanwhile_starts_over(server: type[Handler], model: Path, 
     other, tag = data, '"two"'
     server.script.append(lambda handler: (setattr(type(handler), "tag", tag), honest(handler)))
     server.data = other
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
     assert server.requests[1]["If-Range"] == '"one"'  # to which the server answers with all of the new file
 
 
 def test_another_address_starts_over(server: type[Handler], model: Path) -> None:
     server.script += [drops(300_000), *[drops(0)] * 5]
     with pytest.raises(HubError):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     notes = caches.root() / "archives" / f"{NAME}.zip.part.json"
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"url": "https://elsewhere"}))
     server.requests.clear()
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
     assert "Range" not in server.requests[0]
 
 
@@ -199,17 +199,17 @@ def test_notes_that_are_damaged(server: type[Handler], model: Path, notes: str) 
     (caches.root() / "archives").mkdir(parents=True)
     (caches.root() / "archives" / f"{NAME}.zip.part").write_bytes(b"left over")
     (caches.root() / "archives" / f"{NAME}.zip.part.json").write_text(notes)
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
 
 
 def test_a_tag_that_would_add_a_header(server: type[Handler], model: Path) -> None:
     server.script += [replies(200, {"ETag": '"a"', "Content-Length": 10**6}, b"x" * 100_000), *[drops(0)] * 5]
     with pytest.raises(HubError):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     notes = caches.root() / "archives" / f"{NAME}.zip.part.json"
     notes.write_text(json.dumps(json.loads(notes.read_text()) | {"tag": '"a"\r\nEvil: 1'}))
     server.requests.clear()
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
     assert not any("Evil" in request for request in server.requests)
 
 
@@ -242,7 +242,7 @@ RECOVERED: dict[str, list[Behaviour]] = {
 @pytest.mark.parametrize("case", RECOVERED)
 def test_recovered(server: type[Handler], model: Path, case: str) -> None:
     server.script += RECOVERED[case]
-    assert_whole(hub.find(NAME, agree=agree), model)
+    assert_whole(find(NAME, agree=agree).folder, model)
 
 
 # Behaviours that end it, and what is said.
@@ -278,7 +278,7 @@ def test_ended(server: type[Handler], case: str) -> None:
     behaviours, says = ENDED[case]
     server.script += behaviours
     with pytest.raises(HubError) as caught:
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     assert says in str(caught.value)
     assert_nothing()
 
@@ -315,16 +315,16 @@ def test_other_bytes_are_noticed_and_do_not_stay(server: type[Handler], case: st
 
 
 def test_a_digest_once_seen_is_expected_again(server: type[Handler], model: Path, tmp_path: Path, data: bytes) -> None:
-    folder = hub.find(NAME, agree=agree)
+    folder = find(NAME, agree=agree).folder
     (folder / "config.json").unlink()
     with pytest.raises(HubError, match="holds no model; remove it"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
     server.data = _turned(data, 10)  # a date in the first file's header: unpacks to the same
-    with pytest.raises(CheckpointError, match=r"of an earlier download; to take the new one, pass it as --sha256"):
-        hub.find(NAME, agree=agree)
+    with pytest.raises(CheckpointError, match=r"of an earlier download; to take the new one, pass it as `sha256`"):
+        find(NAME, agree=agree)
     assert_whole(archive.find(NAME, agree, sha256=hashlib.sha256(server.data).hexdigest()), model)
 
 
@@ -332,7 +332,7 @@ def test_more_than_any_model_without_a_length(server: type[Handler], monkeypatch
     monkeypatch.setattr(transfer, "MOST", 100_000)
     server.script.append(lambda handler: handler.send(200, {}, b"x" * 200_000))
     with pytest.raises(HubError, match=r"without end"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_a_server_that_falls_silent(server: type[Handler], monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_server_that_falls_silent(server: type[Handler], monkeypatch: pytest.M
     done = threading.Event()
     server.script.append(lambda handler: (handler.wfile.write(b"HTTP/1.1 200 OK\r\n"), done.wait(20)))
     server.script.append(lambda handler: (honest(handler, 200_000), done.wait(20)))
-    folder = hub.find(NAME, agree=agree)
+    folder = find(NAME, agree=agree).folder
     done.set()
     assert_whole(folder, model)
 
@@ -351,13 +351,13 @@ def test_a_server_that_falls_silent(server: type[Handler], monkeypatch: pytest.M
 def test_bases_that_are_not_safe(server: type[Handler], monkeypatch: pytest.MonkeyPatch, base: str) -> None:
     monkeypatch.setenv("FASTVLM_ARCHIVES", base)
     with pytest.raises(HubError, match="not a plain https address"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_unreachable(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTVLM_ARCHIVES", "http://127.0.0.1:1")
     with pytest.raises(HubError, match="cannot be reached"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_https_never_leads_to_http_even_on_this_machine() -> None:
@@ -369,7 +369,7 @@ def test_https_never_leads_to_http_even_on_this_machine() -> None:
 def test_two_at_once(server: type[Handler]) -> None:
     part = caches.root() / "archives" / f"{NAME}.zip.part"
     with transfer._only_one(part), pytest.raises(HubError, match="by another process"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_one_that_ends_as_another_begins(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,7 +379,7 @@ def test_one_that_ends_as_another_begins(server: type[Handler], monkeypatch: pyt
     path.with_name(f"{NAME}.zip.part").write_bytes(b"all of it")
     monkeypatch.setattr(transfer.fcntl, "flock", lambda *_: path.with_name(f"{NAME}.zip.part").rename(path))
     with pytest.raises(HubError, match="by another process just now; try again"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
     assert path.read_bytes() == b"all of it"
 
 
@@ -387,7 +387,7 @@ def test_one_that_ends_as_another_begins(server: type[Handler], monkeypatch: pyt
 def test_a_size_that_is_not_told(server: type[Handler], monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     monkeypatch.setattr(server, "do_HEAD", replies(status, {}, b""))
     with pytest.raises(HubError, match=f"HTTP {status}"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_a_list_of_digests_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -401,25 +401,25 @@ def test_a_list_of_digests_is_written_whole_or_not_at_all(tmp_path: Path) -> Non
 def test_no_room(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(HubError, match=r"free.*make room"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_a_cache_that_cannot_be_written(server: type[Handler]) -> None:
     caches.root().write_text("a file in the cache's place")
     with pytest.raises(HubError, match=r"cannot be stored in the cache.*FASTVLM_CACHE"):
-        hub.find(NAME, agree=agree)
+        find(NAME, agree=agree)
 
 
 def test_a_list_of_its_own_is_replaced(server: type[Handler], apple: Path) -> None:
     (apple / digests.SUMS).write_text("not ours")
     server.data = zipped(apple)
-    found = digests.verify(hub.find(NAME, agree=agree))
+    found = digests.verify(find(NAME, agree=agree).folder)
     assert found.unknown == [] and found.files == len(list(apple.iterdir())) - 1
 
 
 def test_a_name_that_is_none() -> None:
     for name in ("llava-fastvithd_3b_stage3", "llava-fastvithd_0.5b_stage1", "llava-fastvithd_0.5b_stage3.tar"):
         with pytest.raises(HubError, match="no such folder"):
-            hub.find(name)
+            find(name)
         with pytest.raises(OptionError, match="none of Apple's archives"):
             archive.find(name)

@@ -16,7 +16,7 @@ import fastvlm_mlx
 from fastvlm_mlx import VLM
 from fastvlm_mlx.decoding.attention_map import RAMP, _weights
 from fastvlm_mlx.errors import ImageError, OptionError, PromptError
-from fastvlm_mlx.inputs.prompt import ImageSlot
+from fastvlm_mlx.inputs.pieces import ImageSlot
 from training.world import Options, Scene, Shape, draw
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(2)]
@@ -51,7 +51,7 @@ def test_the_map_of_an_answer(small: VLM) -> None:
 def test_the_map_is_what_a_pass_over_the_whole_sequence_gives(small: VLM) -> None:
     """Without a cache: every position at once, and of that the rows where tokens were chosen, the columns of each picture."""
     answer = small.generate(PICTURES, "What is it?", max_tokens=6)
-    pieces = small.prepare(PICTURES, "What is it?").pieces
+    pieces = small.engine.prepare(PICTURES, "What is it?").pieces
     x = small.model.embed([*pieces, answer.token_ids], dict(enumerate(small.encode_image(PICTURES))))[:, :-1]
     last = small.model.text.layers[-1]
     for layer, cache in zip(small.model.text.layers[:-1], small.model.text.make_cache(), strict=False):
@@ -75,7 +75,7 @@ def test_layers_and_heads_are_averaged(small: VLM) -> None:
     assert np.allclose(seen(), seen(layers=[1], heads=[0, 1]))
     single = [seen(layers=[layer], heads=[head]) for layer in (0, 1) for head in (0, 1)]
     assert np.allclose(seen(layers=[0, 1]), np.mean(single, axis=0)) and not np.allclose(single[0], single[1])
-    for options, says in (({"layers": [2]}, "layers is .2., expected numbers from 0 to 1"), ({"heads": []}, "at least one")):
+    for options, says in (({"layers": [2]}, "`layers` is .2., expected numbers from 0 to 1"), ({"heads": []}, "at least one")):
         with pytest.raises(OptionError, match=says):
             seen(**options)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="no picture"):
@@ -143,7 +143,7 @@ def pairs(count: int, size: int, side: int, seed: int) -> list[tuple[Scene, Shap
 
 
 def looks(vlm: VLM, count: int, seed: int = 2026) -> list[Look]:
-    size, side = vlm.config.image.size, math.isqrt(vlm.image_tokens)
+    size, side = vlm.config.image.size, math.isqrt(vlm.engine.image_tokens)
     found = []
     for scene, *shapes in pairs(count, size, side, seed):
         questions = [QUESTION.format(shape.kind) for shape in shapes]

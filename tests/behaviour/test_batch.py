@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import fastvlm_mlx
 from fastvlm_mlx import VLM
 from fastvlm_mlx.decoding import batch
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.loading import open_model
+from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import ImageError, OptionError, PromptError
+from fastvlm_mlx.hub.find import find
 from fastvlm_mlx.network.kv_cache import BatchCache, KVCache
 
 from .. import checkpoint
@@ -31,11 +34,12 @@ MODELS: list[dict[str, Any]] = [
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> VLM:
     """A random model that stops at any of forty tokens, so that answers end early and at different lengths."""
     folder = checkpoint.write(tmp_path_factory.mktemp("batch") / "model", tokenizer_files, **MODELS[request.param])
-    vlm = fastvlm_mlx.load(folder, dtype="float32")
-    vlm.config = replace(
-        vlm.config, eos_token_ids=tuple(random.Random(request.param).sample(range(vlm.config.text.vocab_size), 40))
-    )
-    return vlm
+    opened = open_model(find(folder))
+    stops = tuple(random.Random(request.param).sample(range(opened.config.text.vocab_size), 40))
+    config = replace(opened.settle(), eos_token_ids=stops)
+    engine = Engine(replace(opened, config=config, settle=lambda: config))
+    engine.load_weights(dtype="float32")
+    return VLM(engine)
 
 
 def random_questions(rng: random.Random) -> list[tuple[Any, str]]:
@@ -65,9 +69,9 @@ def test_rows_of_any_length_attend_as_alone() -> None:
     """Three steps of a batch of caches against each row's own, through attention, with rows leaving in between."""
     from fastvlm_mlx.diagnostics.random_model import open_random
 
-    vlm = VLM(open_random("small", layers=1))
-    vlm.load_weights()
-    attend = vlm.model.text.layers[0].self_attn
+    engine = Engine(open_random("small", layers=1))
+    engine.load_weights()
+    attend = engine.model.text.layers[0].self_attn
     draw = np.random.default_rng(0)
     own, last = [], []
     for length in (1, 7, 300, 255):
@@ -90,8 +94,8 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
     Image.fromarray(PICTURES[0]).save(path)
     small.images.clear()
     decoded, encoded, prefilled = [], [], []
-    pixels, encode, prefill = small.pixels, small.model.encode, small.model.prefill
-    monkeypatch.setattr(small, "pixels", lambda source: decoded.append(1) or pixels(source))
+    pixels, encode, prefill = small.engine.pixels, small.model.encode, small.model.prefill
+    monkeypatch.setattr(small.engine, "pixels", lambda source: decoded.append(1) or pixels(source))
     monkeypatch.setattr(small.model, "encode", lambda x: encoded.append(len(x)) or encode(x))
     monkeypatch.setattr(small.model, "prefill", lambda x, cache: prefilled.append(x.shape[1]) or prefill(x, cache))
     prompts = ["What is it?", "And where?", "Why is that so, and since when?"]
@@ -99,7 +103,7 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
     assert (decoded, encoded) == ([1], [1])
     lengths = [answer.stats.prompt_tokens for answer in answers]
     system = len(small.tokenizer.encode("system\nYou are a helpful assistant.")) + len(small.tokenizer.encode("\n")) + 2
-    shared = system + 1 + len(small.tokenizer.encode("user\n")) + small.image_tokens
+    shared = system + 1 + len(small.tokenizer.encode("user\n")) + small.engine.image_tokens
     assert prefilled[0] == lengths[0]
     assert all(own <= length - shared for own, length in zip(prefilled[1:], lengths[1:], strict=True))
     assert [answer.stats.reused_tokens for answer in answers] == [
@@ -118,7 +122,7 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
 
 def test_pictures_that_are_made_one_by_one_are_not_mixed_up(small: VLM) -> None:
     """Each is gone when the next but one is made, and its place in memory taken; or one is painted over."""
-    expected = [small.pixels(Image.new("RGB", (60, 40), (level, level, level))) for level in range(60)]
+    expected = [small.engine.pixels(Image.new("RGB", (60, 40), (level, level, level))) for level in range(60)]
     canvas = np.zeros((40, 60, 3), np.uint8)
 
     def painted(level: int) -> np.ndarray:
@@ -126,7 +130,7 @@ def test_pictures_that_are_made_one_by_one_are_not_mixed_up(small: VLM) -> None:
         return canvas
 
     for make in (lambda level: Image.new("RGB", (60, 40), (level, level, level)), painted):
-        requests = small.prepare_all((make(level), "What is it?") for level in range(60))
+        requests = small.engine.prepare_all((make(level), "What is it?") for level in range(60))
         assert all((request.pixels[0] == pixels).all() for request, pixels in zip(requests, expected, strict=True))
 
 
@@ -134,11 +138,12 @@ def test_steps_are_shared_and_rows_that_end_leave(small: VLM, monkeypatch: pytes
     questions = [(PICTURES[i], word) for i, word in enumerate(WORDS[:4])]
     alone = [small.generate(*question, max_tokens=12).token_ids for question in questions]
     stops = {ids[place] for ids, place in zip(alone, (2, 5, 8), strict=False)}
-    monkeypatch.setattr(small, "config", replace(small.config, eos_token_ids=tuple(stops)))
+    options = Options(12, stop_tokens=tuple(stops))
     rows: list[int] = []
     step = small.model.step
     monkeypatch.setattr(small.model, "step", lambda token, cache: rows.append(len(token)) or step(token, cache))
-    lengths = [len(answer.token_ids) for answer in small.batch(questions, max_tokens=12)]
+    answers = batch.answer_in_order(small.engine, small.engine.prepare_all(questions), options)
+    lengths = [len(answer.token_ids) for answer in answers]
     assert min(lengths) < max(lengths) and len(rows) <= max(lengths)
     assert rows == sorted(rows, reverse=True) and rows[0] == 4
     assert sum(rows) <= sum(lengths) + len(questions)  # a row takes part in no more than one step after its end
@@ -153,7 +158,7 @@ def test_several_answers_with_one_seed_and_without(small: VLM) -> None:
 
 def test_an_answer_in_a_batch_ends_where_the_context_does(small: VLM) -> None:
     limit = small.config.text.max_position_embeddings
-    long = "0" * (limit - 5 - small.prepare(None, "").prompt_tokens)
+    long = "0" * (limit - 5 - small.engine.prepare(None, "").prompt_tokens)
     lengths = [len(answer.token_ids) for answer in small.batch([(None, long), (None, "Hi")], max_tokens=9)]
     assert lengths == [5, 9]
 
@@ -172,10 +177,9 @@ def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: p
         small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
 
 
-def test_the_benchmark_compares_equal_answers(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_benchmark_compares_equal_answers(small: VLM) -> None:
     from benchmarks import batch as benchmark
 
-    monkeypatch.setattr(small, "config", replace(small.config, eos_token_ids=()))
-    pairs = benchmark.measure(small, benchmark.questions(3), tokens=4, rounds=2)
+    pairs = benchmark.measure(small.engine, benchmark.questions(3), tokens=4, rounds=2)
     assert len(pairs) == 2 and all(pair.equal and pair.decode > 0 and pair.whole > 0 for pair in pairs)
     assert len({len(prompt) for _, prompt in benchmark.questions(4)}) == 4

@@ -17,8 +17,8 @@ from fastvlm_mlx import VLM, FastVLMError, load
 from fastvlm_mlx.chat.conversation import Chat
 from fastvlm_mlx.chat.transcript import LeftOut, pictures_in
 from fastvlm_mlx.decoding import generate
-from fastvlm_mlx.decoding.generate import Options, Request
 from fastvlm_mlx.decoding.image_cache import ImageCache
+from fastvlm_mlx.decoding.request import Options, Request
 from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OutputError, PromptError
 from fastvlm_mlx.inputs.prompt import Turn
 
@@ -33,10 +33,12 @@ def from_scratch(vlm: VLM, chat: Chat, prompt: str, pictures: list[np.ndarray], 
     carried = pictures_in(chat.exchanges[: gone.exchanges]) - gone.pictures
     turns = [*(exchange.turn for exchange in chat.exchanges[gone.exchanges :]), Turn(prompt, len(pictures))]
     turns[0] = Turn(turns[0].prompt, turns[0].images + carried, turns[0].answer)
-    pieces = vlm.render(turns, chat.system)
-    request = Request([*shown, *(vlm.pixels(picture) for picture in pictures)], pieces, 0.0)
+    pieces = vlm.engine.render(turns, chat.system)
+    request = Request([*shown, *(vlm.engine.pixels(picture) for picture in pictures)], pieces, 0.0)
     vlm.images.clear()
-    return next(chunk.answer for chunk in vlm.answer(request, Options(max_tokens)) if chunk.answer is not None).token_ids
+    return next(
+        chunk.answer for chunk in generate.stream(vlm.engine, request, Options(max_tokens)) if chunk.answer is not None
+    ).token_ids
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -152,7 +154,7 @@ def test_a_follow_up_costs_its_own_tokens_only(small: VLM, monkeypatch: pytest.M
 def test_the_answers_ids_are_kept_as_they_were_generated(small: VLM) -> None:
     chat = small.chat()
     answer = chat.ask("What is it?", PICTURES[0], max_tokens=15)
-    pieces = small.render([chat.exchanges[0].turn])
+    pieces = small.engine.render([chat.exchanges[0].turn])
     last = pieces[-1]
     assert isinstance(last, list)
     end = [small.tokenizer.special("<|im_end|>"), *small.tokenizer.encode("\n")]
@@ -284,7 +286,7 @@ def test_what_comes_before_a_change_is_kept_and_only_that(small: VLM, monkeypatc
     chat.edit(1, prompt="And then?")
     counted.clear()
     edited = chat.ask("Why?", max_tokens=5)
-    first = small.render([chat.exchanges[0].turn])
+    first = small.engine.render([chat.exchanges[0].turn])
     before = sum(map(len, first)) + 1 + len(small.tokenizer.encode("user\nAnd"))
     assert counted[0] == edited.stats.prompt_tokens - before and edited.stats.reused_tokens == before
     chat.system = "Be brief."
@@ -349,7 +351,7 @@ def test_nothing_is_reused_of_weights_that_were_loaded_before(apple: Path) -> No
     vlm = load(apple)
     chat = vlm.chat()
     chat.ask("What is it?", PICTURES[0], max_tokens=4)
-    vlm.load_weights(bits=2, group_size=32)
+    vlm.engine.load_weights(bits=2, group_size=32)
     expected = from_scratch(vlm, chat, "And now?", [], 8)
     answer = chat.ask("And now?", max_tokens=8)
     assert (answer.token_ids, answer.stats.reused_tokens) == (expected, 0)
@@ -434,7 +436,7 @@ def test_a_full_context_is_cleared_from_the_oldest_words_on_and_keeps_its_pictur
     answer = chat.ask(question, max_tokens=6)
     assert answer.token_ids == expected
     assert answer.stats.images == 1  # the picture is still seen, and was not computed again
-    assert answer.stats.reused_tokens >= len(small.tokenizer.encode("system\nBe brief.")) + small.image_tokens
+    assert answer.stats.reused_tokens >= len(small.tokenizer.encode("system\nBe brief.")) + small.engine.image_tokens
     assert answer.stats.prompt_tokens < chat.context * 0.8
     assert len(chat.messages) == 1 + 2 * len(chat.exchanges)  # nothing is missing from the transcript
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageGrab
 
 from fastvlm_mlx import VLM
-from fastvlm_mlx.cli.chat import usual_bits
 from fastvlm_mlx.cli.conversation import clipboard
 from fastvlm_mlx.cli.conversation.typed import COMMANDS
 from fastvlm_mlx.config import ModelConfig, QuantConfig
 from fastvlm_mlx.diagnostics.random_model import SIZES
 from fastvlm_mlx.errors import FastVLMError, ImageError
+from fastvlm_mlx.quantize.recipes import usual_bits
 
 from .conftest import Run
 from .forkserver import Result
@@ -200,7 +200,7 @@ def test_corrupt_transcripts_one_after_the_other(run: Run, small: VLM, model: Pa
         (("-i", "nowhere.png"), "no such image"),
         (("--load", "nowhere.json"), "no such transcript"),
         (("--temperature", -1), "temperature is -1"),
-        (("--max-tokens", 0), "max_tokens is 0"),
+        (("--max-tokens", 0), "--max-tokens is 0"),
         (("--system", "a\0b"), "NUL"),
         (("--resolution", 100), "resolution is 100"),
         (("-i", "/dev/zero") * 500, "500 images"),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import VLM, load
+from fastvlm_mlx import load
+from fastvlm_mlx.decoding.engine import Engine
 
 from .. import checkpoint
 
@@ -132,7 +133,7 @@ def test_an_option_out_of_range_is_found_before_the_model_is_looked_for(option: 
 
 def test_opening_a_checkpoint_reads_no_weights(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastvlm_mlx.convert.read.Checkpoint.load", lambda _: pytest.fail("weights were read"))
-    VLM.open(str(apple)).prepare(None, "Hi")
+    Engine.open(str(apple)).prepare(None, "Hi")
 
 
 def test_a_model_that_is_nowhere(picture: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,11 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import VLM, load, quantize
-from fastvlm_mlx.decoding.generate import Options
+from fastvlm_mlx import VLM, load
+from fastvlm_mlx.decoding.answer import finish
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.generate import stream
+from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import CheckpointError, HubError, ImageError, OptionError, PromptError
-from fastvlm_mlx.inputs.prompt import ImageSlot
+from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.quantize import rounding
+from fastvlm_mlx.quantize.recipes import choose, plan
 
 from .. import checkpoint
 
@@ -27,7 +30,7 @@ def test_an_answer_and_its_figures(small: VLM) -> None:
     assert answer.finish_reason == "length" and len(answer.token_ids) == 9
     stats = answer.stats
     assert (stats.images, stats.image_tokens, stats.completion_tokens) == (1, 4, 9)
-    pieces = small.prepare(RED, "What is it?").pieces
+    pieces = small.engine.prepare(RED, "What is it?").pieces
     assert stats.prompt_tokens == 4 + sum(len(piece) for piece in pieces if isinstance(piece, list))
     assert min(stats.vision_seconds, stats.prefill_seconds, stats.decode_tokens_per_second, stats.peak_memory_bytes) > 0
 
@@ -44,10 +47,8 @@ def test_an_answer_stops_at_a_stop_token(small: VLM) -> None:
     """The third token the model gives, declared a stop token, ends the answer and is not shown."""
     tokens = small.generate(RED, "What is it?", max_tokens=8).token_ids
     third = next(i for i in range(2, 8) if tokens[i] not in tokens[:i])
-    stopping = VLM(small._opened)
-    stopping.config = replace(small.config, eos_token_ids=(tokens[third],))
-    stopping._model = small.model
-    answer = stopping.generate(RED, "What is it?", max_tokens=8)
+    options = Options(8, stop_tokens=(tokens[third],))
+    answer = finish(stream(small.engine, small.engine.prepare(RED, "What is it?"), options))
     assert answer.finish_reason == "stop"
     assert answer.token_ids == tokens[: third + 1]
     assert answer.text == small.tokenizer.decode(tokens[:third])
@@ -82,7 +83,7 @@ def test_drawing_leaves_the_global_random_state_alone(small: VLM) -> None:
 
 def test_several_pictures_stand_where_they_were_given(small: VLM) -> None:
     """The prompt's embeddings hold each picture's own features at its own place."""
-    request = small.prepare([RED, BLUE, RED], "Compare them.")
+    request = small.engine.prepare([RED, BLUE, RED], "Compare them.")
     slots = [piece.index for piece in request.pieces if isinstance(piece, ImageSlot)]
     assert slots == [0, 1, 2]
     red, blue = small.encode_image([RED, BLUE])
@@ -117,9 +118,9 @@ def test_every_kind_of_source_gives_the_same(small: VLM, tmp_path: Path) -> None
 
 
 def test_the_system_prompt_changes_the_prompt(small: VLM) -> None:
-    plain, other, none = (small.prepare(None, "Hi", system=system).pieces for system in (None, "You are a pirate.", ""))
+    plain, other, none = (small.engine.prepare(None, "Hi", system=system).pieces for system in (None, "You are a pirate.", ""))
     assert len({str(pieces) for pieces in (plain, other, none)}) == 3
-    assert plain == small.prepare(None, "Hi", system="You are a helpful assistant.").pieces
+    assert plain == small.engine.prepare(None, "Hi", system="You are a helpful assistant.").pieces
 
 
 def test_resolution(apple: Path) -> None:
@@ -137,7 +138,7 @@ def test_bits(apple: Path, small: VLM, bits: int) -> None:
     assert vlm.model.text.embed_tokens.bits == 8
     assert len(vlm.generate(RED, max_tokens=4).token_ids) == 4
     rounded = load(str(apple), dtype="float32").model  # the same rounding, kept in float32
-    for path, settings in quantize.plan(rounded, quantize.choose(bits=bits, group_size=32))[0].items():
+    for path, settings in plan(rounded, choose(bits=bits, group_size=32))[0].items():
         weight = rounded.places()[f"{path}.weight"]
         rounded.load_weights([(f"{path}.weight", rounding.rounded(weight, settings, mx.bfloat16))], strict=False)
     ids = [list(range(40, 70))]
@@ -146,7 +147,7 @@ def test_bits(apple: Path, small: VLM, bits: int) -> None:
     )
     assert np.abs(ours - same).max() < 1e-4 * np.abs(same).max()
     assert np.abs(ours - exact).max() > 1e-3 * np.abs(exact).max()
-    with pytest.raises(OptionError, match="bits is 7"):
+    with pytest.raises(OptionError, match="`bits` is 7"):
         load(str(apple), bits=7)
 
 
@@ -184,9 +185,9 @@ def test_a_prompt_longer_than_the_context_is_refused_not_cut(small: VLM) -> None
 def test_an_answer_ends_where_the_context_does(small: VLM) -> None:
     limit = small.config.text.max_position_embeddings
     room = 5
-    words = limit - room - small.prepare(None, "").prompt_tokens
+    words = limit - room - small.engine.prepare(None, "").prompt_tokens
     prompt = "0" * words  # one token each
-    assert small.prepare(None, prompt).prompt_tokens == limit - room
+    assert small.engine.prepare(None, prompt).prompt_tokens == limit - room
     answer = small.generate(None, prompt, max_tokens=50)
     assert len(answer.token_ids) == room and answer.finish_reason == "length"
 
@@ -205,7 +206,7 @@ def test_options_outside_their_range(options: dict[str, float]) -> None:
 
 
 def test_paths_and_no_image(apple: Path, small: VLM) -> None:
-    assert VLM.open(apple).name == str(apple)
+    assert Engine.open(apple).name == str(apple)
     with pytest.raises(HubError, match="no such folder"):
         load(Path("/no/where"))
     with pytest.raises(ImageError, match="no image"):

@@ -229,12 +229,13 @@ def test_killed_while_writing(slow: Path, tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom fastvlm_mlx.convert import convert\n"
         "source, out, moment = sys.argv[1], sys.argv[2], int(sys.argv[3])\n"
+        "FILES = 'storage/place.py', 'storage/save.py', 'storage/open.py', 'pathlib.py', 'shutil.py', 'card.py'\n"
         "calls = [0]\n"
         "def count(frame, event, arg):\n"
-        "    if event == 'call' and frame.f_code.co_filename.endswith(('storage/open.py', 'pathlib.py', 'shutil.py', 'card.py')):\n"
+        "    if event == 'call' and frame.f_code.co_filename.endswith(FILES):\n"
         "        calls[0] += 1\n"
         "        if calls[0] == moment: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "from fastvlm_mlx.storage import open as storage\n"
+        "from fastvlm_mlx.storage import save as storage\n"
         "whole = storage.save\n"
         "def save(*a, **k):\n    sys.setprofile(count)\n    whole(*a, **k)\n    sys.setprofile(None)\n"
         "import fastvlm_mlx.convert.pipeline as pipeline\npipeline.save = save\n"
@@ -309,11 +310,11 @@ def test_interrupted_at_any_moment(slow: Path, photo: Path, tmp_path: Path, comm
 def test_an_interrupt_that_became_another_error() -> None:
     """A compiled module that is interrupted while it is imported raises ImportError."""
     script = (
-        "import os, signal, time\nfrom fastvlm_mlx import cli\n"
+        "import os, signal, time\nfrom fastvlm_mlx.cli import entry\n"
         "def run():\n"
         "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(5)\n"
         "    except KeyboardInterrupt:\n        raise ImportError('while initializing the extension') from None\n"
-        "cli._run = run\ncli.main()\n"
+        "entry._run = run\nentry.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
@@ -427,8 +428,8 @@ def test_a_reader_that_leaves(model: Path, photo: Path) -> None:
 
 def test_an_error_of_our_own_is_one_sentence_too(tmp_path: Path) -> None:
     code = (
-        "import sys, fastvlm_mlx.vlm as vlm\nfrom fastvlm_mlx.cli import main\n"
-        "def fail(*a, **k): raise ZeroDivisionError('by\\nzero')\nvlm.VLM.open = fail\n"
+        "import sys, fastvlm_mlx.decoding.engine as engine\nfrom fastvlm_mlx.cli import main\n"
+        "def fail(*a, **k): raise ZeroDivisionError('by\\nzero')\nengine.Engine.open = fail\n"
         "sys.argv = ['fastvlm-mlx', 'generate']\nmain()\n"
     )
     for shown in ("", "1"):

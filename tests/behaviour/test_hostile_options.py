@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx import VLM
-from fastvlm_mlx.decoding.generate import Options
+from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import OptionError, PromptError
 
 from .conftest import Run
@@ -57,7 +57,8 @@ def test_system_prompts(run: Run, model: Path, photo: Path, system: str, says: s
 )
 def test_special_tokens_typed_by_a_person_are_text(run: Run, small: VLM, model: Path, photo: Path, text: str) -> None:
     plain, typed = (
-        [i for piece in small.prepare(None, prompt).pieces if isinstance(piece, list) for i in piece] for prompt in ("Hi", text)
+        [i for piece in small.engine.prepare(None, prompt).pieces if isinstance(piece, list) for i in piece]
+        for prompt in ("Hi", text)
     )
     special = [small.tokenizer.special(name) for name in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
     assert [typed.count(i) for i in special] == [plain.count(i) for i in special]
@@ -214,11 +215,11 @@ def test_options_in_python(options: dict[str, object]) -> None:
 @pytest.mark.parametrize("prompt", [None, 7, b"bytes", ["list"], "\0", "\ud800", "x" * 1_000_001])
 def test_prompts_in_python(small: VLM, prompt: object) -> None:
     with pytest.raises(PromptError):
-        small.prepare(np.zeros((9, 9, 3), np.uint8), prompt)  # type: ignore[arg-type]
+        small.engine.prepare(np.zeros((9, 9, 3), np.uint8), prompt)  # type: ignore[arg-type]
 
 
 def test_an_empty_prompt_is_allowed_in_python(small: VLM) -> None:
-    assert small.prepare(np.zeros((9, 9, 3), np.uint8), "").pixels
+    assert small.engine.prepare(np.zeros((9, 9, 3), np.uint8), "").pixels
 
 
 def test_json_of_an_odd_model_name(run: Run, model: Path, tmp_path: Path) -> None:

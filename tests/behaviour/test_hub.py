@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_mlx.errors import FastVLMWarning, HubError, ImageError
-from fastvlm_mlx.hub import find as hub
+from fastvlm_mlx.hub.find import find
 
 NAME, COMMIT = "someone/FastVLM-small", "a" * 40
 
@@ -85,20 +85,20 @@ def server(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 def test_a_first_download_is_announced_fetches_what_is_needed_and_is_not_repeated(server: type[Hub]) -> None:
     shown: list[str] = []
-    folder = hub.find(NAME, agree=lambda notice: not shown.append(notice))
+    folder = find(NAME, agree=lambda notice: not shown.append(notice)).folder
     assert len(shown) == 1 and NAME in shown[0] and "GB" in shown[0] and "research use only" in shown[0]
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "vocab.json", "merges.txt"} <= names
     assert not names & {"pytorch_model.bin", "modeling_llava.py"}
     assert not [path for path in server.requests if path.endswith((".bin", ".py"))]
     server.requests.clear()
-    assert hub.find(NAME, agree=lambda _: pytest.fail("asked again")) == folder
+    assert find(NAME, agree=lambda _: pytest.fail("asked again")).folder == folder
     assert server.requests == []  # offline once cached
 
 
 def test_declined(server: type[Hub]) -> None:
-    with pytest.raises(HubError, match=r"was not downloaded.*--yes.*--model tiny"):
-        hub.find(NAME, agree=lambda _: False)
+    with pytest.raises(HubError, match=r"was not downloaded.*`agree`.*`model='tiny'`"):
+        find(NAME, agree=lambda _: False)
     assert not [path for path in server.requests if "resolve" in path]
 
 
@@ -113,32 +113,32 @@ def test_a_picture_is_checked_before_anything_is_fetched(server: type[Hub], tmp_
 
 def test_an_interrupted_download_is_taken_up_again(server: type[Hub]) -> None:
     with pytest.warns(FastVLMWarning, match="research use only"):
-        folder = hub.find(NAME)
+        folder = find(NAME).folder
     for name in ("model.safetensors", "merges.txt"):
         (folder / name).unlink()
-        assert (hub.find(NAME, agree=lambda _: True) / name).exists()
+        assert (find(NAME, agree=lambda _: True).folder / name).exists()
 
 
 def test_a_revision_and_a_token(server: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
-    folder = hub.find(NAME, revision="v2", agree=lambda _: True)
-    assert folder == hub.find(NAME, revision="v2", cached_only=True)
+    folder = find(NAME, revision="v2", agree=lambda _: True).folder
+    assert folder == find(NAME, revision="v2", cached_only=True).folder
     assert any("/resolve/" in path or "/revision/v2" in path for path in server.requests)
     assert all("main" not in path for path in server.requests)
     assert set(server.tokens) == {"Bearer hf_mine"}
     with pytest.raises(HubError, match="not in the local cache"):
-        hub.find(NAME, cached_only=True)  # the newest is another one
+        find(NAME, cached_only=True)  # the newest is another one
 
 
 def test_a_name_the_hub_does_not_know(server: type[Hub]) -> None:
     with pytest.raises(HubError, match=r"no such folder, and the Hub has no such model"):
-        hub.find("someone/else")
+        find("someone/else")
 
 
 def test_a_folder_wins_over_a_name(server: type[Hub], apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(apple.parent)
     shutil.copytree(apple, Path(NAME))
-    assert hub.find(NAME) == Path(NAME)
+    assert find(NAME).folder == Path(NAME)
     assert server.requests == []
 
 
@@ -148,4 +148,4 @@ def test_unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="cannot be reached"):
-        hub.find(NAME)
+        find(NAME)

@@ -69,8 +69,8 @@ def test_a_source_without_the_agreement_is_pointed_to_it(run: Run, model: Path) 
     [
         (64, "yes"),
         (35, "barely"),
-        (22, r"no, .*with --bits 8 about 12\.9"),
-        (12, r"with --bits 4 about 9\."),
+        (22, r"no, .*with `bits=8` about 12\.9"),
+        (12, r"with `bits=4` about 9\."),
         (8, "use a smaller model"),
     ],
 )

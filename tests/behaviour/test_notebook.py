@@ -23,8 +23,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from fastvlm_mlx import VLM, progress
-from fastvlm_mlx.decoding import notebook
-from fastvlm_mlx.decoding.generate import Answer, Chunk
+from fastvlm_mlx.decoding import notebook, stream
+from fastvlm_mlx.decoding.answer import Answer, Chunk
+from fastvlm_mlx.decoding.stream import Stream
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"
@@ -95,8 +96,8 @@ def test_an_answer_shows_itself_beside_its_pictures(small: VLM) -> None:
         kind, _, data = source.partition(",")
         assert kind == "data:image/jpeg;base64"
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))).astype(int)
-        assert shown.shape == small.pixels(picture).shape
-        assert np.abs(shown - small.pixels(picture)).mean() < 25  # JPEG of noise
+        assert shown.shape == small.engine.pixels(picture).shape
+        assert np.abs(shown - small.engine.pixels(picture)).mean() < 25  # JPEG of noise
     assert "tokens/s" in answer._repr_html_() and "tokens/s" in answer._repr_markdown_()
     assert "thumbnails" not in repr(answer)
     assert Page(small.generate(None, "Hi", max_tokens=2)._repr_html_()).images == []
@@ -141,7 +142,7 @@ class Screen:
 
 @pytest.mark.usefixtures("in_a_notebook")
 def test_a_stream_grows_in_place(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebook, "INTERVAL", 0)
+    monkeypatch.setattr(stream, "INTERVAL", 0)
     screen = Screen(monkeypatch)
     small.stream(PICTURE, "What is it?", max_tokens=12)._ipython_display_()
     whole = small.generate(PICTURE, "What is it?", max_tokens=12)
@@ -157,18 +158,18 @@ def test_a_stream_grows_in_place(small: VLM, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_updates_of_a_stream_are_not_too_many(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notebook, "INTERVAL", float("inf"))
+    monkeypatch.setattr(stream, "INTERVAL", float("inf"))
     screen = Screen(monkeypatch)
     chunks = [*(Chunk(letter) for letter in "many"), Chunk("", answer_of(small, "many"))]
-    assert notebook.show(chunks, []) == chunks[-1].answer
+    Stream(iter(chunks), [])._ipython_display_()
     assert len(screen.shown) == 2  # the empty beginning, and the answer
 
 
 def test_a_stream_can_be_read_and_broken_off(small: VLM) -> None:
-    stream = small.stream(PICTURE, "What is it?", max_tokens=12)
-    assert iter(stream) is stream and isinstance(next(stream), Chunk)
-    stream.close()
-    assert list(stream) == []
+    answer = small.stream(PICTURE, "What is it?", max_tokens=12)
+    assert iter(answer) is answer and isinstance(next(answer), Chunk)
+    answer.close()
+    assert list(answer) == []
 
 
 BAR = "from fastvlm_mlx import progress\nprogress.PATIENCE = progress.INTERVAL = {}\n"

@@ -78,9 +78,9 @@ def test_estimates(run: Run, model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["quantize", "MODEL", "--out", "OUT", "--recipe", "5bit"], "the recipe is '5bit', expected one of"),
+        (["quantize", "MODEL", "--out", "OUT", "--recipe", "5bit"], "--recipe is '5bit', expected one of"),
         (["quantize", "MODEL", "--out", "OUT", "--bits", "7"], "bits is 7"),
-        (["quantize", "MODEL", "--out", "OUT", "--bits", "4", "--group-size", "48"], "group_size is 48"),
+        (["quantize", "MODEL", "--out", "OUT", "--bits", "4", "--group-size", "48"], "--group-size is 48"),
         (["quantize", "MODEL", "--out", "OUT", "--recipe", "mixed"], "needs pictures"),
         (["quantize", "MODEL", "--out", "OUT", "--recipe", "mixed", "--pictures", "/no/such"], "no such folder"),
         (["quantize", "MODEL", "--out", "MODEL", "--force"], "is the source itself"),

@@ -14,10 +14,11 @@ import torch
 from fastvlm_mlx import load
 from fastvlm_mlx.backend.ops import Backend
 from fastvlm_mlx.convert import convert, open_foreign
-from fastvlm_mlx.decoding.generate import Options, _decode
-from fastvlm_mlx.inputs.prompt import ImageSlot
+from fastvlm_mlx.decoding.generate import _decode
+from fastvlm_mlx.decoding.request import Options
+from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.network.model import LEVELS, FastVLM
-from fastvlm_mlx.storage.open import fill
+from fastvlm_mlx.storage.fill import fill
 from fastvlm_mlx.vlm import VLM
 
 from . import original

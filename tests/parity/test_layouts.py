@@ -13,7 +13,7 @@ from timm.utils.model import reparameterize_model
 
 from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert, to_transformers
-from fastvlm_mlx.inputs.prompt import ImageSlot
+from fastvlm_mlx.inputs.pieces import ImageSlot
 
 from . import original
 from .test_against_pytorch import TIGHT, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
@@ -124,7 +124,7 @@ def test_its_processor_prepares_what_ours_does(there_and_back: tuple[torch.nn.Mo
 
     vlm = load(str(folder), dtype="float32")
     assert vlm.config.image.fit == "pad"
-    request = vlm.prepare(picture, "What is on the table?")
+    request = vlm.engine.prepare(picture, "What is on the table?")
     ids: list[int] = []
     for piece in request.pieces:
         ids += [again.config.image_token_id] * len(piece) if isinstance(piece, ImageSlot) else piece
@@ -132,7 +132,7 @@ def test_its_processor_prepares_what_ours_does(there_and_back: tuple[torch.nn.Mo
     by_pillow = LlavaImageProcessorPil.from_pretrained(folder)  # torchvision's bicubic, the default, is not Pillow's
     same = {**inputs, "pixel_values": by_pillow(picture, return_tensors="pt")["pixel_values"]}
     assert inputs["pixel_values"].shape == same["pixel_values"].shape
-    assert torch.equal((same["pixel_values"] * 255).round(), to_torch(vlm.pixels(picture)[None]).mul(255).round())
+    assert torch.equal((same["pixel_values"] * 255).round(), to_torch(vlm.engine.pixels(picture)[None]).mul(255).round())
     with torch.no_grad():
         tokens = again.generate(**same, max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
     answer = vlm.generate(picture, "What is on the table?", max_tokens=8)

@@ -6,7 +6,8 @@ import pytest
 from transformers import Qwen2Tokenizer
 
 from fastvlm_mlx.convert.tokenizer import read_tokenizer
-from fastvlm_mlx.inputs.prompt import ImageSlot, Turn, render
+from fastvlm_mlx.inputs.pieces import ImageSlot
+from fastvlm_mlx.inputs.prompt import Turn, render
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 from ..conftest import CORPUS

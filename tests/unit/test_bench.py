@@ -12,7 +12,9 @@ from PIL import Image
 
 from benchmarks import charts, checkpoint, compare, scaling
 from fastvlm_mlx.config import VisionConfig
+from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.diagnostics import bench, random_model
+from fastvlm_mlx.diagnostics.machine import machine
 from fastvlm_mlx.errors import OptionError
 from fastvlm_mlx.vlm import VLM
 
@@ -32,9 +34,9 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vlm() -> VLM:
-    vlm = VLM(random_model.open_random("small", 1))
-    vlm.load_weights()
-    return vlm
+    engine = Engine(random_model.open_random("small", 1))
+    engine.load_weights()
+    return VLM(engine)
 
 
 def test_json_has_every_stage_at_every_resolution_and_the_machine(picture: Path) -> None:
@@ -79,12 +81,12 @@ def test_unknown_sizes_are_refused(size: str, layers: int | None) -> None:
 @pytest.mark.parametrize("settings", [{"rounds": 0}, {"warmup": -1}, {"resolution": 100}])
 def test_measure_refuses_what_it_cannot_measure(vlm: VLM, settings: dict[str, int]) -> None:
     with pytest.raises(OptionError):
-        bench.measure(vlm, [np.zeros((8, 8, 3), np.uint8)], **settings)  # type: ignore[arg-type]
+        bench.measure(vlm.engine, [np.zeros((8, 8, 3), np.uint8)], **settings)  # type: ignore[arg-type]
 
 
 def test_every_round_looks_anew_and_the_model_is_left_as_it_was(vlm: VLM) -> None:
     before, said = vlm.config, []
-    result = bench.measure(vlm, [bench.made_photo(64, 64)], resolution=64, rounds=2, max_tokens=2, progress=said.append)
+    result = bench.measure(vlm.engine, [bench.made_photo(64, 64)], resolution=64, rounds=2, max_tokens=2, progress=said.append)
     assert said == [
         "random small, 1 decoder layers at 64: warm-up",
         "random small, 1 decoder layers at 64: round 1",
@@ -117,8 +119,8 @@ def test_tower_work_is_what_the_paper_counts() -> None:
 
 
 def test_growth_is_told_from_work(vlm: VLM, tmp_path: Path) -> None:
-    measured = scaling.measure(vlm, [64, 128], [1, 2], 64, rounds=1, tokens=2)
-    table = scaling.save(measured, vlm.config.vision, bench.machine(), tmp_path)
+    measured = scaling.measure(vlm.engine, [64, 128], [1, 2], 64, rounds=1, tokens=2)
+    table = scaling.save(measured, vlm.config.vision, machine(), tmp_path)
     assert "| 128 | 4 |" in table.read_text()
     assert len(list(tmp_path.glob("*.svg"))) == 4
 

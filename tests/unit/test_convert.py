@@ -12,7 +12,7 @@ import pytest
 from fastvlm_mlx import VLM, load
 from fastvlm_mlx.convert import convert
 from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError
-from fastvlm_mlx.storage import open as storage
+from fastvlm_mlx.storage import save as saving
 
 from .. import checkpoint
 
@@ -53,7 +53,7 @@ def test_shards_load_as_one_file_does(apple: Path, small: VLM) -> None:
 
 
 def test_our_own_shards(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "SHARD_BYTES", 100_000)
+    monkeypatch.setattr(saving, "SHARD_BYTES", 100_000)
     convert(apple, tmp_path / "ours", dtype="float32")
     files = sorted(path.name for path in (tmp_path / "ours").glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"

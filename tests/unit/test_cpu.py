@@ -103,7 +103,7 @@ def test_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("heads", "kv_heads", "L", "K"), [(4, 4, 9, 9), (6, 2, 5, 11), (3, 1, 2, 2), (2, 1, 1, 7)])
 def test_attention(heads: int, kv_heads: int, L: int, K: int, causal: bool, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All scores at once, a strip of them, and row by row."""
-    monkeypatch.setattr("fastvlm_mlx.backend.ops.cpu.softmax.SCORES", scores)
+    monkeypatch.setattr("fastvlm_mlx.backend.cpu.softmax.SCORES", scores)
     q, k, v = (mx.random.normal((2, h, n, 8)) for h, n in ((heads, L), (kv_heads, K), (kv_heads, K)))
     ours = cpu.attention(q, k, v, 0.35, causal=causal)
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.35, mask="causal" if causal else None)
@@ -142,8 +142,8 @@ def test_depthwise_in_another_thread() -> None:
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (1, 1, 5), (4, 1, 5), (1, 3, 5)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_row_product(shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastvlm_mlx.backend.ops.cpu.products.STRIPE", 15)
-    monkeypatch.setattr("fastvlm_mlx.backend.ops.cpu.products.LEAST", 1)
+    monkeypatch.setattr("fastvlm_mlx.backend.cpu.products.STRIPE", 15)
+    monkeypatch.setattr("fastvlm_mlx.backend.cpu.products.LEAST", 1)
     rng = np.random.default_rng(0)
     x, weight, bias = (rng.normal(size=size).astype(np.float32) for size in (shape, (7, 5), (7,)))
     ours = cpu.row_product(mx.array(x), mx.array(weight), mx.array(bias) if biased else None)

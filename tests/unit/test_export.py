@@ -97,7 +97,7 @@ def test_what_is_refused(apple: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="float8"):
         to_transformers(apple, tmp_path / "theirs", dtype="float8")  # type: ignore[arg-type]
     convert(apple, tmp_path / "ours")
-    with pytest.raises(OptionError, match="--layout"):
+    with pytest.raises(OptionError, match="`layout`"):
         to_transformers(tmp_path / "ours", tmp_path / "theirs", layout="llava")
 
 

@@ -176,7 +176,7 @@ def test_a_quantised_export(apple: Path, tmp_path: Path) -> None:
 def test_an_export_without_a_tower_is_refused_in_a_sentence(apple: Path, tmp_path: Path) -> None:
     export = layouts.apple_mlx(apple, tmp_path / "export")
     for attempt in (lambda: load(str(export)), lambda: convert(export, tmp_path / "ours")):
-        with pytest.raises(CheckpointError, match="Core ML package; convert it with --vision-from"):
+        with pytest.raises(CheckpointError, match="Core ML package; convert it with `vision_from`"):
             attempt()
     with pytest.raises(CheckpointError, match="no image encoder either"):
         convert(export, tmp_path / "ours", vision_from=export)

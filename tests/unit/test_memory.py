@@ -8,21 +8,25 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from fastvlm_mlx import VLM, quantize
 from fastvlm_mlx.backend import ops as backend
 from fastvlm_mlx.config import QuantConfig
+from fastvlm_mlx.decoding.answer import finish
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.generate import stream
+from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.diagnostics import memory, random_model
 from fastvlm_mlx.network.model import FastVLM
+from fastvlm_mlx.quantize import layers, recipes
 
 # The estimate of everything, against MLX's own peak. Both ends were seen: MLX runs ahead by a few operations, more or less.
 LEAST, MOST = 0.9, 1.25
 
 
 @pytest.fixture(scope="module")
-def tiny() -> VLM:
-    vlm = VLM.open("tiny")
-    vlm.load_weights(dtype="float32")
-    return vlm
+def tiny() -> Engine:
+    engine = Engine.open("tiny")
+    engine.load_weights(dtype="float32")
+    return engine
 
 
 @pytest.mark.parametrize("size", ["0.5b", "1.5b", "7b"])
@@ -46,8 +50,8 @@ def test_weights_to_the_byte(bits: int | None) -> None:
     model = FastVLM(config, "cpu")
     model.set_dtype(mx.bfloat16)
     if bits:
-        chosen, _ = quantize.plan(model, quantize.choose(bits=bits))
-        quantize.apply(model, chosen)
+        chosen, _ = recipes.plan(model, recipes.choose(bits=bits))
+        layers.apply(model, chosen)
         config = replace(config, quantization=chosen)
     nbytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     assert sum(memory.weight_bytes(config).values()) == nbytes
@@ -59,22 +63,21 @@ def test_modes_to_the_byte(mode: str, group_size: int, bits: int) -> None:
     plan = {"text.layers.0.mlp.down_proj": QuantConfig(bits, group_size, mode)}
     model = FastVLM(config, "cpu")
     model.set_dtype(mx.bfloat16)
-    quantize.apply(model, plan)
+    layers.apply(model, plan)
     nbytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     assert sum(memory.weight_bytes(replace(config, quantization=plan)).values()) == nbytes
 
 
 @pytest.mark.skipif(backend.current() != "cpu", reason="the estimate was measured on the CPU backend")
 @pytest.mark.parametrize(("size", "words"), [(64, 5), (128, 5), (192, 5), (256, 5), (192, 700), (192, 1900)])
-def test_the_peak_of_tiny(tiny: VLM, size: int, words: int) -> None:
-    tiny.config = replace(tiny.config, image=replace(tiny.config.image, size=size))
-    tiny.images.clear()
+def test_the_peak_of_tiny(tiny: Engine, size: int, words: int) -> None:
+    tiny = tiny.at(size)
     gc.collect()
     mx.clear_cache()
     held = sum(array.nbytes for array in tiny.model.places().values())
     others = mx.get_active_memory() - held  # what other tests keep in this process
     picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    stats = tiny.generate(picture, "a " * words + "?", max_tokens=2).stats
+    stats = finish(stream(tiny, tiny.prepare(picture, "a " * words + "?"), Options(2))).stats
     context = stats.prompt_tokens + stats.completion_tokens
     estimate = memory.estimate(tiny.config, backend="cpu", context=context)
     assert sum(estimate.weights.values()) == held
@@ -87,7 +90,7 @@ def test_fewer_bits_and_smaller_pictures_take_less() -> None:
     config = random_model.config("7b")
     model = FastVLM(config, "cpu")
     whole = memory.estimate(config)
-    fewer = memory.estimate(replace(config, quantization=quantize.plan(model, quantize.choose(bits=4))[0]))
+    fewer = memory.estimate(replace(config, quantization=recipes.plan(model, recipes.choose(bits=4))[0]))
     small = memory.estimate(replace(config, image=replace(config.image, size=512)))
     assert fewer.total < 0.45 * whole.total and fewer.activations == whole.activations
     assert small.activations < whole.activations and small.context < whole.context

@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -13,10 +12,10 @@ import pytest
 
 from benchmarks import metal_graph
 from benchmarks.metal_graph import Graph, Layout, in_order
-from fastvlm_mlx.config import ImageConfig
-from fastvlm_mlx.decoding.generate import Options
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.generate import stream
+from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.diagnostics.random_model import open_random
-from fastvlm_mlx.vlm import VLM
 
 
 @pytest.fixture(scope="module")
@@ -109,12 +108,11 @@ def test_the_host_waits_once_between_picture_and_first_token(events: list[str], 
     The model is the one Metal would get, run by MLX's general CPU operations.
     """
     monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
-    vlm = VLM(open_random("small"))
-    vlm.config = replace(vlm.config, image=ImageConfig(size=448))
-    vlm.load_weights()
-    request = vlm.prepare(np.zeros((64, 64, 3), np.uint8), "What is this?")
+    engine = Engine(open_random("small")).at(448)
+    engine.load_weights()
+    request = engine.prepare(np.zeros((64, 64, 3), np.uint8), "What is this?")
     events.clear()
-    list(vlm.answer(request, Options(max_tokens=1)))
+    list(stream(engine, request, Options(max_tokens=1)))
     waits = [number for number, event in enumerate(events) if event == "wait"]
     assert len(waits) == 2, events
     assert events[: waits[0]].count("queue") >= 2, "the tower and the prefill are queued before anybody waits"

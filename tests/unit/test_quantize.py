@@ -12,22 +12,22 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from fastvlm_mlx import VLM, load, quantize
+from fastvlm_mlx import VLM, load
 from fastvlm_mlx.backend import cpu
 from fastvlm_mlx.backend.cpu import packed as packed_matrices
-from fastvlm_mlx.calibrate import awq, chain, examples, quality, report, sensitivity
-from fastvlm_mlx.calibrate import pipeline as folder
-from fastvlm_mlx.calibrate import search as calibrate
+from fastvlm_mlx.calibrate import awq, chain, examples, pipeline, quality, report, search, sensitivity
 from fastvlm_mlx.config import QuantConfig
+from fastvlm_mlx.decoding.loading import open_model
 from fastvlm_mlx.errors import CheckpointError, ImageError, OptionError, OutputError, PromptError
-from fastvlm_mlx.quantize import layers, rounding
-from fastvlm_mlx.storage import open as storage
-from fastvlm_mlx.vlm import open_folder
+from fastvlm_mlx.hub.find import find
+from fastvlm_mlx.hub.names import Found
+from fastvlm_mlx.quantize import layers, recipes, rounding
+from fastvlm_mlx.storage import place
 
 from .. import checkpoint
 
-AFFINE = [QuantConfig(bits, group) for bits in quantize.BITS for group in (32, 64, 128)]
-SETTINGS = [*AFFINE, *(mode for name, mode in quantize.MODES.items() if name != "affine")]
+AFFINE = [QuantConfig(bits, group) for bits in recipes.BITS for group in (32, 64, 128)]
+SETTINGS = [*AFFINE, *(mode for name, mode in recipes.MODES.items() if name != "affine")]
 
 
 def random(*shape: int, seed: int = 0) -> mx.array:
@@ -50,8 +50,8 @@ def questions() -> list[examples.Question]:
 
 
 @pytest.fixture
-def mixed() -> quantize.Recipe:
-    return quantize.choose("mixed")
+def mixed() -> recipes.Recipe:
+    return recipes.choose("mixed")
 
 
 @pytest.mark.parametrize("settings", AFFINE, ids=name_of)
@@ -109,29 +109,30 @@ def test_what_is_kept_wide_fits_its_share_of_the_memory() -> None:
 
 
 def test_the_plan_and_its_reasons(small: VLM) -> None:
-    chosen, left = quantize.plan(small.model, quantize.choose("4bit"))
+    chosen, left = recipes.plan(small.model, recipes.choose("4bit"))
     assert chosen["text.layers.0.mlp.down_proj"] == QuantConfig(4, 64)
     assert chosen["text.embed_tokens"] == chosen["projector.linear_1"] == QuantConfig(8, 64)
     assert "kept exact" in left["vision.stages.0.blocks.0.convffn.fc1"] and "convolution" in left["vision.patch_embed.conv"]
     every = {path for path, layer in small.model.named_modules() if "weight" in layer and layer.weight.ndim > 1}
     assert chosen.keys() | left.keys() == every and not chosen.keys() & left.keys()
-    chosen, left = quantize.plan(small.model, quantize.choose("small"))
+    chosen, left = recipes.plan(small.model, recipes.choose("small"))
     assert chosen["vision.stages.1.blocks.0.convffn.fc1"] == QuantConfig(8, 32)  # the next smaller group
     assert "width 16" in left["vision.stages.0.blocks.0.convffn.fc1"]
 
 
 @pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
 def test_the_plan_of_a_mode(small: VLM, mode: str) -> None:
-    chosen, _ = quantize.plan(small.model, quantize.choose(mode=mode))
-    assert chosen["text.layers.1.self_attn.qkv_proj"] == quantize.MODES[mode]
+    chosen, _ = recipes.plan(small.model, recipes.choose(mode=mode))
+    assert chosen["text.layers.1.self_attn.qkv_proj"] == recipes.MODES[mode]
     assert chosen["text.embed_tokens"] == QuantConfig(8, 64)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "5bit"}, "recipe is '5bit'"), ({"bits": 7}, "bits is 7"), ({"bits": True}, "bits is True"),
-        ({"name": "4bit", "bits": 4}, "choose one"), ({"mode": "fp4"}, "mode is 'fp4'"), ({"group_size": 48}, "group_size is 48"),
+        ({"name": "5bit"}, "`recipe` is '5bit'"), ({"bits": 7}, "`bits` is 7"), ({"bits": True}, "`bits` is True"),
+        ({"name": "4bit", "bits": 4}, "choose one"), ({"mode": "fp4"}, "`mode` is 'fp4'"),
+        ({"group_size": 48}, "`group_size` is 48"),
         ({"mode": "mxfp4", "bits": 8}, "mxfp4 has 4 bits in groups of 32"), ({"name": "small", "mode": "mxfp4"}, "together"),
         ({"target_bits": 4.5}, "only the recipe 'mixed'"), ({"name": "mixed", "target_bits": 1}, "2.25 to 8.5"),
         ({"name": "mixed", "target_bits": float("nan")}, "2.25 to 8.5"),
@@ -139,14 +140,14 @@ def test_the_plan_of_a_mode(small: VLM, mode: str) -> None:
 )  # fmt: skip
 def test_options_that_make_no_recipe(options: dict[str, object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        quantize.choose(**options)  # type: ignore[arg-type]
+        recipes.choose(**options)  # type: ignore[arg-type]
 
 
 def test_a_group_size_no_layer_can_take(tmp_path: Path, tokenizer_files: Path) -> None:
     small = checkpoint.write(tmp_path / "small", tokenizer_files, intermediate_size=64)
     weights = load(str(small)).model.text
     with pytest.raises(OptionError, match=r"multiple of the group size 128 \(widths '64'\)"):
-        quantize.plan(weights, quantize.choose(bits=4, group_size=128))
+        recipes.plan(weights, recipes.choose(bits=4, group_size=128))
 
 
 def tensors(vlm: VLM) -> dict[str, np.ndarray]:
@@ -156,17 +157,17 @@ def tensors(vlm: VLM) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     "recipe",
     [
-        *map(quantize.choose, ("4bit", "8bit", "small", "plain")),
-        *(quantize.choose(mode=mode) for mode in ("mxfp4", "mxfp8", "nvfp4")),
+        *map(recipes.choose, ("4bit", "8bit", "small", "plain")),
+        *(recipes.choose(mode=mode) for mode in ("mxfp4", "mxfp8", "nvfp4")),
     ],
     ids=lambda recipe: recipe.name,
 )
-def test_a_folder_holds_what_loading_gives(apple: Path, tmp_path: Path, recipe: quantize.Recipe) -> None:
-    opened = open_folder(apple, "small")
-    written = folder.quantize(opened, apple, tmp_path / "out", recipe)
+def test_a_folder_holds_what_loading_gives(apple: Path, tmp_path: Path, recipe: recipes.Recipe) -> None:
+    opened = open_model(Found(apple, "small", "folder"))
+    written = pipeline.quantize(opened, apple, tmp_path / "out", recipe)
     saved = load(str(tmp_path / "out"), dtype="float32")
     assert saved.config.quantization == written.config.quantization
-    memory = folder.trial(opened, recipe, [])
+    memory = pipeline.trial(opened, recipe, [])
     ours, theirs = tensors(saved), tensors(memory)
     assert ours.keys() == theirs.keys()
     parts = [f"{path}.{part}" for path in written.config.quantization for part in ("weight", "scales", "biases")]
@@ -182,7 +183,7 @@ def test_a_folder_holds_what_loading_gives(apple: Path, tmp_path: Path, recipe: 
 
 def test_loading_is_strict(apple: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    folder.quantize(open_folder(apple, "small"), apple, out, quantize.choose("4bit"))
+    pipeline.quantize(open_model(Found(apple, "small", "folder")), apple, out, recipes.choose("4bit"))
     config, weights = json.loads((out / "config.json").read_text()), checkpoint.read(out)
     name = "text.layers.0.mlp.down_proj"
 
@@ -208,27 +209,27 @@ def test_loading_is_strict(apple: Path, tmp_path: Path) -> None:
 
 def test_what_is_quantised_is_not_quantised_again(apple: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    folder.quantize(open_folder(apple, "small"), apple, out, quantize.choose("4bit"))
+    pipeline.quantize(open_model(Found(apple, "small", "folder")), apple, out, recipes.choose("4bit"))
     with pytest.raises(CheckpointError, match="quantised already"):
-        folder.quantize(open_folder(out, "small"), out, tmp_path / "again", quantize.choose("8bit"))
+        pipeline.quantize(open_model(Found(out, "small", "folder")), out, tmp_path / "again", recipes.choose("8bit"))
     with pytest.raises(OptionError, match="quantised already"):
         load(str(out), bits=8)
 
 
 def test_nothing_is_left_where_there_is_no_room(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = storage.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = place.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(place.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match="GB free"):
-        folder.quantize(open_folder(apple, "small"), apple, tmp_path / "out", quantize.choose("4bit"))
+        pipeline.quantize(open_model(Found(apple, "small", "folder")), apple, tmp_path / "out", recipes.choose("4bit"))
     assert [path.name for path in tmp_path.iterdir()] == ["apple"]
 
 
 def test_calibration_needs_pictures(apple: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="--pictures"):
-        folder.quantize(open_folder(apple, "small"), apple, tmp_path / "out", quantize.choose("mixed"))
-    with pytest.raises(OptionError, match="--pictures"):
-        examples.questions_for("apple/FastVLM-0.5B", None)
-    assert len(examples.questions_for("tiny", None)) > 100
+    with pytest.raises(OptionError, match="`pictures`"):
+        pipeline.quantize(open_model(Found(apple, "small", "folder")), apple, tmp_path / "out", recipes.choose("mixed"))
+    with pytest.raises(OptionError, match="`pictures`"):
+        examples.questions_for(open_model(Found(apple, "tiny", "folder")), None)  # whatever it is called
+    assert len(examples.questions_for(open_model(find("tiny")), None)) > 100
 
 
 @pytest.mark.parametrize("scale", ["narrow", "stored"])
@@ -279,7 +280,7 @@ def test_a_budget_goes_where_it_saves_most() -> None:
         f"{n}": sensitivity.hull(
             [
                 sensitivity.Choice(QuantConfig(bits, 64), 10.0 * (n + 1) * (bits + 0.5), float(rng.random() * 4.0 ** (4 - bits)))
-                for bits in quantize.BITS
+                for bits in recipes.BITS
             ]
         )
         for n in range(4)
@@ -288,7 +289,7 @@ def test_a_budget_goes_where_it_saves_most() -> None:
         gains = [(a.kl - b.kl) / (b.bytes - a.bytes) for a, b in itertools.pairwise(choices)]
         assert gains == sorted(gains, reverse=True) and all(gain > 0 for gain in gains)
 
-    def totals(plan: quantize.Plan) -> tuple[float, float]:
+    def totals(plan: recipes.Plan) -> tuple[float, float]:
         picked = [next(c for c in every[path] if c.settings == settings) for path, settings in plan.items()]
         return sum(c.bytes for c in picked), sum(c.kl for c in picked)
 
@@ -302,7 +303,7 @@ def test_a_budget_goes_where_it_saves_most() -> None:
 
 def test_the_chain_is_the_network(small: VLM, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches filled up on the right give the logits that each question gives alone, also when a batch holds a single one."""
-    found = examples.answered(small, questions)
+    found = examples.answered(small.engine, questions)
     assert len(found.pixels) == 2 and [item.picture for item in found.items] == [0, 1, 0]
     for positions in (4096, 1):
         monkeypatch.setattr(chain, "POSITIONS", positions)
@@ -319,12 +320,12 @@ def test_the_chain_is_the_network(small: VLM, questions: list[examples.Question]
 
 
 def test_a_model_beside_itself_and_beside_fewer_bits(apple: Path, small: VLM, questions: list[examples.Question]) -> None:
-    reference = quality.reference(small, questions, "exact")
+    reference = quality.reference(small.engine, questions, "exact")
     assert reference.own.accuracy == 0 and reference.own.bits_per_weight is None
-    same = quality.compare(small, reference, questions, "same")
+    same = quality.compare(small.engine, reference, questions, "same")
     assert same.kl < 1e-9 and same.top1 == same.top5 == same.same_answers == 1
-    rough = quality.compare(load(str(apple), bits=2, dtype="float32"), reference, questions, "2bit")
-    fine = quality.compare(load(str(apple), bits=8, dtype="float32"), reference, questions, "8bit")
+    rough = quality.compare(load(str(apple), bits=2, dtype="float32").engine, reference, questions, "2bit")
+    fine = quality.compare(load(str(apple), bits=8, dtype="float32").engine, reference, questions, "8bit")
     assert rough.kl > 20 * fine.kl > 0 and rough.top1 < 1 and rough.bytes < fine.bytes < reference.own.bytes
     assert fine.bits_per_weight == pytest.approx(8.5) and 2.5 < (rough.bits_per_weight or 0) < 8.5
     every = [reference.own, rough, fine]
@@ -344,7 +345,7 @@ def test_divergence_is_the_definition() -> None:
 
 
 def test_scores_keep_the_head_they_were_made_with(small: VLM, questions: list[examples.Question]) -> None:
-    found = examples.answered(small, questions)
+    found = examples.answered(small.engine, questions)
     scores = chain.Chain(small.model, found).scores()
     before = [np.array(rows) for rows in scores.rows()]
     path = "text.lm_head" if "lm_head" in small.model.text else "text.embed_tokens"
@@ -366,11 +367,11 @@ def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.
         vlm = load(str(apple), dtype="float32")
         rng = np.random.default_rng(0)
         asked = examples.Question(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), "What?")
-        found = examples.answered(vlm, [asked])
+        found = examples.answered(vlm.engine, [asked])
         many = examples.Examples(found.pixels * count, [replace(found.items[0], picture=number) for number in range(count)])
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        calibrate.calibrate(vlm, many, quantize.choose("mixed"), calibrate.Notebook(None, ""))
+        search.calibrate(vlm.engine, many, recipes.choose("mixed"), search.Notebook(None, ""))
         peaks.append(mx.get_peak_memory() - before)
     logits = 4 * vlm.config.text.vocab_size * len(found.items[0].ids)
     more = (peaks[1] - peaks[0]) / 20
@@ -378,7 +379,7 @@ def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.
 
 
 def test_steps_nobody_looks_into_are_one(small: VLM, questions: list[examples.Question]) -> None:
-    found = examples.answered(small, questions)
+    found = examples.answered(small.engine, questions)
     alone = chain.Chain(small.model, found).steps
     assert [step.each for step in alone] == [True, False, True, False]
     assert (alone[0].paths[0], alone[0].paths[-1]) == ("vision.patch_embed", "projector")
@@ -390,7 +391,7 @@ def test_steps_nobody_looks_into_are_one(small: VLM, questions: list[examples.Qu
 
 def test_scores_keep_no_decoder(apple: Path, questions: list[examples.Question]) -> None:
     vlm = load(str(apple), dtype="float32")
-    scores = chain.Chain(vlm.model, examples.answered(vlm, questions)).scores()
+    scores = chain.Chain(vlm.model, examples.answered(vlm.engine, questions)).scores()
     kept = weakref.ref(vlm.model.text.layers[0])
     del vlm
     gc.collect()
@@ -398,31 +399,33 @@ def test_scores_keep_no_decoder(apple: Path, questions: list[examples.Question])
 
 
 def test_the_tower_is_calibrated_too(apple: Path, tmp_path: Path, questions: list[examples.Question]) -> None:
-    recipe = quantize.choose("mixed", tower=True)
-    result = folder.quantize(open_folder(apple, "small"), apple, tmp_path / "out", recipe, questions=questions[:1])
+    recipe = recipes.choose("mixed", tower=True)
+    result = pipeline.quantize(
+        open_model(Found(apple, "small", "folder")), apple, tmp_path / "out", recipe, questions=questions[:1]
+    )
     assert any(path.startswith("vision.") for path in result.config.quantization)
 
 
 def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
-    apple: Path, tmp_path: Path, mixed: quantize.Recipe, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch
+    apple: Path, tmp_path: Path, mixed: recipes.Recipe, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, whole, broken = open_folder(apple, "small"), tmp_path / "whole", tmp_path / "broken"
-    result = folder.quantize(opened, apple, whole, mixed, questions=questions, measure=True)
+    opened, whole, broken = open_model(Found(apple, "small", "folder")), tmp_path / "whole", tmp_path / "broken"
+    result = pipeline.quantize(opened, apple, whole, mixed, questions=questions, measure=True)
     assert [each.name for each in result.qualities] == ["unquantised", "mixed"]
     assert 4.0 < (result.qualities[1].bits_per_weight or 0) <= 4.5
     assert "(AWQ)" in (whole / "README.md").read_text()
     assert "## Quality" in (whole / "README.md").read_text() and json.loads((whole / "quality.json").read_text())
 
-    def interrupt(label: str, done: int, total: int) -> None:
-        if label == "Calibrating" and done == total - 4:
+    def interrupt(label: str, share: float) -> None:
+        if label == "Calibrating" and share > (1 + 0.8) / 3:  # the second of three phases
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        folder.quantize(opened, apple, broken, mixed, questions=questions, progress=interrupt)
+        pipeline.quantize(opened, apple, broken, mixed, questions=questions, progress=interrupt)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple", "broken.calibration", "whole"]
     probed: list[float] = []
-    monkeypatch.setattr(calibrate, "divergence", lambda *args: probed.append(quality.divergence(*args)) or probed[-1])
-    folder.quantize(opened, apple, broken, mixed, questions=questions)
+    monkeypatch.setattr(search, "divergence", lambda *args: probed.append(quality.divergence(*args)) or probed[-1])
+    pipeline.quantize(opened, apple, broken, mixed, questions=questions)
     assert 0 < len(probed) < len(result.config.quantization)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple", "broken", "whole"]
     one, two = checkpoint.read(whole), checkpoint.read(broken)
@@ -431,20 +434,20 @@ def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
 
 def test_a_state_of_another_run_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    notebook = calibrate.Notebook(path, "one")
+    notebook = search.Notebook(path, "one")
     notebook.scales["layer"], notebook.kl["layer"] = mx.ones((3,)), 0.5
     notebook.save()
-    assert calibrate.Notebook.open(path, "one").kl == {"layer": 0.5}
-    assert not calibrate.Notebook.open(path, "two").kl
+    assert search.Notebook.open(path, "one").kl == {"layer": 0.5}
+    assert not search.Notebook.open(path, "two").kl
     path.write_bytes(b"not a state")
-    assert not calibrate.Notebook.open(path, "one").scales
+    assert not search.Notebook.open(path, "one").scales
 
 
 def test_a_budget_too_small_is_said_before_any_work(apple: Path, small: VLM) -> None:
-    recipe = replace(quantize.choose("mixed"), target_bits=2.1)
-    chosen, _ = quantize.plan(small.model, recipe)
+    recipe = replace(recipes.choose("mixed"), target_bits=2.1)
+    chosen, _ = recipes.plan(small.model, recipe)
     with pytest.raises(OptionError, match=r"the least these layers take is 2\.\d+"):
-        calibrate.budget_bytes(small.model, chosen, recipe)
+        search.budget_bytes(small.model, chosen, recipe)
 
 
 def test_folders_of_questions(tmp_path: Path) -> None:

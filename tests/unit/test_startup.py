@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_mlx.diagnostics.random_model import open_random
-from fastvlm_mlx.storage import open as storage
+from fastvlm_mlx.storage.save import save
 
 # Each takes between a tenth of a second and several seconds to import.
 HEAVY = {
@@ -44,7 +44,7 @@ def imported(code: str, out: Path) -> set[str]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     opened = open_random("small", layers=1)
     folder = tmp_path_factory.mktemp("startup") / "model"
-    storage.save(folder, opened.config, opened.weights(), {"tokenizer.json": opened.tokenizer.to_json()}, nbytes=0)
+    save(folder, opened.config, opened.weights(), {"tokenizer.json": opened.tokenizer.to_json()}, nbytes=0)
     return folder
 
 

@@ -1,20 +1,30 @@
 """Quantised matrices, turned back into float32 before they are multiplied: MLX's own product is a plain loop."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
 from .views import memory_of
 
-if TYPE_CHECKING:
-    from ..ops import Packed
-
 WIDE_SHARE = 4  # of the machine's memory, a quarter may hold float32 copies of quantised matrices
 
 
-def keep_wide(matrices: Iterable["Packed"], memory: int) -> None:
+class Packed(Protocol):
+    """A quantised matrix (O, I): packed integers and what turns them back into weights."""
+
+    weight: mx.array
+    scales: mx.array
+    biases: mx.array
+    bits: int
+    group_size: int
+    mode: str
+    keeps_wide: bool
+    _wide: mx.array | None
+
+
+def keep_wide(matrices: Iterable[Packed], memory: int) -> None:
     """Decide which quantised matrices are kept in float32 once they were turned back: the first that fit in a share of `memory`.
 
     A kept matrix answers as fast as one that was never quantised; the others are turned back for every prompt, and MLX's own
@@ -27,7 +37,7 @@ def keep_wide(matrices: Iterable["Packed"], memory: int) -> None:
         room -= size if matrix.keeps_wide else 0
 
 
-def widened(matrix: "Packed") -> mx.array:
+def widened(matrix: Packed) -> mx.array:
     """A quantised matrix in float32 (O, I)."""
     if matrix._wide is not None:
         return matrix._wide

@@ -1,14 +1,10 @@
 """The picture on the clipboard, where there is one."""
 
-from typing import TYPE_CHECKING
-
 from ...errors import ImageError
-
-if TYPE_CHECKING:
-    from ...inputs.image import Source
+from ...inputs.image import Source
 
 
-def pictures() -> "list[Source]":
+def pictures() -> list[Source]:
     """A picture that was copied, or the files that were; raises ImageError where there are none, or no way to ask."""
     from PIL import ImageGrab
 

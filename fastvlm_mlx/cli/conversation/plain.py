@@ -1,16 +1,12 @@
 """The chat without a terminal, or in one that can only write line after line: answers on stdout, everything else on stderr."""
 
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
-from ...decoding.generate import Answer, Chunk
+from ...decoding.answer import Answer, Chunk
 from ...errors import FastVLMError, PromptError
-from .. import process as interrupts
-from .. import say
-
-if TYPE_CHECKING:
-    from .session import Session
+from .. import process
+from ..messages import say
 
 MAX_LINE = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
@@ -21,23 +17,23 @@ class Plain:
     def __init__(self, *, typing: bool):
         """A person at the other end of stdin, `typing`, wants a prompt; a program wants none."""
         self.typing = typing
+        self.failed = False
 
-    def lines(self, session: "Session") -> Iterator[str]:
+    def lines(self, status: Callable[[], str]) -> Iterator[str]:
         """The lines of stdin; one that is no text is complained of and passed over."""
         while True:
             try:
                 if self.typing:
-                    self.note(f"[{session.status}]")
+                    self.note(f"[{status()}]")
                     print("> ", end="", file=sys.stderr, flush=True)
                 line = _read()
             except FastVLMError as error:
-                session.failed = True
                 self.complain(str(error))
                 continue
             except KeyboardInterrupt:
                 if not self.typing:
                     raise
-                interrupts.take()
+                process.take()
                 self.note("\nCtrl-D leaves.")
                 continue
             if line is None:
@@ -68,6 +64,7 @@ class Plain:
 
     def complain(self, text: str) -> None:
         """Write what is wrong with a line."""
+        self.failed = True
         say(text)
 
 

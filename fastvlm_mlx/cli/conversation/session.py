@@ -5,46 +5,23 @@ the conversation goes on as it was.
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
+from ...chat.conversation import Chat
 from ...chat.transcript import FORMAT, LeftOut, Picture, pictures_in
-from ...decoding.generate import Answer, Chunk, Options
+from ...decoding.answer import Answer
+from ...decoding.engine import Engine
+from ...decoding.request import Options
 from ...errors import FastVLMError, ImageError, OptionError, OutputError, PromptError
 from ...files.regular import size_of
 from ...inputs.prompt import SYSTEM
-from .. import process as interrupts
+from .. import process
 from . import typed
-
-if TYPE_CHECKING:
-    from ...chat.conversation import Chat
-    from ...vlm import VLM
+from .front import Front
 
 QUOTED = 60  # characters of a question that is mentioned
-
-
-class Front(Protocol):
-    """Where lines come from and answers go. `typing` says whether a person is typing the lines."""
-
-    typing: bool
-
-    def lines(self, session: "Session") -> Iterator[str]:
-        """The lines, until there are no more."""
-
-    def show(self, chunks: Iterator[Chunk]) -> Answer:
-        """Show an answer as it comes; returns it whole."""
-
-    def full(self, text: str) -> str:
-        """A text with everything in it that the line only stood for."""
-
-    def note(self, text: str) -> None:
-        """Show what is no answer."""
-
-    def complain(self, text: str) -> None:
-        """Show what is wrong with a line."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +35,9 @@ class Question:
 class Session:
     """The state of a typed conversation, beside what `Chat` keeps: pictures that wait for a question, and what to retry."""
 
-    def __init__(self, vlm: "VLM", chat: "Chat", front: Front, options: Options, max_pixels: int):
-        self.vlm, self.chat = vlm, chat
+    def __init__(self, engine: Engine, chat: Chat, front: Front, options: Options, max_pixels: int):
+        self.engine, self.chat = engine, chat
         self.waiting: list[Picture] = []
-        self.failed = False  # whether anything was complained of
         self._front, self._options, self._max_pixels = front, options, max_pixels
         self._stopped: Question | None = None  # asked last, and not answered
         self._tries = 0  # how often the last question was tried again
@@ -70,14 +46,14 @@ class Session:
 
     def run(self) -> None:
         """Take lines until they end or one says to quit."""
-        for line in self._front.lines(self):
+        for line in self._front.lines(lambda: self.status):
             try:
                 if not self.take(line):
                     return
             except KeyboardInterrupt:
                 if not self._front.typing:
                     raise
-                interrupts.take()
+                process.take()
                 self._front.note("Stopped.")
 
     def take(self, line: str) -> bool:
@@ -92,11 +68,11 @@ class Session:
             elif said.text or said.pictures:
                 self._image(said)
         except FastVLMError as error:
-            self._complain(str(error))
+            self._front.complain(str(error))
         except (MemoryError, RuntimeError) as error:  # MLX, where memory runs out
             if not isinstance(error, MemoryError) and type(error) is not RuntimeError:
                 raise
-            self._complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); /clear frees memory.")
+            self._front.complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); /clear frees memory.")
         return True
 
     @property
@@ -104,7 +80,7 @@ class Session:
         """The model and how much of its context is used."""
         used, context = self.chat.tokens, self.chat.context
         waiting = f" · {_count(len(self.waiting), 'picture')} waiting" if self.waiting else ""
-        name = self.vlm.name.rstrip("/").rpartition("/")[2]
+        name = self.engine.name.rstrip("/").rpartition("/")[2]
         return f"{name} · {used:,} of {context:,} tokens ({used / context:.0%}){waiting}"
 
     def show(self, *pictures: Picture) -> None:
@@ -124,7 +100,7 @@ class Session:
         try:
             self._answer = self._front.show(chunks)
         except BaseException as error:
-            interrupted = interrupts.take() or isinstance(error, KeyboardInterrupt)
+            interrupted = process.take() or isinstance(error, KeyboardInterrupt)
             if not interrupted:
                 raise
             if not self._front.typing:
@@ -185,7 +161,7 @@ class Session:
             self._tries = 0
             self.ask(said.text)
         else:
-            tokens = len(pictures) * self.vlm.image_tokens
+            tokens = len(pictures) * self.engine.image_tokens
             self._front.note(f"{_count(len(pictures), 'picture')}, {tokens} tokens, for the next question.")
 
     def _paste(self, _: typed.Typed) -> None:
@@ -266,9 +242,9 @@ class Session:
         lines = [self.status]
         if self._answer is not None:
             stats = self._answer.stats
-            lines += [stats.describe(load_seconds=self.vlm.load_seconds)]
+            lines += [stats.describe(load_seconds=self.engine.load_seconds)]
             lines += [f"{stats.reused_tokens} of the {stats.prompt_tokens} tokens were there from before"]
-        cache = self.vlm.images
+        cache = self.engine.images
         lines += [f"pictures kept: {len(cache)}, {cache.nbytes / 1e6:.1f} of at most {cache.capacity / 1e6:.0f} MB"]
         lines += [f"conversation kept: {self.chat.nbytes / 1e6:.1f} MB"]
         self._front.note("\n".join(lines))
@@ -279,10 +255,6 @@ class Session:
         lines = [f"{command:<{width}}  {meaning}" for command, meaning in rows]
         lines.append("Anything else is a question; Ctrl-C stops its answer.")
         self._front.note("\n".join(lines))
-
-    def _complain(self, text: str) -> None:
-        self.failed = True
-        self._front.complain(text)
 
 
 def _is_transcript(path: Path) -> bool:

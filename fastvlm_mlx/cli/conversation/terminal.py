@@ -6,11 +6,10 @@ prompt_toolkit and rich are imported here and nowhere else; this module is impor
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
@@ -24,14 +23,11 @@ from prompt_toolkit.key_binding.key_processor import KeyPress
 from prompt_toolkit.keys import Keys
 from rich.console import Console
 
-from ...decoding.generate import Answer, Chunk
-from .. import process as interrupts
+from ...decoding.answer import Answer, Chunk
+from .. import process
 from . import typed
 from .markdown import MarkdownWriter
 from .plain import Plain, printable
-
-if TYPE_CHECKING:
-    from .session import Session
 
 LONG_PASTE = 1000  # characters; more is shown by its length, or editing the line would crawl
 PASTE = re.compile(r"\[pasted text \d+, [\d,]+ characters\]")
@@ -49,7 +45,7 @@ class Terminal(Plain):
         self._markdown = markdown
         self._pastes: dict[str, str] = {}  # by what stands for them
 
-    def lines(self, session: "Session") -> Iterator[str]:
+    def lines(self, status: Callable[[], str]) -> Iterator[str]:
         """The lines typed."""
         prompt: PromptSession[str] = PromptSession(
             history=History(history_file()),
@@ -60,9 +56,9 @@ class Terminal(Plain):
         )
         while True:
             try:
-                line = prompt.prompt("> ", rprompt=[("fg:ansibrightblack", printable(session.status) + " ")])
+                line = prompt.prompt("> ", rprompt=[("fg:ansibrightblack", printable(status()) + " ")])
             except KeyboardInterrupt:
-                interrupts.take()
+                process.take()
                 self.note("Ctrl-D leaves.")
             except EOFError:
                 return

@@ -1,0 +1,29 @@
+"""What a network whose weights are in place still needs before it answers fast here: transposed views, and on a CPU its memory."""
+
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ..errors import FastVLMWarning
+from . import blas, ops
+from .cpu.memory import keep_memory, memory_bytes
+from .cpu.packed import Packed, keep_wide
+from .linear import keep_transposed
+
+LARGE = 100_000_000  # parameters
+
+
+def make_ready(model: nn.Module, packed: Iterable[Packed]) -> None:
+    """Prepare a network for the default device; on a CPU, `packed` are its matrices to be kept in float32 as far as they fit."""
+    keep_transposed(model)
+    if ops.current() != "cpu":
+        return
+    parameters: dict[str, Any] = dict(tree_flatten(model.parameters()))
+    size = sum(array.size for array in parameters.values())
+    if blas.is_slow() and size > LARGE:  # minutes where it could take seconds
+        warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=5)
+    keep_wide(packed, memory_bytes())
+    keep_memory()  # of activations only: what loading frees goes back

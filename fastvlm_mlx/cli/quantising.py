@@ -1,0 +1,76 @@
+"""What `quantize` and `convert --bits` share: their options, the bar, and what is said of the result."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..config import Dtype
+    from ..quantize.recipes import Recipe
+    from ..storage.open import OpenModel
+
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="4bit or 8bit (decoder; embeddings and projector at 8), small (image encoder at 8, too), mixed (calibrated: bits "
+        "go where they matter), plain (everything but the image encoder alike).",
+    ),
+]
+Bits = Annotated[int | None, typer.Option(help="The decoder's bits instead of a recipe: 2, 3, 4, 5, 6 or 8.")]
+Pictures = Annotated[
+    str | None,
+    typer.Option(
+        "--pictures",
+        help="A folder of pictures to calibrate and measure with, and perhaps a questions.jsonl "
+        '({"image", "question", "answer"} a line). tiny has its own.',
+    ),
+]
+Mode = Annotated[str | None, typer.Option(help="MLX's kind of scale: affine, mxfp4, mxfp8 or nvfp4. [default: affine]")]
+GroupSize = Annotated[int | None, typer.Option(help="Weights that share a scale, in affine mode: 32, 64 or 128. [default: 64]")]
+
+
+def run(
+    opened: "OpenModel",
+    source: Path,
+    target: Path,
+    recipe: "Recipe",
+    *,
+    dtype: "Dtype | None" = None,
+    pictures: str | None = None,
+    report: bool = False,
+    force: bool = False,
+) -> None:
+    """Quantise with a progress bar, and say what was done and what was left alone."""
+    from ..calibrate import pipeline
+    from ..calibrate.examples import questions_for
+    from ..calibrate.report import table
+
+    needed = report or recipe.target_bits is not None
+    questions = questions_for(opened, Path(pictures) if pictures else None) if needed else []
+    with typer.progressbar(length=1000, label="Quantising", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def progress(label: str, share: float) -> None:
+            bar.label = label
+            bar.update(int(1000 * share) - bar.pos)
+
+        try:
+            result = pipeline.quantize(
+                opened, source, target, recipe, dtype=dtype, questions=questions, measure=report, force=force,
+                progress=progress,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            state = pipeline.state_file(target)
+            if state.exists():
+                print(
+                    f"\nInterrupted; what was found is kept in {state}, and the same command goes on from there.", file=sys.stderr
+                )
+            raise
+    for line in result.lines():
+        print(line, file=sys.stderr)
+    if result.qualities:
+        print(table(result.qualities))
+    size = sum(file.stat().st_size for file in target.iterdir())
+    print(f"{target}: {size / 1e6:,.1f} MB. Try: fastvlm-mlx generate --model {target} --image PICTURE", file=sys.stderr)

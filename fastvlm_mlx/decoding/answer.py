@@ -1,0 +1,98 @@
+"""What comes back: an answer with what it took, whole or in chunks, and several answers as a list."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from . import notebook
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an answer took. Seconds are wall time; `ttft_seconds` runs from the question to the first token."""
+
+    images: int
+    image_tokens: int
+    prompt_tokens: int
+    reused_tokens: int
+    completion_tokens: int
+    preprocess_seconds: float
+    vision_seconds: float
+    prefill_seconds: float
+    ttft_seconds: float
+    decode_tokens_per_second: float
+    peak_memory_bytes: int
+
+    def describe(self, *, load_seconds: float | None = None) -> str:
+        """The figures in two lines for people."""
+        load = f"load {load_seconds:.2f} s, " if load_seconds is not None else ""
+        return (
+            f"{load}preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
+            f"vision {self.vision_seconds * 1e3:.0f} ms ({self.image_tokens} tokens), "
+            f"prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
+            f"first token after {self.ttft_seconds:.2f} s, then {self.decode_tokens_per_second:.1f} tokens/s"
+            f" ({self.completion_tokens} tokens), peak memory {self.peak_memory_bytes / 1e9:.2f} GB"
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length".
+
+    `thumbnails` are small JPEGs of the pictures, made in notebooks only, where an answer shows itself.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stats: Stats
+    thumbnails: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self.text, self.thumbnails, self._details)
+
+    def _repr_markdown_(self) -> str:
+        return notebook.markdown(self.text, self._details)
+
+    @property
+    def _details(self) -> str:
+        return f"{self.stats.completion_tokens} tokens, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
+
+    def to_json(self, **extra: object) -> str:
+        """One JSON object of the text, `extra` and every figure."""
+        figures = asdict(self.stats)
+        del figures["reused_tokens"]  # 0 for a question asked alone
+        return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **figures}, ensure_ascii=False)
+
+
+class Answers(list[Answer]):
+    """The answers to several questions, in their order; printed and shown in a notebook one below the other."""
+
+    def __str__(self) -> str:
+        texts = [answer.text for answer in self]
+        return ("\n\n" if any("\n" in text for text in texts) else "\n").join(texts)
+
+    def _repr_html_(self) -> str:
+        return "".join(answer._repr_html_() for answer in self)
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(answer._repr_markdown_() for answer in self)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next piece of a streamed answer: whole characters. The last one, perhaps empty, carries the finished answer."""
+
+    text: str
+    answer: Answer | None = None
+
+
+def finish(chunks: Iterator[Chunk]) -> Answer:
+    """Read a stream to its end and return the answer its last chunk carries."""
+    *_, last = chunks
+    if last.answer is None:
+        raise AssertionError("a stream ends with the answer")
+    return last.answer

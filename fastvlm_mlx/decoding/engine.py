@@ -1,0 +1,173 @@
+"""What answers: a model's settings, its tokenizer, its network, and the pictures it has seen, in one object.
+
+Whatever asks a model takes an `Engine`: `VLM`, a conversation, a batch, a measurement. Questions are prepared (`prepare`) before
+the weights are needed, so that what is wrong with them is said before gigabytes are read.
+"""
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from ..config import Dtype, ModelConfig, check_resolution
+from ..errors import CheckpointError, PromptError, shown
+from ..hub.consent import Agree
+from ..hub.find import find, find_tokenizer
+from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
+from ..inputs.imagefile import MAX_PIXELS
+from ..inputs.pieces import Piece
+from ..inputs.prompt import PROMPT, Turn, render
+from ..network.model import FastVLM
+from ..quantize.recipes import DEFAULT_GROUP, Plan
+from ..storage.open import OpenModel
+from .image_cache import ImageCache
+from .loading import open_model, read_weights
+from .request import Options, Request
+
+
+class Engine:
+    """A model that can be asked, once its weights are loaded (`load_weights`).
+
+    `config` and `tokenizer` are what it was opened with, `images` the embeddings of pictures seen before, `load_seconds` what
+    opening and loading took.
+    """
+
+    def __init__(self, opened: OpenModel):
+        self.config: ModelConfig = opened.config
+        self.tokenizer = opened.tokenizer
+        self.images = ImageCache()
+        self.load_seconds = 0.0
+        self._opened = opened
+        self._model: FastVLM | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        tokenizer: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        resolution: int | None = None,
+        agree: Agree | None = None,
+        cached_only: bool = False,
+    ) -> "Engine":
+        """Find a model and read its settings and tokenizer, but no weights yet; arguments as for `fastvlm_mlx.load`.
+
+        `agree` is asked before a first download; with `cached_only`, nothing is fetched at all.
+        """
+        started = time.perf_counter()
+        check_resolution(resolution)
+        folder = find_tokenizer(tokenizer)
+        engine = cls(open_model(find(model, revision=revision, agree=agree, cached_only=cached_only), folder))
+        if resolution is not None:
+            engine = engine.at(resolution)
+        engine.load_seconds = time.perf_counter() - started
+        return engine
+
+    def load_weights(
+        self, *, bits: int | None = None, group_size: int = DEFAULT_GROUP, plan: Plan | None = None, dtype: Dtype | None = None
+    ) -> None:
+        """Read the weights into a network for the default device; see `loading.read_weights`."""
+        started = time.perf_counter()
+        model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype)
+        self.config = replace(config, image=self.config.image)
+        self._model = model
+        self.images.clear()
+        self.load_seconds += time.perf_counter() - started
+
+    def at(self, resolution: int) -> "Engine":
+        """The same network for pictures of another side in pixels, a multiple of 64; what it has seen is its own."""
+        check_resolution(resolution)
+        other = copy.copy(self)
+        other.config = replace(self.config, image=replace(self.config.image, size=resolution))
+        other.images = ImageCache(self.images.capacity)
+        return other
+
+    @property
+    def name(self) -> str:
+        """What the model was asked for by."""
+        return self._opened.name
+
+    @property
+    def opened(self) -> OpenModel:
+        """What it was opened from: the config as stored, the tokenizer, and the weights to be read."""
+        return self._opened
+
+    @property
+    def model(self) -> FastVLM:
+        """The network; raises CheckpointError before `load_weights`."""
+        if self._model is None:
+            raise CheckpointError("The weights have not been read yet; call load_weights() first.")
+        return self._model
+
+    @property
+    def image_tokens(self) -> int:
+        """Positions one picture takes."""
+        return self.config.image.tokens
+
+    @property
+    def context(self) -> int:
+        """Positions there is room for."""
+        return self.config.text.max_position_embeddings
+
+    def stop_tokens(self, options: Options) -> tuple[int, ...]:
+        """The token ids that end an answer: those of the options, or else the model's own."""
+        return self.config.eos_token_ids if options.stop_tokens is None else options.stop_tokens
+
+    def prepare(self, image: Images, prompt: str = PROMPT, *, system: str | None = None, max_pixels: int = MAX_PIXELS) -> Request:
+        """Check and prepare a question without needing the weights; raises ImageError and PromptError.
+
+        A picture file of more than `max_pixels` is refused before it is decoded.
+        """
+        return self._request(image, prompt, system, partial(self.pixels, max_pixels=max_pixels))
+
+    def prepare_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> list[Request]:
+        """Prepare several questions, each a pair (image, prompt); a picture that comes again is not decoded again."""
+        seen: dict[object, Pixels] = {}
+        held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
+
+        def pixels(source: Source) -> Pixels:
+            named = isinstance(source, (str, os.PathLike))
+            if not named and not held:
+                return self.pixels(source)
+            key = source if named else id(source)
+            if key not in seen:
+                seen[key] = self.pixels(source)
+            return seen[key]
+
+        requests = []
+        for number, question in enumerate(questions, start=1):
+            if not isinstance(question, (list, tuple)) or len(question) != 2:
+                raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
+            requests.append(self._request(*question, system, pixels))
+        return requests
+
+    def _request(self, image: Images, prompt: str, system: str | None, pixels: Callable[[Source], Pixels]) -> Request:
+        started = time.perf_counter()
+        sources = as_list(image)
+        if not sources and prompt == PROMPT:
+            raise PromptError("No picture was given to describe; name one (`image`), or ask a question (`prompt`).")
+        pieces = self.render([Turn(prompt, len(sources))], system)
+        return Request([pixels(source) for source in sources], pieces, time.perf_counter() - started)
+
+    def render(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
+        """A conversation as the decoder's input; raises PromptError where it is longer than the context."""
+        pieces = render(self.tokenizer, turns, self.image_tokens, system)
+        tokens = sum(map(len, pieces))
+        if tokens >= self.context:
+            images = sum(turn.images for turn in turns)
+            raise PromptError(
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {images} images, and the model "
+                f"has room for {self.context}; shorten the text or show fewer images."
+            )
+        return pieces
+
+    def pixels(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+        """The prepared pixels (S, S, 3), uint8, of a picture; raises ImageError."""
+        return preprocess(load_image(source, max_pixels=max_pixels), self.config.image)
+
+    def __repr__(self) -> str:
+        text = self.config.text
+        return f"Engine({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size}, images at {self.config.image.size})"

@@ -1,0 +1,67 @@
+"""A model's folder, of any accepted layout -> an open model -> a network with its weights in place."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .. import progress
+from ..backend import ops, ready
+from ..config import Dtype, ModelConfig, check_dtype
+from ..errors import OptionError
+from ..hub import licence
+from ..hub.names import Found
+from ..network.model import FastVLM
+from ..quantize import layers, recipes
+from ..quantize.recipes import Plan
+from ..storage.fill import fill
+from ..storage.open import OpenModel, is_ours, open_ours
+
+
+def open_model(found: Found, tokenizer: Path | None = None, *, name: str | None = None, **how: Any) -> OpenModel:
+    """Read and check the small files of a model, called `name` (by default as it was asked for); no weights yet.
+
+    `tokenizer` is a folder to take the tokenizer from instead. `how` are what `convert.open_foreign` takes to read a checkpoint
+    of another layout: `layout`, `vision_from` and `fit`. Raises CheckpointError, TokenizerError and OptionError.
+    """
+    name = name or found.name
+    if is_ours(found.folder) and all(value is None for value in how.values()):
+        opened = open_ours(found.folder, name, tokenizer and tokenizer / "tokenizer.json")
+    else:
+        from ..convert import open_foreign  # which a folder of ours has no use for
+
+        opened = open_foreign(found.folder, name, tokenizer, **how)
+    return replace(opened, built_in=found.built_in)
+
+
+def read_weights(
+    opened: OpenModel,
+    *,
+    bits: int | None = None,
+    group_size: int = recipes.DEFAULT_GROUP,
+    plan: Plan | None = None,
+    dtype: Dtype | None = None,
+) -> tuple[FastVLM, ModelConfig]:
+    """Read the weights into a network for the default device; returns it with the config that the weights turned out to fit.
+
+    `bits` quantises the decoder on the way, in groups of `group_size`; a `plan` says each layer's bits. `dtype` is what to
+    compute in, by default the stored type on a GPU and float32 on a CPU. Raises OptionError and CheckpointError.
+    """
+    backend = ops.current()
+    check_dtype(dtype)
+    licence.announce(opened.config.source.license)
+    kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else opened.config.dtype))
+    config = opened.settle()
+    model = FastVLM(config, backend)
+    if bits is not None:
+        plan, _ = recipes.plan(model, recipes.choose(bits=bits, group_size=group_size))
+    if plan:
+        if config.quantization:
+            raise OptionError(f"{opened.name} is quantised already; load it without `bits`.")
+        config = replace(config, quantization=plan)
+    layers.apply(model, config.quantization)
+    with progress.bar("Loading", len(model.places())) as track:
+        fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
+    ready.make_ready(model, layers.packed_layers(model).values())
+    return model, config

@@ -1,0 +1,116 @@
+"""The place where a folder of ours is to stand: free or ours to replace, and taken only once the folder is whole."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import OutputError
+from .open import is_ours
+
+PARTIAL, REPLACED = ".fastvlm-partial", ".fastvlm-replaced"
+
+
+def target_of(out: str | os.PathLike[str]) -> Path:
+    """The path of a folder to be written, `~` expanded; raises OutputError where it is empty."""
+    target = Path(os.path.expanduser(out))  # noqa: PTH111
+    if target == Path():
+        raise OutputError("The path of the output is empty; give the name of a new folder as `out`.")
+    return target
+
+
+def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> None:
+    """Raise OutputError unless a folder of about `nbytes` bytes can be written at `out`; see `new_folder`."""
+    try:
+        out = Path(os.path.realpath(out))
+        _clear_leftovers(out)
+        _check_free(out, force)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+    except (OSError, ValueError) as error:
+        raise OutputError(f"{out} cannot be written ({_reason(error)}); {advice}.") from error
+    if free < nbytes:
+        raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.")
+
+
+@contextmanager
+def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> Iterator[Path]:
+    """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
+
+    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks. `advice` is
+    what messages about the place tell people to do.
+    """
+    check_target(out, nbytes, force, advice=advice)
+    out = Path(os.path.realpath(out))
+    partial = out.parent / f".{out.name}{PARTIAL}"
+    lock = -1
+    try:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        if not _lock(lock):
+            os.close(lock)
+            lock = -1
+            raise OutputError(f"{out} is being written by another process; wait for it to end.")
+        for leftover in partial.iterdir():
+            leftover.unlink()
+        yield partial
+        _check_free(out, force)  # again: what has come there meanwhile is not ours to remove
+        _take_place(partial, out)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}.") from error
+    finally:
+        if lock >= 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+
+
+def _check_free(out: Path, force: bool) -> None:
+    """Raise OutputError unless `out` is free, or an empty folder or one of ours that `force` lets us replace."""
+    if not out.exists():
+        return
+    if not force:
+        raise OutputError(f"{out} exists already; give another `out`, or `force=True` to replace it.")
+    if not out.is_dir() or (any(out.iterdir()) and not is_ours(out)):
+        raise OutputError(f"{out} is not a model folder of ours, so it is not replaced even with `force=True`; give another `out`.")
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Undo what a run killed in the middle of a rename did, and remove the unfinished folders beside `out` nobody works on."""
+    for old in out.parent.glob(f".*{REPLACED}"):
+        home = old.with_name(old.name[1:].removesuffix(REPLACED))
+        if not home.exists() and not old.is_symlink():
+            old.rename(home)
+    for leftover in (*out.parent.glob(f".*{PARTIAL}"), *out.parent.glob(f".*{REPLACED}")):
+        if leftover.is_symlink() or not leftover.is_dir():
+            continue
+        lock = os.open(leftover, os.O_RDONLY)
+        try:
+            if _lock(lock):
+                shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _take_place(partial: Path, out: Path) -> None:
+    old = out.parent / f".{out.name}{REPLACED}"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
