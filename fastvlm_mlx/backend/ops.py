@@ -3,7 +3,9 @@
 Model code calls these and reads the same everywhere; weights and folders are the same too.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import mlx.core as mx
@@ -15,6 +17,35 @@ from .cpu.packed import Packed
 Backend = Literal["cpu", "metal", "cuda"]
 
 FUSED_HEAD_DIM = 64  # the narrowest head Metal's fused attention takes (mlx 0.32, scaled_dot_product_attention.cpp)
+
+
+class _Forms(threading.local):
+    """Which forms this thread uses on a CPU."""
+
+    general = False
+
+
+_forms = _Forms()
+
+
+@contextmanager
+def general_forms() -> Iterator[None]:
+    """Within the block, in this thread, compute on a CPU as on a GPU: by MLX's own operations alone.
+
+    For training steps that are compiled (`mx.compile`) or vectorised (`mx.vmap`): the CPU's own forms evaluate their arguments,
+    which neither allows. A step is built when it is first called with arguments of new shapes, so every call belongs into the
+    block. Gradients are right with and without it.
+    """
+    before, _forms.general = _forms.general, True
+    try:
+        yield
+    finally:
+        _forms.general = before
+
+
+def _on_cpu(backend: Backend) -> bool:
+    """Whether to use the CPU's own form."""
+    return backend == "cpu" and not _forms.general
 
 
 def current() -> Backend:
@@ -35,14 +66,14 @@ def totals(arrays: Sequence[mx.array], backend: Backend) -> list[float]:
 
 def gelu(x: mx.array, backend: Backend) -> mx.array:
     """GELU with erf, element by element."""
-    if backend == "cpu" and x.dtype == mx.float32:
+    if _on_cpu(backend) and x.dtype == mx.float32:
         return cpu.gelu(x)
     return nn.gelu(x)
 
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) -> mx.array:
     """fc2(gelu(fc1(x))): x (R, I) -> (R, O); with more axes each product would flatten them and shape them back."""
-    if backend == "cpu" and x.dtype == mx.float32:
+    if _on_cpu(backend) and x.dtype == mx.float32:
         return cpu.feed_forward(x, fc1, fc2)
     y: mx.array = fc2(gelu(fc1(x), backend))
     return y
@@ -50,8 +81,8 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) 
 
 def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
     """silu(gate) * up, element by element: one fused kernel on a GPU."""
-    if backend != "cpu":
-        return _fused_swiglu(gate, up)
+    if not _on_cpu(backend):
+        return _fused_swiglu(gate, up) if backend != "cpu" else _swiglu(gate, up)
     return cpu.swiglu(gate, up) if gate.dtype == mx.float32 and gate.size >= cpu.LITTLE else _swiglu(gate, up)
 
 
@@ -64,7 +95,7 @@ _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend, transposed: mx.array | None = None) -> mx.array:
     """x (..., I), weight (O, I), bias (O,) or None -> (..., O); `transposed` is weight.T where it is there already."""
-    if backend == "cpu" and x.size <= cpu.FEW_ROWS * x.shape[-1]:
+    if _on_cpu(backend) and x.size <= cpu.FEW_ROWS * x.shape[-1]:
         y = cpu.row_product(x, weight, bias)
         if y is not None:
             return y
@@ -74,7 +105,7 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backen
 
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:
     """x (..., I) with a quantised matrix (O, I), bias (O,) -> (..., O)."""
-    if backend == "cpu" and (matrix.keeps_wide or x.size > x.shape[-1]):
+    if _on_cpu(backend) and (matrix.keeps_wide or x.size > x.shape[-1]):
         return linear(x, cpu.widened(matrix), bias, backend)
     y = mx.quantized_matmul(
         x, matrix.weight, matrix.scales, getattr(matrix, "biases", None),
@@ -85,9 +116,12 @@ def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend
 
 def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> mx.array:
     """Centred depthwise convolution: x (B, H, W, C), weight (C, k, k, 1), k odd -> (B, ceil(H/stride), ceil(W/stride), C)."""
-    if backend == "cpu":
+    if _on_cpu(backend):
         return cpu.depthwise(x, weight, stride)
-    return mx.conv2d(x, weight, stride=stride, padding=weight.shape[1] // 2, groups=x.shape[-1])
+    reach = weight.shape[1] // 2
+    if backend == "cpu":  # where MLX's kernel writes outside maps that are smaller than its reach, unless they are padded before
+        x, reach = mx.pad(x, [(0, 0), (reach, reach), (reach, reach), (0, 0)]), 0
+    return mx.conv2d(x, weight, stride=stride, padding=reach, groups=x.shape[-1])
 
 
 def attention(qkv: mx.array, backend: Backend) -> mx.array:
@@ -101,7 +135,7 @@ def attention(qkv: mx.array, backend: Backend) -> mx.array:
     if narrow:
         qkv = mx.pad(qkv, [(0, 0)] * 3 + [(0, FUSED_HEAD_DIM - head_dim)])
     q, k, v = mx.split(qkv, 3, axis=1)
-    if backend == "cpu" and qkv.dtype == mx.float32:
+    if _on_cpu(backend) and qkv.dtype == mx.float32:
         return cpu.attention(q, k, v, head_dim**-0.5)
     y = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)
     return y[..., :head_dim] if narrow else y
@@ -115,6 +149,6 @@ def causal_attention(
     `mask` is "causal" (the queries are the last of the positions), None (they see all) or an array, true where they see.
     """
     scale = queries.shape[-1] ** -0.5
-    if backend == "cpu" and mask == "causal" and queries.dtype == mx.float32:
+    if _on_cpu(backend) and mask == "causal" and queries.dtype == mx.float32:
         return cpu.attention(queries, keys, values, scale, causal=True)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)

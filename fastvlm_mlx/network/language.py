@@ -5,6 +5,7 @@ are the MLP's gate and up projections: fewer, larger steps per token. B batch, L
 """
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -30,11 +31,14 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, width, bias=True, backend=backend)
         self.o_proj = Linear(config.hidden_size, config.hidden_size, bias=False, backend=backend)
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
         B, L, D = x.shape
-        queries, keys, values = self.project(x, cache.offset)
-        keys, values = cache.update(keys, values)
-        y = causal_attention(queries, keys, values, cache.mask(L), self.backend)
+        queries, keys, values = self.project(x, 0 if cache is None else cache.offset)
+        mask: str | mx.array | None = "causal"
+        if cache is not None:
+            keys, values = cache.update(keys, values)
+            mask = cache.mask(L)
+        y = causal_attention(queries, keys, values, mask, self.backend)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
@@ -70,7 +74,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = MLP(config, backend)
 
-    def __call__(self, x: mx.array, cache: Cache) -> mx.array:
+    def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
         x = x + self.self_attn(self.input_layernorm(x), cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -87,9 +91,13 @@ class Qwen2(nn.Module):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, backend=backend)
 
-    def __call__(self, x: mx.array, cache: Sequence[Cache]) -> mx.array:
-        """Hidden states (B, L, D) after the last layer's norm; x continues the positions already in the cache."""
-        for layer, layer_cache in zip(self.layers, cache, strict=True):
+    def __call__(self, x: mx.array, cache: Sequence[Cache] | None = None) -> mx.array:
+        """Hidden states (B, L, D) after the last layer's norm; x continues the positions already in the cache.
+
+        Without a cache x is all there is, and nothing is kept: the path for training, whose layers may be computed twice
+        (`mx.checkpoint`).
+        """
+        for layer, layer_cache in zip(self.layers, cache or repeat(None, len(self.layers)), strict=True):
             x = layer(x, layer_cache)
         hidden: mx.array = self.norm(x)
         return hidden

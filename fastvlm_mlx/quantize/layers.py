@@ -27,6 +27,12 @@ class Packed(nn.Module):
         self._wide: mx.array | None = None
         self.keeps_wide = False
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Every way of setting a parameter ends here; a copy in float32 of what was there before is let go of."""
+        super().__setitem__(name, value)
+        if name in ("weight", "scales", "biases"):
+            self._wide = None
+
     def product(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
         """x (..., I) with the matrix -> (..., O)."""
         return quantized_linear(x, self, bias, self.backend)

@@ -7,6 +7,7 @@ import mlx.nn as nn
 import numpy as np
 
 from .cores import pieces, share_out
+from .gradients import with_gradient_of
 from .views import Array, memory_of, own_memory_of
 
 # GELU(x) = x * Phi(x), and Phi(x) = 1 / (1 + exp(x * P(x^2))) where P falls for good. Coefficients, the highest power first, by
@@ -19,29 +20,36 @@ LITTLE = 1 << 14  # numbers for whose SwiGLU MLX, which does not have to wait fo
 ROWS = 256  # but at least so many rows, below which products slow down
 
 
+@with_gradient_of(nn.gelu)
 def gelu(x: mx.array) -> mx.array:
     """Exact GELU (the one with erf) of a float32 array of one axis or more; within 2e-7 * max(1, |x|)."""
     return _apply(_gelu, x)
 
 
+@with_gradient_of(lambda gate, up: gate * mx.sigmoid(gate) * up)
 def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     """silu(gate) * up, float32 arrays of one shape."""
     return _apply(_swiglu, gate, up)
 
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
-    """fc2(gelu(fc1(x))) for x (R, I), some rows at a time."""
-    step = max(ROWS, HIDDEN // len(fc1["weight"]))
-    parts = [_feed_forward(x[start : start + step], fc1, fc2) for start in range(0, len(x), step)]
+    """fc2(gelu(fc1(x))) for x (R, I), some rows at a time; each is finished before the next, which then can have its memory."""
+    plain = isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and "bias" in fc1 and "bias" in fc2
+    weights = [fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]] if plain else []
+    step = max(ROWS, HIDDEN // (len(weights[0]) if plain else 4 * x.shape[-1]))
+    parts = []
+    for start in range(0, len(x), step):
+        rows = x[start : start + step]
+        parts.append(_feed_forward(rows, *weights) if plain else fc2(gelu(fc1(rows))))
+        mx.eval(parts[-1])
     return mx.concatenate(parts) if len(parts) > 1 else parts[0]
 
 
-def _feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
-    hidden = fc1(x)
+@with_gradient_of(lambda x, w1, b1, w2, b2: nn.gelu(x @ w1.T + b1) @ w2.T + b2)
+def _feed_forward(x: mx.array, w1: mx.array, b1: mx.array, w2: mx.array, b2: mx.array) -> mx.array:
+    hidden = mx.addmm(b1, x, w1.T)
     share_out(lambda piece: _gelu(piece, out=piece), _cut(own_memory_of(hidden)))  # in place: nobody else has seen it
-    y: mx.array = fc2(hidden)
-    mx.eval(y)  # so that the next rows can have the memory
-    return y
+    return mx.addmm(b2, hidden, w2.T)
 
 
 def _apply(function: Callable[..., None], *arguments: mx.array) -> mx.array:

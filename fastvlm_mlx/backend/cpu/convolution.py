@@ -14,7 +14,8 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
 
     A row of `tile` outputs depends on `span` inputs in each of k rows, through a band matrix that holds the kernel's row
     shifted by `stride` from one output to the next. Per channel that is one (rows, k * span) @ (k * span, tile) product.
-    Strips of rows go to all cores. Unlike MLX's own loop it is also safe for maps smaller than the kernel.
+    Strips of rows go to all cores. Unlike MLX's own loop it is also safe for maps smaller than the kernel. All of it is MLX's own
+    operations, which have gradients.
     """
     B, H, W, C = x.shape
     k = weight.shape[1]

@@ -1,12 +1,15 @@
 """The product of one row, or a few, with a matrix, by OpenBLAS's own routine for that."""
 
 import ctypes
+from collections.abc import Callable
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from .. import blas
+from .gradients import with_gradient_of
+from .views import Array, memory_of
 
 
 def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array | None:
@@ -18,16 +21,31 @@ def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arra
     """
     if blas.library is None or weight.size < LEAST or not x.dtype == weight.dtype == mx.float32:
         return None
-    mx.eval(x, weight)
-    rows, matrix = np.ascontiguousarray(x).reshape(-1, x.shape[-1]), np.asarray(weight)
-    if not matrix.flags.c_contiguous:
+    mx.eval(weight)
+    if not np.asarray(weight).flags.c_contiguous:
         return None
-    y = np.zeros((len(rows), len(matrix)), np.float32) if bias is None else np.tile(np.asarray(bias), (len(rows), 1))
+    return _product(x, weight) if bias is None else _product_and_bias(x, weight, bias)
+
+
+@with_gradient_of(lambda x, weight: x @ weight.T)
+def _product(x: mx.array, weight: mx.array) -> mx.array:
+    return _sum(x, weight, lambda rows, outputs: np.zeros((rows, outputs), np.float32))
+
+
+@with_gradient_of(lambda x, weight, bias: x @ weight.T + bias)
+def _product_and_bias(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    return _sum(x, weight, lambda rows, _: np.tile(memory_of(bias), (rows, 1)))
+
+
+def _sum(x: mx.array, weight: mx.array, start: Callable[[int, int], Array]) -> mx.array:
+    """x @ weight.T, added to what `start` makes for so many rows and outputs."""
+    rows, matrix = np.ascontiguousarray(memory_of(x)).reshape(-1, x.shape[-1]), memory_of(weight)
+    y = start(len(rows), len(matrix))
     stripe = len(matrix) if len(rows) == 1 else max(1, STRIPE // matrix.shape[1])
-    for start in range(0, len(matrix), stripe):
-        part = matrix[start : start + stripe]
-        for row, out in zip(rows, y[:, start:], strict=True):
-            blas.library.cblas_sgemv(
+    for first in range(0, len(matrix), stripe):
+        part = matrix[first : first + stripe]
+        for row, out in zip(rows, y[:, first:], strict=True):
+            blas.library.cblas_sgemv(  # type: ignore[union-attr]  # there, or nobody would be here
                 ROW_MAJOR, NOT_TRANSPOSED, *map(ctypes.c_int, part.shape), ctypes.c_float(1), _address(part),
                 ctypes.c_int(len(row)), _address(row), 1, ctypes.c_float(1), _address(out), 1,
             )  # fmt: skip

@@ -1,12 +1,13 @@
 """Softmax attention on a CPU: BLAS for the products, NumPy for the exponentials, and never more than some of the scores."""
 
-from functools import partial
+from functools import cache, partial
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from .cores import pieces, share_out
+from .gradients import Form, with_gradient_of
 from .views import Array, own_memory_of
 
 SCORES = 1 << 22  # at a time
@@ -18,6 +19,17 @@ def attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float,
     queries (B, heads, L, head_dim), keys and values (B, kv_heads, K, head_dim), heads a multiple of kv_heads ->
     (B, heads, L, head_dim). With `causal` the queries are the last L of K positions and see none after their own.
     """
+    return _form(scale, causal)(queries, keys, values)
+
+
+@cache
+def _form(scale: float, causal: bool) -> Form:
+    """Attention of arrays alone."""
+    general = partial(mx.fast.scaled_dot_product_attention, scale=scale, mask="causal" if causal else None)
+    return with_gradient_of(general)(partial(_attention, scale=scale, causal=causal))
+
+
+def _attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, causal: bool) -> mx.array:
     B, _, L, head_dim = queries.shape
     kv_heads, K = keys.shape[1:3]
     queries = (queries * scale).reshape(B * kv_heads, -1, head_dim)  # heads that share their keys, one after another

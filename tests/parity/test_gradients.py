@@ -1,0 +1,228 @@
+"""Gradients of a loaded model on a CPU: of its own forms, of MLX's general ones, and of transformers' model, for every parameter.
+
+The loss is the cross-entropy of an answer about a picture, through tower, projector and decoder. Gradients of transformers' own
+parameters are taken through the production converter's folding, which is differentiated with the rest.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import torch
+from mlx.utils import tree_flatten, tree_unflatten
+
+from fastvlm_mlx import VLM, load
+from fastvlm_mlx.backend.cpu import activations, products
+from fastvlm_mlx.backend.ops import general_forms
+from fastvlm_mlx.convert.fold import fold
+from fastvlm_mlx.convert.source import Source, open_source
+from fastvlm_mlx.inputs.pieces import ImageSlot
+from fastvlm_mlx.network.model import FastVLM
+
+from . import original
+from .test_against_pytorch import pixels, prompt_embeddings
+
+BEFORE, AFTER, ANSWER = [1, 2, 3], list(range(40, 90)), [7, 300, 25, 411]
+IMAGE = pixels(192, 256)
+POSITIONS = 12  # of a picture of 192 x 256 pixels
+LOSS, GRADIENT = 2e-6, 1e-4  # what is promised; sums of float32 in another order differ by less
+
+
+def loss_of(model: FastVLM) -> mx.array:
+    """Nats per token of the answer."""
+    images = {0: model.encode(mx.array(IMAGE))[0]}
+    embeddings = model.embed([BEFORE, ImageSlot(0, POSITIONS), AFTER, ANSWER], images)
+    hidden = model.text(embeddings)[:, -len(ANSWER) - 1 : -1]
+    return nn.losses.cross_entropy(model.text.logits(hidden), mx.array([ANSWER]), reduction="mean")
+
+
+def gradients(model: FastVLM) -> tuple[float, dict[str, np.ndarray]]:
+    """The loss, and its gradient for every parameter by name."""
+    loss, tree = nn.value_and_grad(model, lambda: loss_of(model))()
+    return float(loss.item()), {name: np.array(gradient) for name, gradient in tree_flatten(tree)}
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """max |difference| / max |value|."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.fixture(autouse=True)
+def every_form_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model's layers would be too small for some of the CPU's forms, and done in one piece."""
+    monkeypatch.setattr(products, "LEAST", 1)
+    monkeypatch.setattr("fastvlm_mlx.backend.cpu.LITTLE", 1)
+    monkeypatch.setattr(activations, "ROWS", 100)
+    monkeypatch.setattr(activations, "HIDDEN", 1)
+    monkeypatch.setattr("fastvlm_mlx.backend.cpu.softmax.SCORES", 1000)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tuple[Any, VLM, Source]:
+    """A small original, ours loaded from its checkpoint, and the checkpoint as the converter sees it."""
+    theirs = original.build(original.SMALL, tied=False)
+    folder = original.save_apple(theirs, tmp_path_factory.mktemp("gradients") / "apple", tokenizer_files)
+    return theirs, load(folder, dtype="float32"), open_source(folder)
+
+
+def test_every_parameter_against_the_general_forms(pair: tuple[Any, VLM, Source]) -> None:
+    model = pair[1].model
+    loss, ours = gradients(model)
+    with general_forms():
+        general_loss, general = gradients(model)
+    assert abs(loss - general_loss) < LOSS * general_loss
+    assert ours.keys() == general.keys() == model.places().keys()
+    assert [name for name, gradient in ours.items() if not gradient.any()] == []
+    assert {name: d for name in ours if (d := difference(ours[name], general[name])) > GRADIENT} == {}
+
+
+def test_every_parameter_against_pytorch(pair: tuple[Any, VLM, Source]) -> None:
+    """Of the checkpoint's own tensors: the gradient goes back through the folding."""
+    theirs, vlm, source = pair
+    theirs.zero_grad()
+    embeddings = prompt_embeddings.__wrapped__(theirs, IMAGE, BEFORE, [*AFTER, *ANSWER])
+    hidden = theirs.model.language_model(inputs_embeds=embeddings).last_hidden_state[:, -len(ANSWER) - 1 : -1]
+    expected = torch.nn.functional.cross_entropy(theirs.lm_head(hidden)[0], torch.tensor(ANSWER))
+    expected.backward()
+    wanted = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    published = original.apple_names(wanted)
+
+    def loss(tensors: dict[str, mx.array]) -> mx.array:
+        vlm.model.update(tree_unflatten(list(fold(dict(tensors), vlm.config))))
+        return loss_of(vlm.model)
+
+    before = vlm.model.parameters()
+    try:
+        value, found = mx.value_and_grad(loss)(source.tensors())
+        assert abs(value.item() - expected.item()) < LOSS * expected.item()
+        compared = {target: published[name] for target in found if (name := source.name_of(target)) in published}
+        assert len(compared) == len(published) > 100
+        assert [target for target in compared if not np.array(found[target]).any()] == []
+        far = {t: d for t, grad in compared.items() if (d := difference(np.array(found[t]), grad.numpy())) > GRADIENT}
+        assert far == {}
+    finally:
+        vlm.model.update(before)
+
+
+def test_an_adapter_gets_its_gradient(pair: tuple[Any, VLM, Source]) -> None:
+    """Layers that somebody else put in the place of ours, in the decoder and in the tower, with ours frozen."""
+    model = pair[1].model
+
+    class Adapter(nn.Module):
+        def __init__(self, layer: nn.Module, inputs: int, outputs: int):
+            super().__init__()
+            self.layer = layer
+            self.a = 0.1 * mx.random.normal((inputs, 4), key=mx.random.key(0))
+            self.b = 0.1 * mx.random.normal((4, outputs), key=mx.random.key(1))
+            layer.freeze()
+
+        def __call__(self, x: mx.array) -> mx.array:
+            return self.layer(x) + x @ self.a @ self.b
+
+    mlp, ffn = model.text.layers[1].mlp, model.vision.stages[1].blocks[0].convffn
+    whole = [(mlp, "down_proj"), (mlp, "gate_up_proj"), (ffn, "fc1"), (ffn, "fc2")]
+    layers = [getattr(block, name) for block, name in whole]
+    try:
+        model.freeze()
+        for (block, name), layer in zip(whole, layers, strict=True):
+            setattr(block, name, Adapter(layer, *reversed(layer["weight"].shape)))
+        for block, name in whole:
+            getattr(block, name).unfreeze(recurse=False)
+        _, ours = gradients(model)
+        with general_forms():
+            _, general = gradients(model)
+    finally:
+        for (block, name), layer in zip(whole, layers, strict=True):
+            setattr(block, name, layer)
+        model.unfreeze()
+    assert len(ours) == 2 * len(whole)
+    assert {name: d for name in ours if (d := difference(ours[name], general[name])) > GRADIENT} == {}
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_the_gradient_goes_through_quantised_layers(pair: tuple[Any, VLM, Source], bits: int) -> None:
+    """Those of the tower's last norm and of the embeddings, with everything after them quantised."""
+    vlm = VLM(pair[1].engine.at(192))
+    vlm.engine.load_weights(bits=bits, group_size=32, dtype="float32")
+    model = vlm.model
+    model.freeze()
+    model.vision.stages[4].blocks[0].norm.unfreeze()
+    model.text.layers[0].input_layernorm.unfreeze()
+    for matrix_is_kept in (True, False):
+        for _, module in model.named_modules():
+            if hasattr(module, "keeps_wide"):
+                module.keeps_wide = matrix_is_kept
+        _, ours = gradients(model)
+        with general_forms():
+            _, general = gradients(model)
+        assert len(ours) == 3 and all(gradient.any() for gradient in ours.values())
+        assert {name: d for name in ours if (d := difference(ours[name], general[name])) > GRADIENT} == {}
+
+
+def test_layers_computed_twice(pair: tuple[Any, VLM, Source]) -> None:
+    """`mx.checkpoint` of decoder layers without a cache: less memory, the same gradient."""
+    model = pair[1].model
+    x = model.embed([BEFORE, AFTER], {})
+
+    def loss(parameters: dict[str, Any], call: Callable[[Callable[..., mx.array]], Callable[..., mx.array]]) -> mx.array:
+        model.text.update(parameters)
+        y = x
+        for layer in model.text.layers:
+            y = call(lambda p, y, layer=layer: (layer.update(p), layer(y, None))[1])(layer.parameters(), y)
+        return (model.text.norm(y) ** 2).mean()
+
+    parameters = model.text.parameters()
+    plain = mx.grad(lambda p: loss(p, lambda f: f))(parameters)
+    twice = mx.grad(lambda p: loss(p, mx.checkpoint))(parameters)
+    model.text.update(parameters)
+    layers = [name for name, gradient in tree_flatten(plain) if name.startswith("layers.") and mx.any(gradient).item()]
+    assert len(layers) > 10
+    flat, again = dict(tree_flatten(plain)), dict(tree_flatten(twice))
+    assert all(difference(np.array(again[name]), np.array(flat[name])) < 1e-6 for name in layers)
+
+
+def test_a_compiled_step_takes_the_general_forms(pair: tuple[Any, VLM, Source]) -> None:
+    """Which `mx.compile` and `mx.vmap` need: the CPU's own forms evaluate their arguments."""
+    model = pair[1].model
+    _, expected = gradients(model)
+
+    def step(parameters: dict[str, Any]) -> dict[str, Any]:
+        model.update(parameters)
+        tree: dict[str, Any] = nn.value_and_grad(model, lambda: loss_of(model))()[1]
+        return tree
+
+    parameters = model.parameters()
+    try:
+        with pytest.raises(ValueError, match=r"eval.*(compile|transform)|compile"):
+            mx.compile(step)(parameters)
+        model.update(parameters)
+        with general_forms():
+            found = {name: np.array(gradient) for name, gradient in tree_flatten(mx.compile(step)(parameters))}
+    finally:
+        model.update(parameters)
+    assert {name: d for name in expected if (d := difference(found[name], expected[name])) > GRADIENT} == {}
+    pictures = mx.array(np.concatenate([IMAGE, IMAGE[:, ::-1]])[:, None])
+    with pytest.raises(ValueError, match=r"vmap|transform"):
+        mx.eval(mx.vmap(model.encode)(pictures))
+    alone = mx.stack([model.encode(picture) for picture in pictures])
+    with general_forms():
+        together = mx.vmap(model.encode)(pictures)
+    assert difference(np.array(together), np.array(alone)) < 1e-5
+
+
+def test_the_switch_is_of_one_thread_and_ends_with_its_block() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from fastvlm_mlx.backend.ops import _on_cpu
+
+    with pytest.raises(ZeroDivisionError), general_forms():
+        assert not _on_cpu("cpu")
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(_on_cpu, "cpu").result()
+        raise ZeroDivisionError
+    assert _on_cpu("cpu") and not _on_cpu("metal")
