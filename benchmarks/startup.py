@@ -31,7 +31,7 @@ class Bar:
 BARS = (
     Bar("import", "libraries", 1 / 1.3),
     Bar("generate --help", "mlx-vlm's generate --help", 7),
-    Bar("generate --model tiny", "mlx-vlm's generate --help", 4),
+    Bar("generate --model tiny", "mlx-vlm's generate --help", 3.5),
 )
 
 

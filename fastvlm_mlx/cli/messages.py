@@ -43,4 +43,7 @@ def _as_flag(argument: re.Match[str]) -> str:
     flag = _flags().get(name)
     if value is None or (flag is not None and value == "True"):
         return flag or name
-    return f"{name}={value}" if flag is None else f"{flag} {value.strip(chr(39))}"
+    if flag is None:
+        return f"{name}={value}"
+    words = value.strip("'")
+    return words if flag.isupper() else f"{flag} {words}"  # a positional argument is its value

@@ -1,6 +1,12 @@
-"""What lets a short command begin and end sooner; nothing else here may count on it.
+"""What lets a short command begin and end sooner; nothing else may count on it.
 
-GAINS
+An answer of `tiny` without each of these took, of what it takes with it (CPU seconds, and seconds on the clock; medians of 30
+pairs on two cores of an AMD EPYC):
+
+    spare_threads       1.15  0.99   NumPy's threads look for work while they have none; it shows where no core is free for them
+    without_collector   1.02  1.03
+    leave               1.03  1.04
+    OpenBLAS's threads begin after the imports (`backend.blas`): 1.02  0.99
 """
 
 import atexit
@@ -31,7 +37,7 @@ def without_collector() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process, but not piece by piece: freeing every module and array takes time."""
+    """End the process at once; freeing every module and array first, one by one, is what takes time."""
     with suppress(Exception):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

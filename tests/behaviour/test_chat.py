@@ -222,6 +222,15 @@ def test_saved_and_reopened(small: VLM, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chat.json", "picture.png"]
 
 
+def test_a_conversation_is_taken_up_in_one_line(small: VLM, tmp_path: Path) -> None:
+    chat = small.chat(system="Be brief.")
+    chat.ask("What is it?", PICTURES[0], max_tokens=4)
+    chat.save(tmp_path / "talk.json")
+    again = small.chat().load(tmp_path / "talk.json")
+    assert isinstance(again, Chat) and again.messages == chat.messages and again.system == "Be brief."
+    assert again.ask("And now?", max_tokens=4).token_ids == chat.ask("And now?", max_tokens=4).token_ids
+
+
 def test_what_is_wrong_with_a_transcript_is_said_and_changes_nothing(small: VLM, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(PICTURES[0]).save(path)

@@ -24,7 +24,7 @@ from PIL import Image
 
 from fastvlm_mlx import VLM, progress
 from fastvlm_mlx.decoding import notebook, stream
-from fastvlm_mlx.decoding.answer import Answer, Chunk
+from fastvlm_mlx.decoding.answer import Answer, Answers, Chunk
 from fastvlm_mlx.decoding.stream import Stream
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -270,3 +270,15 @@ if __name__ == "__main__":
             cell.outputs = outputs(cell)
     fresh.metadata.language_info = {"name": "python"}
     NOTEBOOK.write_text(json.dumps(fresh, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def test_a_list_of_answers_shows_itself(small: VLM) -> None:
+    """As each answer does, one below the other; it is a list all the same."""
+    answers = small.generate(PICTURE, ["What is it?", "Where?", "Why?"], max_tokens=6)
+    assert isinstance(answers, list) and answers[1:] == [answers[1], answers[2]]
+    assert str(Answers([answer_of(small, "Two."), answer_of(small, "Red.")])) == "Two.\nRed."
+    assert str(Answers([answer_of(small, "- one\n- two"), answer_of(small, "Red.")])) == "- one\n- two\n\nRed."
+    assert str(Answers()) == ""
+    assert answers._repr_html_() == "".join(answer._repr_html_() for answer in answers)
+    assert answers._repr_markdown_().count("<details>") == 3
+    assert isinstance(small.batch([(PICTURE, "What?")], max_tokens=2), Answers)
