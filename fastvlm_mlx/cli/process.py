@@ -9,10 +9,13 @@ import os
 import signal
 import sys
 import warnings
+from threading import Timer
 from types import FrameType
 
 from ..errors import FastVLMWarning, OutputError
 from .messages import say
+
+LATER = 0.01  # seconds; what an interrupt that comes too early is put off by
 
 _seen = False
 
@@ -32,7 +35,16 @@ def take() -> bool:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     global _seen
     _seen = True
-    raise KeyboardInterrupt
+    if _mlx_begins():
+        Timer(LATER, os.kill, (os.getpid(), signal.SIGINT)).start()
+    else:
+        raise KeyboardInterrupt
+
+
+def _mlx_begins() -> bool:
+    """Whether MLX is just being imported, which ends the process with a page of its own where an exception gets in the way."""
+    spec = getattr(sys.modules.get("mlx.core"), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
 
 
 def open_streams() -> None:

@@ -64,6 +64,8 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         if lock >= 0:
             shutil.rmtree(partial, ignore_errors=True)
             os.close(lock)
+        else:  # interrupted between the two, or somebody else's
+            _remove_unless_locked(partial)
 
 
 def _check_free(out: Path, force: bool) -> None:
@@ -83,14 +85,19 @@ def _clear_leftovers(out: Path) -> None:
         if not home.exists() and not old.is_symlink():
             old.rename(home)
     for leftover in (*out.parent.glob(f".*{PARTIAL}"), *out.parent.glob(f".*{REPLACED}")):
-        if leftover.is_symlink() or not leftover.is_dir():
-            continue
-        lock = os.open(leftover, os.O_RDONLY)
-        try:
-            if _lock(lock):
-                shutil.rmtree(leftover, ignore_errors=True)
-        finally:
-            os.close(lock)
+        _remove_unless_locked(leftover)
+
+
+def _remove_unless_locked(folder: Path) -> None:
+    """Remove an unfinished folder that nobody works on, if there is one."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if _lock(lock):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def _lock(folder: int) -> bool:

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert
 from fastvlm_mlx.errors import OutputError
+from fastvlm_mlx.storage.place import new_folder
 
 from .. import checkpoint
 from .conftest import Run
@@ -318,6 +320,33 @@ def test_an_interrupt_that_became_another_error() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_an_interrupt_while_mlx_is_imported_waits_until_it_is() -> None:
+    """Where MLX's compiled module is interrupted while it defines itself, it ends the process with a report of its own."""
+    script = (
+        "import os, signal, sys, time, types\nfrom fastvlm_mlx.cli import process\n"
+        "module = sys.modules['mlx.core'] = types.ModuleType('mlx.core')\n"
+        "module.__spec__ = types.SimpleNamespace(_initializing=True)\n"
+        "process.watch()\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(0.1)\nprint('imported', flush=True)\n"
+        "module.__spec__._initializing = False\n"
+        "try:\n    time.sleep(5)\nexcept KeyboardInterrupt:\n    print('interrupted', process.take())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=20)
+    assert (done.stdout.split(), done.stderr) == ([b"imported", b"interrupted", b"True"], b"")
+
+
+def test_interrupted_before_the_unfinished_folder_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def interrupt(path: Any, flags: int, *rest: Any) -> int:
+        monkeypatch.setattr(os, "open", opened)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "open", interrupt)
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out", 0, force=False):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------- the machine
