@@ -1,7 +1,7 @@
-"""The README says what is so: its tables are the help's and the measurements', its conversation takes place, its commands exist,
-and CI runs what it tells people to run.
+"""The README and the pages of docs/ say what is so: their tables are the help's and the measurements', their conversations take
+place, their commands and links exist, and CI runs what the README tells people to run.
 
-Usage: python -m tests.behaviour.test_readme (rewrites the tables)
+Usage: python -m tests.behaviour.test_pages (rewrites the tables)
 """
 
 import json
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer.main
 
 from benchmarks import compare
@@ -21,6 +22,9 @@ from training import evaluate
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#([^)]*))?\)")
+BLOCKS = re.compile(r"<!-- (\w+): (\S+) -->")
 BLOCK = re.compile(r"(?s)(<!-- (\w+): (\S+) -->\n).*?(<!-- end -->)")
 
 
@@ -69,7 +73,7 @@ def quality_table(model: str) -> str:
     result = json.loads(newest.read_text(encoding="utf-8"))
     rows = [Quality(**each) for each in result["qualities"]]
     bars = "".join(f"- {bar['bar']}: {'met' if bar['met'] else 'MISSED'}\n" for bar in result["bars"])
-    picture = f"![KL divergence against size](benchmarks/results/{newest.stem}.svg)"
+    picture = f"![KL divergence against size](../benchmarks/results/{newest.stem}.svg)"
     return f"{picture}\n\n{report.markdown(rows)}\n{bars}"
 
 
@@ -83,14 +87,34 @@ def with_tables(text: str) -> str:
     return BLOCK.sub(lambda found: found[1] + TABLES[found[2]](found[3]) + found[4], text)
 
 
-def test_tables_are_the_helps_and_the_measurements() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert with_tables(text) == text, "run: python -m tests.behaviour.test_readme"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_the_helps_and_the_measurements(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert with_tables(text) == text, "run: python -m tests.behaviour.test_pages"
 
 
-def test_commands_exist() -> None:
-    named = set(re.findall(r"(?m)(?:^    |`|bin/)fastvlm-mlx ([a-z]+)", README.read_text(encoding="utf-8")))
-    assert named and named <= set(commands())
+def test_every_command_has_its_table() -> None:
+    described = {name for kind, name in BLOCKS.findall((ROOT / "docs" / "cli.md").read_text(encoding="utf-8")) if kind == "options"}
+    assert described == set(commands())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    named = set(re.findall(r"(?m)(?:^    |`|bin/)fastvlm-mlx ([a-z]+)", page.read_text(encoding="utf-8")))
+    assert named <= set(commands())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, heading in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+        assert not heading, "headings change; link to the page"
+
+
+def test_the_front_page_leads_to_every_other() -> None:
+    linked = {target for target, _ in LINK.findall(README.read_text(encoding="utf-8"))}
+    assert {str(page.relative_to(ROOT)) for page in PAGES if page != README} <= linked
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 150
 
 
 def test_ci_runs_both_commands() -> None:
@@ -103,4 +127,5 @@ def test_ci_runs_both_commands() -> None:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for each in PAGES:
+        each.write_text(with_tables(each.read_text(encoding="utf-8")), encoding="utf-8")
