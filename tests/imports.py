@@ -85,7 +85,7 @@ class _Reader(ast.NodeVisitor):
         self._visit_within("lazy", node)
 
     def visit_If(self, node: ast.If) -> None:
-        if "TYPE_CHECKING" in ast.unparse(node.test):
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             for child in node.body:
                 self._visit_within("typing", child)
             for child in node.orelse:

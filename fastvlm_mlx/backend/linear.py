@@ -16,7 +16,11 @@ class Linear(nn.Linear):
     makes its own again. An array taken out another way (`parameters()`, `layer["weight"]`) has to be put back once it is changed.
     """
 
+    is_plain = True  # for forms that take its weights and compute with them by themselves
     transposed: mx.array | None  # the view (I, O)
+
+    def __init_subclass__(cls) -> None:
+        cls.is_plain = False  # it computes something else, or would be no class of its own
 
     def __init__(self, in_width: int, out_width: int, *, bias: bool = True, backend: Backend):
         nn.Module.__init__(self)  # not MLX's own, which draws weights that nobody will use

@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..config import Dtype, ModelConfig, check_dtype
 from ..decoding.engine import Engine
 from ..diagnostics.memory import weight_bytes
-from ..errors import CheckpointError, OptionError, OutputError
+from ..errors import CheckpointError, OutputError
 from ..network.model import FastVLM
 from ..quantize.recipes import Plan, Recipe, plan
 from ..quantize.rounding import quantized, scale_type
@@ -23,7 +23,7 @@ from ..storage.place import check_target, new_folder
 from ..storage.save import write
 from . import quality, report
 from . import search as calibrate
-from .examples import Examples, Question, answered
+from .examples import Examples, Question, answered, questions_for
 
 STATE = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
 SAME = "\nThese are the questions it was calibrated on; others may tell more.\n"
@@ -64,15 +64,17 @@ def quantize(
     *,
     dtype: Dtype | None = None,
     questions: Sequence[Question] = (),
+    pictures: Path | None = None,
     measure: bool = False,
     force: bool = False,
     progress: Progress = lambda label, share: None,
 ) -> Quantized:
     """Write a model opened from `folder`, of any accepted layout, quantised as a folder of ours at `out`.
 
-    A recipe with a budget is calibrated on `questions` (see `examples.questions_for`); with `measure`, the result is compared
-    with the source on them and its card says how it did. `dtype` is the type of everything that is not quantised, by default the
-    source's. Raises CheckpointError, OptionError and OutputError; nothing is left half-written, but for the state of a calibration.
+    A recipe with a budget is calibrated on `questions`, by default those about the folder `pictures` (see
+    `examples.questions_for`); with `measure`, the result is compared with the source on them and its card says how it did. `dtype`
+    is the type of everything that is not quantised, by default the source's. Raises CheckpointError, OptionError and OutputError;
+    nothing is left half-written, but for the state of a calibration.
     """
     from ..convert.card import licence_text, model_card
 
@@ -80,7 +82,7 @@ def quantize(
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
         raise OutputError(f"{out} is the source itself or holds it, so it is not written to; give another `out`.")
     if (recipe.target_bits is not None or measure) and not questions:
-        raise OptionError("Calibrating and measuring need pictures and questions; name a folder of them (`pictures`).")
+        questions = questions_for(opened, pictures)
     if opened.config.quantization:
         raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.")
     config = opened.settle()

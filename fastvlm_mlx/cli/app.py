@@ -36,6 +36,8 @@ def flags(command: str) -> dict[str, str]:
         for parameter in group.commands[name].params:
             options = [option for option in parameter.opts if option.startswith("--")]
             flag = options[0] if options else str(parameter.name).upper()
+            if not options:
+                found.setdefault("model", flag)  # which every positional argument names
             found.setdefault(str(parameter.name), flag)
             found.setdefault(flag.removeprefix("--").replace("-", "_"), flag)
     return found | {theirs: found[ours] for theirs, ours in OTHERWISE_NAMED.items() if ours in found}

@@ -75,17 +75,11 @@ def bench(
     engines = [Engine.open(name, agree=agree_to_download(yes)) for name in names]
     engines += [Engine(open_random(size, layers)) for size in random or []]
     pictures: list[Source] = list(image or []) or [benches.made_photo(seed=number) for number in range(images)]
-    results = []
-    while engines:
-        engine = engines.pop(0)
-        engine.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
-        for size in resolution or [engine.config.image.size]:
-            result = benches.measure(
-                engine, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens,
-                rounds=rounds, warmup=warmup, progress=lambda line: print(line, file=sys.stderr),
-            )  # fmt: skip
-            results.append(result)
-        del engine  # one model in memory at a time
+    results = benches.measure_all(
+        engines, pictures, resolutions=resolution or (), prompt=prompt, bits=bits,
+        dtype=dtype,  # type: ignore[arg-type]  # checked there
+        max_tokens=max_tokens, rounds=rounds, warmup=warmup, progress=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
     here = machine()
     if json:
         print(dumps(benches.to_dict(here, results), ensure_ascii=False))

@@ -68,7 +68,7 @@ def _explain(error: BaseException) -> int:
         name = repr(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else "The output"
         say(f"{name} cannot be used ({error.strerror}); check the path, its permissions and the space left.")
     elif isinstance(error, MemoryError):
-        say("There is not enough memory; use a smaller model, `bits=4` or a lower `resolution`.")
+        say("There is not enough memory; use a smaller model, --bits 4 or a lower --resolution.")
     else:
         say(f"An error of its own, {type(error).__name__} ({str(error) or 'no message'}); {REPORT}.")
     return 1

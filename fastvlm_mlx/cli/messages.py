@@ -1,7 +1,7 @@
 """What the command line says beside the answer: one line on stderr, in which the library's arguments stand as flags.
 
 Messages of the library name arguments as Python does, in backquotes (`errors`): "`max_tokens` is 0" becomes "--max-tokens is 0",
-"`dtype='bfloat16'`" becomes "--dtype bfloat16", and "`force=True`" becomes "--force". An argument that no flag stands for is named
+"`dtype='bfloat16'`" becomes "--dtype bfloat16", and "`force=True`" becomes "--force". An argument that no flag stands for stays
 as it is.
 """
 
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 LONGEST = 1000  # characters of a message
-ARGUMENT = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
+ARGUMENT = re.compile(r"(?<![^\s(])`([A-Za-z_]\w*)(?:=([^`]*))?`(?![\w/])")  # a word of its own: not within a path
 
 _flags: Callable[[], Mapping[str, str]] = dict
 
@@ -40,10 +40,13 @@ def with_flags(message: str) -> str:
 
 def _as_flag(argument: re.Match[str]) -> str:
     name, value = argument.groups()
-    flag = _flags().get(name)
-    if value is None or (flag is not None and value == "True"):
-        return flag or name
+    try:
+        flag = _flags().get(name)
+    except Exception:  # a message is said all the same, in the middle of anything
+        flag = None
     if flag is None:
-        return f"{name}={value}"
+        return argument[0]
+    if value is None or value == "True":
+        return flag
     words = value.strip("'")
     return words if flag.isupper() else f"{flag} {words}"  # a positional argument is its value

@@ -45,11 +45,8 @@ def run(
 ) -> None:
     """Quantise with a progress bar, and say what was done and what was left alone."""
     from ..calibrate import pipeline
-    from ..calibrate.examples import questions_for
     from ..calibrate.report import table
 
-    needed = report or recipe.target_bits is not None
-    questions = questions_for(opened, Path(pictures) if pictures else None) if needed else []
     with typer.progressbar(length=1000, label="Quantising", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
 
         def progress(label: str, share: float) -> None:
@@ -58,8 +55,8 @@ def run(
 
         try:
             result = pipeline.quantize(
-                opened, source, target, recipe, dtype=dtype, questions=questions, measure=report, force=force,
-                progress=progress,
+                opened, source, target, recipe, dtype=dtype, pictures=Path(pictures) if pictures else None, measure=report,
+                force=force, progress=progress,
             )  # fmt: skip
         except KeyboardInterrupt:
             state = pipeline.state_file(target)

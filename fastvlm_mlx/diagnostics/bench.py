@@ -11,6 +11,7 @@ from io import BytesIO
 
 import numpy as np
 
+from ..config import Dtype, check_resolution
 from ..decoding.answer import Stats, finish
 from ..decoding.engine import Engine
 from ..decoding.generate import stream
@@ -102,6 +103,38 @@ def measure(
         rounds=rounds,
         spread={name: (values[0], values[-1]) for name, values in figures.items()},
     )
+
+
+def measure_all(
+    engines: list[Engine],
+    pictures: Sequence[Source],
+    *,
+    resolutions: Sequence[int] = (),
+    prompt: str = PROMPT,
+    bits: int | None = None,
+    dtype: Dtype | None = None,
+    max_tokens: int = 32,
+    rounds: int = 5,
+    warmup: int = 1,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Load and `measure` models in turn, one in memory at a time, each at all `resolutions`, by default its own.
+
+    `engines`, whose weights are not loaded, is emptied. `bits` and `dtype` as for `fastvlm_mlx.load`.
+    """
+    for resolution in resolutions:
+        check_resolution(resolution)
+    results = []
+    while engines:
+        engine = engines.pop(0)
+        engine.load_weights(bits=bits, dtype=dtype)
+        for size in resolutions or [engine.config.image.size]:
+            result = measure(
+                engine, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens, rounds=rounds, warmup=warmup,
+                progress=progress,
+            )  # fmt: skip
+            results.append(result)
+    return results
 
 
 def _answer(engine: Engine, images: Sequence[Source], prompt: str, options: Options) -> Stats:

@@ -150,6 +150,8 @@ def test_row_product(shape: tuple[int, ...], biased: bool, monkeypatch: pytest.M
     assert ours is not None and ours.shape == (*shape[:-1], 7)
     assert np.allclose(np.array(ours), x @ weight.T + (bias if biased else 0), atol=1e-5)
     assert cpu.row_product(mx.array(x), mx.array(weight).astype(mx.bfloat16), None) is None
+    if biased:
+        assert cpu.row_product(mx.array(x), mx.array(weight), mx.array(bias).astype(mx.float16)) is None
     turned = mx.array(weight).T  # its rows do not lie in order
     assert cpu.row_product(mx.array(np.ones(7, np.float32)), turned, None) is None
 

@@ -51,13 +51,27 @@ def test_the_library_speaks_of_no_flags() -> None:
         ("bench", "a folder of `pictures`, `size` is 3", "a folder of --pictures, --random is 3"),
         ("info", "with `bits=4` about 3 GB, `vision_from`", "with --bits 4 about 3 GB, --vision-from"),  # which it does not have
         ("download", "which takes `agree`; `sha256`", "which takes --yes; --sha256"),
-        ("chat", "`stop_tokens` is 3; `stop_tokens=()`", "stop_tokens is 3; stop_tokens=()"),  # which no command has
-        ("chat", "the file 'a`b`c' and `b c`", "the file 'abc' and `b c`"),
+        ("download", "check `model`, or try `model='tiny'`", "check NAME, or try tiny"),
+        ("convert", "check `model`", "check FOLDER"),
+        ("chat", "`stop_tokens` is 3; `stop_tokens=()`", "`stop_tokens` is 3; `stop_tokens=()`"),  # which no command has
+        (
+            "chat",
+            "the files 'a`bits`c', /x/`model` and `seed`/y, (`bits`)",
+            "the files 'a`bits`c', /x/`model` and `seed`/y, (--bits)",
+        ),
     ],
 )
 def test_arguments_as_flags(command: str, message: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "_flags", lambda: flags(command))
     assert messages.with_flags(message) == expected
+
+
+def test_a_message_is_said_also_where_flags_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> dict[str, str]:
+        raise MemoryError
+
+    monkeypatch.setattr(messages, "_flags", fails)
+    assert messages.with_flags("`bits` is 7") == "`bits` is 7"
 
 
 def test_every_command_has_its_flags() -> None:

@@ -15,8 +15,9 @@ from fastvlm_mlx.storage.save import save
 
 # Each takes between a tenth of a second and several seconds to import.
 HEAVY = {
-    "cv2", "datasets", "gradio", "matplotlib", "mlx_lm", "mlx_vlm", "numba", "pandas", "prompt_toolkit", "requests", "rich",
-    "scipy", "sklearn", "timm", "torch", "torchvision", "transformers",
+    "av", "coremltools", "cv2", "datasets", "fastapi", "gradio", "llguidance", "matplotlib", "mlx_lm", "mlx_vlm", "numba", "onnx",
+    "onnxruntime", "openvino", "pandas", "prompt_toolkit", "pydicom", "pypdfium2", "requests", "rich", "scipy", "sklearn",
+    "starlette", "timm", "torch", "torchvision", "transformers", "uvicorn",
 }  # fmt: skip
 FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
 FOR_OTHER_WORK = {

@@ -34,7 +34,7 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
     """fc2(gelu(fc1(x))) for x (R, I), some rows at a time; each is finished before the next, which then can have its memory."""
-    plain = isinstance(fc1, nn.Linear) and isinstance(fc2, nn.Linear) and "bias" in fc1 and "bias" in fc2
+    plain = _is_plain(fc1) and _is_plain(fc2)
     weights = [fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]] if plain else []
     step = max(ROWS, HIDDEN // (len(weights[0]) if plain else 4 * x.shape[-1]))
     parts = []
@@ -43,6 +43,11 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
         parts.append(_feed_forward(rows, *weights) if plain else fc2(gelu(fc1(rows))))
         mx.eval(parts[-1])
     return mx.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is x @ weight.T + bias and nothing else: a class derived from it, such as an adapter's, does more."""
+    return getattr(type(layer), "is_plain", False) is True and layer.keys() == {"weight", "bias"}
 
 
 @with_gradient_of(lambda x, w1, b1, w2, b2: nn.gelu(x @ w1.T + b1) @ w2.T + b2)

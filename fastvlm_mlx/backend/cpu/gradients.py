@@ -13,8 +13,8 @@ Form = Callable[..., mx.array]
 def with_gradient_of(general: Form) -> Callable[[Form], Form]:
     """Give a form of arrays alone, which may evaluate them, the gradient of the `general` form of the same arguments.
 
-    The result can be differentiated (`mx.grad`, `mx.vjp`, `mx.checkpoint`); an evaluating form still cannot be compiled or
-    vectorised (`ops.general_forms`).
+    The result can be differentiated (`mx.grad`, `mx.vjp`, `mx.jvp`, `mx.checkpoint`); an evaluating form still cannot be compiled
+    or vectorised (`ops.general_forms`).
     """
 
     def decorate(form: Form) -> Form:
@@ -25,6 +25,14 @@ def with_gradient_of(general: Form) -> Callable[[Form], Form]:
             arguments = [primals] if isinstance(primals, mx.array) else list(primals)
             _, gradients = mx.vjp(general, arguments, [cotangent])
             return gradients if len(arguments) > 1 else gradients[0]
+
+        @differentiable.jvp
+        def jvp(primals: mx.array | Sequence[mx.array], tangents: mx.array | Sequence[mx.array | None]) -> mx.array:
+            arguments = [primals] if isinstance(primals, mx.array) else list(primals)
+            directions = [tangents] if isinstance(tangents, mx.array) else list(tangents)
+            given = [mx.zeros_like(x) if d is None else d for x, d in zip(arguments, directions, strict=True)]
+            _, (along,) = mx.jvp(general, arguments, given)
+            return along
 
         def function(*arguments: mx.array) -> mx.array:
             y: mx.array = differentiable(*arguments)  # type: ignore[assignment]  # MLX says object

@@ -19,7 +19,8 @@ def row_product(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.arra
 
     A product of matrices first copies the whole weight into panels, which for one row is three times the work.
     """
-    if blas.library is None or weight.size < LEAST or not x.dtype == weight.dtype == mx.float32:
+    arrays = [x, weight] if bias is None else [x, weight, bias]
+    if blas.library is None or weight.size < LEAST or any(array.dtype != mx.float32 for array in arrays):
         return None
     mx.eval(weight)
     if not np.asarray(weight).flags.c_contiguous:
