@@ -34,7 +34,7 @@ class Tensors:
         return self.tensors.pop(f"{self.prefix}.{name}")
 
     def exactly(self, name: str) -> mx.array:
-        """The same in float32, for tensors that are computed with and not only moved."""
+        """Remove and return one tensor in float32, to be computed with."""
         return self.take(name).astype(mx.float32)
 
     def parts(self, name: str) -> list[str]:

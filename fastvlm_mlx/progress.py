@@ -17,7 +17,7 @@ class Track(Protocol):
     """Hands items on, one step of the bar each."""
 
     def __call__(self, items: Iterable[Item], /) -> Iterator[Item]:
-        """The same items."""
+        """Hand `items` on as they are."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ class _Notebook:
         self.handle: Any = None
 
     def draw(self, done: int) -> None:
-        """The same, as one display that is updated."""
+        """Show so many steps done, in one display that is updated; -1 empties it."""
         from html import escape
 
         from IPython.display import display

@@ -21,8 +21,7 @@ from ..storage.fill import check_finite
 from ..storage.open import Named, OpenModel, open_ours
 from ..storage.place import check_target, new_folder
 from ..storage.save import write
-from . import quality, report
-from . import search as calibrate
+from . import quality, report, search
 from .examples import Examples, Question, answered, questions_for
 
 STATE = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
@@ -94,23 +93,23 @@ def quantize(
     step = _in_phases(recipe, measure, progress)
     exact = Engine(opened)
     reference: quality.Reference | None = None
-    notebook: calibrate.Notebook | None = None
+    state: search.SearchState | None = None
     weights = opened.weights
     if recipe.target_bits is not None or measure:
         exact.load_weights()
     if measure:
         reference = quality.reference(exact, questions, "unquantised", lambda done, total: step("Answering", done, total))
     if recipe.target_bits is not None:
-        calibrate.budget_bytes(exact.model, chosen, recipe)
+        search.budget_bytes(exact.model, chosen, recipe)
         examples = (
             reference.examples if reference else answered(exact, questions, lambda done, total: step("Answering", done, total))
         )
-        notebook = calibrate.Notebook.open(state_file(out), calibrate.fingerprint(exact, examples, recipe))
-        chosen = _calibrated(exact, examples, recipe, notebook, partial(step, "Calibrating"))
+        state = search.SearchState.open(state_file(out), search.fingerprint(exact, examples, recipe))
+        chosen = _calibrated(exact, examples, recipe, state, partial(step, "Calibrating"))
         weights = exact.model.places().items  # with the scales folded in
     config = replace(config, quantization=chosen)
 
-    scaled = notebook is not None
+    scaled = state is not None
     texts = {
         "tokenizer.json": opened.tokenizer.to_json(),
         "README.md": model_card(config, scaled=scaled),
@@ -128,8 +127,8 @@ def quantize(
             text = report.markdown(qualities) + (SAME if scaled else "")
             (unfinished / "README.md").write_text(model_card(config, quality=text, scaled=scaled), encoding="utf-8")
             (unfinished / "quality.json").write_text(report.to_json(qualities), encoding="utf-8")
-    if notebook is not None:
-        notebook.remove()
+    if state is not None:
+        state.remove()
     return Quantized(config, left, qualities)
 
 
@@ -140,7 +139,7 @@ def trial(opened: OpenModel, recipe: Recipe, questions: Sequence[Question]) -> E
     if recipe.target_bits is not None:
         exact = Engine(opened)
         exact.load_weights()
-        chosen = calibrate.calibrate(exact, answered(exact, questions), recipe, calibrate.Notebook(None, ""))
+        chosen = search.calibrate(exact, answered(exact, questions), recipe, search.SearchState(None, ""))
         opened = replace(opened, weights=exact.model.places().items)
         del exact
     engine = Engine(opened)
@@ -160,9 +159,9 @@ def _in_phases(recipe: Recipe, measure: bool, progress: Progress) -> Callable[[s
 
 
 def _calibrated(
-    exact: Engine, examples: Examples, recipe: Recipe, notebook: calibrate.Notebook, progress: Callable[[int, int], None]
+    exact: Engine, examples: Examples, recipe: Recipe, state: search.SearchState, progress: Callable[[int, int], None]
 ) -> Plan:
-    total = calibrate.steps(exact, examples, recipe)
+    total = search.steps(exact, examples, recipe)
     done = 0
 
     def step() -> None:
@@ -170,7 +169,7 @@ def _calibrated(
         done += 1
         progress(done, total)
 
-    return calibrate.calibrate(exact, examples, recipe, notebook, step)
+    return search.calibrate(exact, examples, recipe, state, step)
 
 
 def _stored(weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]) -> Iterator[tuple[str, mx.array]]:

@@ -28,7 +28,7 @@ def table(qualities: Sequence[Quality]) -> str:
 
 
 def markdown(qualities: Sequence[Quality]) -> str:
-    """The same as Markdown, with what the columns mean."""
+    """Qualities as a Markdown table, the reference first, with what the columns mean below."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(quality) for quality in qualities)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     first = qualities[0]

@@ -34,7 +34,7 @@ Report = Callable[[], None]  # called after every step
 
 
 @dataclass
-class Notebook:
+class SearchState:
     """What has been found so far, in a file beside the result, or nowhere (`path` None)."""
 
     path: Path | None
@@ -43,25 +43,25 @@ class Notebook:
     kl: dict[str, float] = field(default_factory=dict)  # per layer, rounded alone
 
     @classmethod
-    def open(cls, path: Path | None, fingerprint: str) -> "Notebook":
+    def open(cls, path: Path | None, fingerprint: str) -> "SearchState":
         """Go on with the file where there is one of the same run, start an empty one otherwise."""
-        notebook = cls(path, fingerprint)
+        found = cls(path, fingerprint)
         if path is None or not path.exists():
-            return notebook
+            return found
         try:
             safetensors.read_header(path)
             loaded = cast(
                 tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), format="safetensors", return_metadata=True)
             )
         except (CheckpointError, RuntimeError, ValueError):
-            return notebook
+            return found
         arrays, about = loaded
         if about.get("fingerprint") != fingerprint:
-            return notebook
+            return found
         mx.eval(arrays)
-        notebook.scales = arrays
-        notebook.kl = json.loads(about["kl"])
-        return notebook
+        found.scales = arrays
+        found.kl = json.loads(about["kl"])
+        return found
 
     def save(self) -> None:
         """Write everything; the file is always whole. Raises OutputError."""
@@ -87,17 +87,17 @@ def steps(engine: Engine, examples: Examples, recipe: Recipe) -> int:
     return len(Chain(engine.model, examples, chosen).steps) + len(chosen)
 
 
-def calibrate(engine: Engine, examples: Examples, recipe: Recipe, notebook: Notebook, report: Report = lambda: None) -> Plan:
+def calibrate(engine: Engine, examples: Examples, recipe: Recipe, found: SearchState, report: Report = lambda: None) -> Plan:
     """Fold scales into the model, in place, and decide on every layer's bits; raises OptionError for a budget too small."""
     model, stored = engine.model, scale_type(engine.config.dtype)
     chosen, _ = plan(model, recipe)
     budget = budget_bytes(model, chosen, recipe)
     chain = Chain(model, examples, chosen)
     exact = chain.scores()
-    _fold(chain, chosen, notebook, getattr(mx, engine.config.dtype), stored, report)
-    _probe(chain, chosen, notebook, exact, stored, report)
+    _fold(chain, chosen, found, getattr(mx, engine.config.dtype), stored, report)
+    _probe(chain, chosen, found, exact, stored, report)
     layers = {
-        path: sensitivity.choices(layer_at(model, path).weight, probe(chosen, path), notebook.kl[path], stored) for path in chosen
+        path: sensitivity.choices(layer_at(model, path).weight, probe(chosen, path), found.kl[path], stored) for path in chosen
     }
     return sensitivity.spend(layers, budget)
 
@@ -126,7 +126,7 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
     return float(size * recipe.target_bits / 8)
 
 
-def _fold(chain: Chain, chosen: Plan, notebook: Notebook, kind: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
+def _fold(chain: Chain, chosen: Plan, found: SearchState, kind: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
     """Record the inputs of every layer that can be scaled, find the scales and fold them in."""
     model, state = chain.model, chain.start()
     for step in chain.steps:
@@ -134,7 +134,7 @@ def _fold(chain: Chain, chosen: Plan, notebook: Notebook, kind: mx.Dtype, stored
         if step.among(chosen):
             (path,) = step.paths
             folds = [fold for fold in awq.folds(path, layer_at(model, path)) if fold.layer in chosen]
-        missing = [fold for fold in folds if fold.layer not in notebook.scales]
+        missing = [fold for fold in folds if fold.layer not in found.scales]
         layers = {fold.layer: layer_at(model, fold.layer) for fold in missing}
         for place, layer in layers.items():
             put_layer(model, place, awq.Recorder(layer))
@@ -146,28 +146,28 @@ def _fold(chain: Chain, chosen: Plan, notebook: Notebook, kind: mx.Dtype, stored
                 put_layer(model, place, layer)
         for fold in missing:
             weight, settings = layers[fold.layer].weight, probe(chosen, fold.layer)
-            notebook.scales[fold.layer] = awq.search(weight, inputs[fold.layer], fold, settings, stored)
+            found.scales[fold.layer] = awq.search(weight, inputs[fold.layer], fold, settings, stored)
         if missing:
-            notebook.save()
+            found.save()
         for fold in folds:
-            awq.apply_fold(model, fold, notebook.scales[fold.layer], kind)
+            awq.apply_fold(model, fold, found.scales[fold.layer], kind)
         report()
 
 
-def _probe(chain: Chain, chosen: Plan, notebook: Notebook, exact: Scores, stored: mx.Dtype, report: Report) -> None:
+def _probe(chain: Chain, chosen: Plan, found: SearchState, exact: Scores, stored: mx.Dtype, report: Report) -> None:
     """Round every layer alone and note the divergence of the answers from the `exact` scores."""
     state = chain.start()
     for number, step in enumerate(chain.steps):
         for path in step.among(chosen):
-            if path not in notebook.kl:
+            if path not in found.kl:
                 whole = layer_at(chain.model, path)
                 layer = copy(whole)
                 layer.weight = rounded(whole.weight, probe(chosen, path), stored).astype(whole.weight.dtype)
                 put_layer(chain.model, path, layer)
                 try:
-                    notebook.kl[path] = divergence(exact, chain.run(state, number))
+                    found.kl[path] = divergence(exact, chain.run(state, number))
                 finally:
                     put_layer(chain.model, path, whole)
-                notebook.save()
+                found.save()
             report()
         state = step.run(state)

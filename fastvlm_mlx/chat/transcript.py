@@ -49,7 +49,7 @@ class Picture:
         return digest(self.pixels)
 
     def to_dict(self) -> dict[str, str]:
-        """As a transcript refers to it."""
+        """The entry of a transcript: a path, or the picture as PNG in base64, and its digest."""
         if self.path is not None:
             return {"path": self.path, "digest": self.digest.hex()}
         png = BytesIO()
@@ -68,7 +68,7 @@ class Exchange:
 
     @property
     def turn(self) -> Turn:
-        """As the prompt is rendered from."""
+        """The question, the number of its pictures and the answer's ids, as `prompt.render` takes them."""
         return Turn(self.prompt, len(self.pictures), self.answer_ids)
 
 
@@ -80,7 +80,7 @@ class LeftOut:
     pictures: int = 0  # of those in `exchanges`, the first ones
 
     def within(self, exchanges: Sequence[Exchange]) -> "LeftOut":
-        """The same, as far as there are so many."""
+        """Not more than there is: questions and pictures left out, of the `exchanges` there are."""
         return LeftOut(min(self.exchanges, len(exchanges)), min(self.pictures, pictures_in(exchanges[: self.exchanges])))
 
 

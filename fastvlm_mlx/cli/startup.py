@@ -27,7 +27,7 @@ def spare_threads() -> None:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """For imports: what they make stays, and Python's garbage collector would look through it sixty times for nothing."""
+    """Import without Python's garbage collector, which would look sixty times through what imports make and find nothing."""
     gc.disable()
     try:
         yield

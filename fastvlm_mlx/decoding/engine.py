@@ -78,7 +78,7 @@ class Engine:
         self.load_seconds += time.perf_counter() - started
 
     def at(self, resolution: int) -> "Engine":
-        """The same network for pictures of another side in pixels, a multiple of 64; what it has seen is its own."""
+        """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are its own."""
         check_resolution(resolution)
         other = copy.copy(self)
         other.config = replace(self.config, image=replace(self.config.image, size=resolution))

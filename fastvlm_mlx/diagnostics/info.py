@@ -35,7 +35,7 @@ class ModelInfo:
 
     @property
     def verdict(self) -> str:
-        """That in words, with what to do where it does not fit."""
+        """Whether the model fits into memory, in words, with what to do where it does not."""
         there = f"of {in_bytes(self.usable)} usable"
         if self.memory.total <= EASY * self.usable:
             return f"yes, {in_bytes(self.memory.total)} {there}"
@@ -61,7 +61,7 @@ class ModelInfo:
         return dict(sorted(Counter(f"{q.bits} bits, {q.mode}" for q in self.config.quantization.values()).items()))
 
     def lines(self) -> Lines:
-        """For people."""
+        """Rows of a table for people."""
         config, text, parts = self.config, self.config.text, memory.parameters(self.config)
         layers = (f"{count} layers in {kind}" for kind, count in self.quantization.items())
         counts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
@@ -86,7 +86,7 @@ class ModelInfo:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs; sizes in bytes."""
+        """Everything as a JSON object; sizes in bytes."""
         parts, config = memory.parameters(self.config), self.config
         return {
             "model": self.name, "folder": str(self.folder), "disk_bytes": self.disk, "layout": config.source.layout,

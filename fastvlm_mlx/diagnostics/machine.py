@@ -140,7 +140,7 @@ class MachineInfo:
     caches: list[caches.Cache]
 
     def lines(self) -> Lines:
-        """For people."""
+        """Rows of a table for people."""
         sizes = f"{in_bytes(self.memory_bytes)} of memory, a model can take up to {in_bytes(self.usable)}"
         lines = [("machine", f"{self.machine}, {sizes}"), ("backend", f"{self.backend} ({self.device})"), ("BLAS", self.blas)]
         lines += self.libraries.items()
@@ -150,7 +150,7 @@ class MachineInfo:
         return lines if self.caches else [*lines, ("cache", "nothing is kept")]
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs; sizes in bytes."""
+        """Everything as a JSON object; sizes in bytes."""
         kept = [
             {"name": c.name, "path": str(c.path), "bytes": c.nbytes, "partial_bytes": c.partial, "clear": c.clear}
             for c in self.caches

@@ -71,7 +71,7 @@ def estimate(
 
 
 def with_decoder_bits(config: ModelConfig, bits: int) -> ModelConfig:
-    """The same model with only the matrices of the decoder's layers in `bits`: what quantising while loading saves at least."""
+    """A model's config with the matrices of its decoder's layers in `bits`: the least that quantising while loading saves."""
     plan = {
         name.removesuffix(".weight"): QuantConfig(bits, 64)
         for name, shape in _shapes(config)

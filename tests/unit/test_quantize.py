@@ -371,7 +371,7 @@ def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.
         many = examples.Examples(found.pixels * count, [replace(found.items[0], picture=number) for number in range(count)])
         before = mx.get_active_memory()
         mx.reset_peak_memory()
-        search.calibrate(vlm.engine, many, recipes.choose("mixed"), search.Notebook(None, ""))
+        search.calibrate(vlm.engine, many, recipes.choose("mixed"), search.SearchState(None, ""))
         peaks.append(mx.get_peak_memory() - before)
     logits = 4 * vlm.config.text.vocab_size * len(found.items[0].ids)
     more = (peaks[1] - peaks[0]) / 20
@@ -434,13 +434,13 @@ def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
 
 def test_a_state_of_another_run_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    notebook = search.Notebook(path, "one")
-    notebook.scales["layer"], notebook.kl["layer"] = mx.ones((3,)), 0.5
-    notebook.save()
-    assert search.Notebook.open(path, "one").kl == {"layer": 0.5}
-    assert not search.Notebook.open(path, "two").kl
+    state = search.SearchState(path, "one")
+    state.scales["layer"], state.kl["layer"] = mx.ones((3,)), 0.5
+    state.save()
+    assert search.SearchState.open(path, "one").kl == {"layer": 0.5}
+    assert not search.SearchState.open(path, "two").kl
     path.write_bytes(b"not a state")
-    assert not search.Notebook.open(path, "one").scales
+    assert not search.SearchState.open(path, "one").scales
 
 
 def test_a_budget_too_small_is_said_before_any_work(apple: Path, small: VLM) -> None:

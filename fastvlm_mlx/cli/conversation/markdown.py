@@ -50,7 +50,7 @@ class MarkdownWriter:
 
 
 class _Tail:
-    """As many of the last lines of a Markdown text as the screen has room for."""
+    """The last lines of a Markdown text, as many as the screen has room for."""
 
     def __init__(self, text: str):
         self._markdown = Markdown(text, hyperlinks=False)
