@@ -72,11 +72,11 @@ def gelu(x: mx.array, backend: Backend) -> mx.array:
 
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module, backend: Backend) -> mx.array:
-    """fc2(gelu(fc1(x))): x (R, I) -> (R, O); with more axes each product would flatten them and shape them back."""
-    if _on_cpu(backend) and x.dtype == mx.float32:
-        return cpu.feed_forward(x, fc1, fc2)
-    y: mx.array = fc2(gelu(fc1(x), backend))
-    return y
+    """fc2(gelu(fc1(x))): x (..., I) -> (..., O)."""
+    rows = x.reshape(-1, x.shape[-1])  # once, or each product would flatten its argument and shape it back
+    on_cpu = _on_cpu(backend) and x.dtype == mx.float32
+    y = cpu.feed_forward(rows, fc1, fc2) if on_cpu else fc2(gelu(fc1(rows), backend))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 def swiglu(gate: mx.array, up: mx.array, backend: Backend) -> mx.array:
@@ -93,14 +93,13 @@ def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
 _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 
-def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend, transposed: mx.array | None = None) -> mx.array:
-    """x (..., I), weight (O, I), bias (O,) or None -> (..., O); `transposed` is weight.T where it is there already."""
+def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backend) -> mx.array:
+    """x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
     if _on_cpu(backend) and x.size <= cpu.FEW_ROWS * x.shape[-1]:
         y = cpu.row_product(x, weight, bias)
         if y is not None:
             return y
-    transposed = weight.T if transposed is None else transposed
-    return mx.addmm(bias, x, transposed) if bias is not None else x @ transposed
+    return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
 
 
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:

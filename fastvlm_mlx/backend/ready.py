@@ -1,4 +1,4 @@
-"""What a network whose weights are in place still needs before it answers fast here: transposed views, and on a CPU its memory."""
+"""What a network whose weights are in place still needs to answer fast on a CPU: memory, and quantised matrices in float32."""
 
 import warnings
 from collections.abc import Iterable
@@ -11,14 +11,12 @@ from ..errors import FastVLMWarning
 from . import blas, ops
 from .cpu.memory import keep_memory, memory_bytes
 from .cpu.packed import Packed, keep_wide
-from .linear import keep_transposed
 
 LARGE = 100_000_000  # parameters
 
 
 def make_ready(model: nn.Module, packed: Iterable[Packed]) -> None:
     """Prepare a network for the default device; on a CPU, `packed` are its matrices to be kept in float32 as far as they fit."""
-    keep_transposed(model)
     if ops.current() != "cpu":
         return
     parameters: dict[str, Any] = dict(tree_flatten(model.parameters()))

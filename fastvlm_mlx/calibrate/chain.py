@@ -84,7 +84,7 @@ class Chain:
                 if name in stage:
                     yield Step((f"{path}.{name}",), _each(stage[name]))
             for index, block in enumerate(stage.blocks):
-                yield Step((f"{path}.blocks.{index}",), _each(_of_maps(block) if "position" in stage else block))
+                yield Step((f"{path}.blocks.{index}",), _each(block))
         yield Step(("vision.conv_exp",), _each(lambda x: _flat(vision.conv_exp(x))))
         yield Step(("projector",), _each(self.model.projector))
         yield Step(("text.embed_tokens",), self._splice, each=False)
@@ -164,11 +164,6 @@ def _each(run: Callable[[mx.array], mx.array]) -> Callable[[State], State]:
         return results
 
     return step
-
-
-def _of_maps(block: nn.Module) -> Callable[[mx.array], mx.array]:
-    """A block of the tower that wants a map's pixels as rows, for maps."""
-    return lambda x: block(x.reshape(-1, x.shape[-1]), x.shape[:-1]).reshape(x.shape)
 
 
 def _block(layer: nn.Module) -> Callable[[mx.array], mx.array]:

@@ -17,5 +17,4 @@ class Projector(nn.Module):
         self.linear_2 = Linear(out_width, out_width, backend=backend)
 
     def __call__(self, features: mx.array) -> mx.array:
-        B, N, C = features.shape
-        return feed_forward(features.reshape(B * N, C), self.linear_1, self.linear_2, self.backend).reshape(B, N, -1)
+        return feed_forward(features, self.linear_1, self.linear_2, self.backend)

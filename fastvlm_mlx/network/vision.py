@@ -7,8 +7,6 @@ Linear layers, and a convolution with r outputs per channel is r depthwise ones.
 B batch, H W grid, C channels, N = ceil(H/64) * ceil(W/64) image tokens.
 """
 
-from collections.abc import Sequence
-
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -76,7 +74,7 @@ class Downsample(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """7x7 depthwise, then the two layers of an MLP at every pixel; (B, H, W, C) -> (B * H * W, C)."""
+    """7x7 depthwise, then the two layers of an MLP at every pixel; (B, H, W, C) -> the same shape."""
 
     def __init__(self, channels: int, ratio: int, backend: Backend):
         super().__init__()
@@ -86,7 +84,7 @@ class ConvFFN(nn.Module):
         self.fc2 = Linear(ratio * channels, channels, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return feed_forward(self.conv(x).reshape(-1, x.shape[-1]), self.fc1, self.fc2, self.backend)
+        return feed_forward(self.conv(x), self.fc1, self.fc2, self.backend)
 
 
 class RepMixerBlock(nn.Module):
@@ -99,11 +97,11 @@ class RepMixerBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         x = self.token_mixer(x)
-        return x + self.convffn(x).reshape(x.shape)
+        return x + self.convffn(x)
 
 
 class MHSA(nn.Module):
-    """Multi-headed self-attention over all pixels of a picture; those of B pictures (B * H * W, C) -> the same shape."""
+    """Multi-headed self-attention over all pixels of a picture; (B, H, W, C) -> the same shape."""
 
     def __init__(self, channels: int, backend: Backend):
         super().__init__()
@@ -111,17 +109,15 @@ class MHSA(nn.Module):
         self.qkv = Linear(channels, 3 * channels, bias=False, backend=backend)
         self.proj = Linear(channels, channels, backend=backend)
 
-    def __call__(self, x: mx.array, B: int) -> mx.array:
-        qkv = self.qkv(x).reshape(B, len(x) // B, -1, HEAD_DIM).transpose(0, 2, 1, 3)
+    def __call__(self, x: mx.array) -> mx.array:
+        B, H, W, _ = x.shape
+        qkv = self.qkv(x).reshape(B, H * W, -1, HEAD_DIM).transpose(0, 2, 1, 3)
         y = attention(qkv, self.backend)
         return self.proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 class AttentionBlock(nn.Module):
-    """A block of stages 3-4: tokens are mixed by attention; the pixels (B * H * W, C) of a `grid` (B, H, W) -> the same shape.
-
-    From one block to the next they stay in this form, the one that matrix products want.
-    """
+    """A block of stages 3-4: tokens are mixed by attention; (B, H, W, C) -> the same shape."""
 
     def __init__(self, channels: int, ratio: int, eps: float, backend: Backend):
         super().__init__()
@@ -129,9 +125,9 @@ class AttentionBlock(nn.Module):
         self.token_mixer = MHSA(channels, backend)
         self.convffn = ConvFFN(channels, ratio, backend)
 
-    def __call__(self, x: mx.array, grid: Sequence[int]) -> mx.array:
-        x = x + self.token_mixer(self.norm(x), grid[0])
-        return x + self.convffn(x.reshape(*grid, -1))
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.token_mixer(self.norm(x))
+        return x + self.convffn(x)
 
 
 class Stage(nn.Module):
@@ -154,16 +150,11 @@ class Stage(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         if "downsample" in self:
             x = self.downsample(x)
-        if "position" not in self:
-            for block in self.blocks:
-                x = block(x)
-            return x
-        x = self.position(x)
-        *grid, C = x.shape
-        x = x.reshape(-1, C)
+        if "position" in self:
+            x = self.position(x)
         for block in self.blocks:
-            x = block(x, grid)
-        return x.reshape(*grid, C)
+            x = block(x)
+        return x
 
 
 class ConvExp(nn.Module):
