@@ -26,7 +26,9 @@ def bench(
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG; several may follow one another."),
+        typer.Option(
+            "--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG; several may follow one another."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(help="How many pictures to make, all shown in one prompt.", min=1)] = 1,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")] = "Describe the image.",

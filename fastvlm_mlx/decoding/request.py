@@ -1,6 +1,5 @@
 """What is asked, made ready: the pixels of each picture, the prompt in pieces, and how the answer is to be drawn."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +32,9 @@ class Options:
     def __post_init__(self) -> None:
         if not is_whole(self.max_tokens) or self.max_tokens < 1:
             raise OptionError(f"`max_tokens` is {shown(self.max_tokens)}, expected a whole number of at least 1.")
-        if not is_number(self.temperature) or not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
+        if not is_number(self.temperature) or not (
+            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        ):
             raise OptionError(
                 f"`temperature` is {shown(self.temperature)}, expected 0 (greedy) or a number from {LEAST_TEMPERATURE:g} "
                 f"to {MAX_TEMPERATURE:g}."

@@ -14,7 +14,9 @@ from ..errors import ImageError
 from .imagefile import check_size
 
 BAND = 1 << 22  # numbers converted at a time
-EXPECTED = "expected (height, width), or (height, width, channels) with 1 to 4 channels, as uint8, uint16 or floating point from 0 to 1"
+EXPECTED = (
+    "expected (height, width), or (height, width, channels) with 1 to 4 channels, as uint8, uint16 or floating point from 0 to 1"
+)
 
 
 def is_array(source: object) -> bool:
@@ -49,7 +51,7 @@ def _levels(values: npt.NDArray[Any], described: str) -> npt.NDArray[np.uint8]:
     """Levels 0-255, rounded."""
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
-    if values.dtype == np.uint16:
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order
         return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise ImageError(f"{described}, {EXPECTED}; if its levels are 0 to 255, use `.astype('uint8')`.")

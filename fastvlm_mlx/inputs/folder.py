@@ -1,4 +1,4 @@
-"""What stands for pictures on a command line -> their paths, in order: a path, a folder of pictures, or a pattern (photos/*.jpg)."""
+"""What stands for pictures (a path, a folder of them, a pattern such as photos/*.jpg) -> their paths, in order."""
 
 import glob
 import os

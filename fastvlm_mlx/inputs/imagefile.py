@@ -23,6 +23,7 @@ from . import damage, tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 NAMED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+PNG_DEPTH = 24  # where a PNG has its bits per sample
 MAX_PIXELS = 1 << 26  # 8192 x 8192: what it takes, decoded twice over, stays below a gigabyte
 MAX_SIDE = 65_535  # what a JPEG can hold
 MAX_FILE = 1 << 28  # bytes: MAX_PIXELS at 32 bits, uncompressed
@@ -45,27 +46,32 @@ SIGNATURES = (
 )
 
 # First bytes, what they are, and what to do about it.
+PICTURE, DRAWING = "save it as PNG or JPEG", "export it as PNG"
 FOREIGN = (
-    (rb"II\*\0....CR|IIR[OS]|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM|....ftypcrx ", "a camera's raw picture", "export it as JPEG or PNG"),
+    (rb"II\*\0....CR|IIR[OS]|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM|....ftypcrx ", "a camera's raw picture", DRAWING),
     (rb"8BPS", "a Photoshop document", "export it as PNG or JPEG"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS or PostScript document", "export it as PNG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS or PostScript document", DRAWING),
     (rb"SIMPLE  =", "a FITS file", "export it as PNG with a brightness scale of your choice"),
+    (rb".{128}DICM", "a DICOM file", DRAWING),
     (rb"\s{0,1000}%PDF-", "a PDF document", "export the page as PNG"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL picture", "save it as JPEG or PNG"),
-    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture", "save it as JPEG or PNG"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL picture", PICTURE),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture", PICTURE),
+    (rb"II\xbc", "a JPEG XR picture", PICTURE),
     (rb"\x00\x00[\x01\x02]\x00|icns", "an icon", "save it as PNG"),
-    (rb".{128}DICM", "a DICOM file", "export it as PNG"),
-    (rb"II\xbc|qoif|DDS |BLP[12]|P[1-7fF][\s#]|Pf|farbfeld", "a picture of another kind", "save it as PNG or JPEG"),
-    (rb"\x0a[\x00-\x05]\x01[\x01\x02\x04\x08]|\x01\xda[\x00\x01]|\x59\xa6\x6a\x95|\xb1\x68\xde\x3a|DanM|LinS|FTEX|\x80\xe8\0\0",
-     "a picture of another kind", "save it as PNG or JPEG"),
-    (rb"/\* XPM|#define\s+\S+\s+\d|Image type:|\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xffGIMP", "a picture of another kind", "save it as PNG"),
-    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "a Windows metafile", "export it as PNG"),
-    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document or the like", "export the picture in it as PNG"),
     (rb"#\?RADIANCE|v/1\x01", "a high-dynamic-range picture", "export it as JPEG or PNG"),
-    (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "save one frame of it as PNG"),
+    (rb"P[1-7f][\s#]", "a PNM picture", PICTURE),
+    (rb"\x0a[\x00-\x05]\x01[\x01\x02\x04\x08]|\xb1\x68\xde\x3a", "a PCX picture", PICTURE),
+    (rb"DDS |BLP[12]|FTEX", "a texture", PICTURE),
+    (rb"qoif", "a QOI picture", PICTURE),
+    (rb"\x01\xda[\x00\x01]|\x59\xa6\x6a\x95|DanM|LinS|\x80\xe8\0\0|Image type:", "a picture of an old format", PICTURE),
+    (rb"/\* XPM|#define\s+\S+\s+\d", "an X11 bitmap", PICTURE),
+    (rb".[\0\1][\1\2\3\x09-\x0b].{13}[\x08\x0f\x10\x18\x20][\0-\x3f]", "a Targa picture, or data", PICTURE),
+    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "a Windows metafile", DRAWING),
+    (rb"....ftyp|....[\x11\x12]\xaf|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "save one frame of it as PNG"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive or compressed file", "unpack it first"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document or the like", "export the picture in it as PNG"),
     (rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)*<(?:!doctype html|html)", "a web page", "save the picture itself"),
-    (rb"(?:\xef\xbb\xbf)?\s*<(?:svg|\?xml|!doctype|!--)", "an SVG or XML drawing", "export it as PNG"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:svg|\?xml|!doctype|!--)", "an SVG or XML drawing", DRAWING),
 )  # fmt: skip
 
 
@@ -152,7 +158,11 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         warnings.warn(f"{name} {note}", FastVLMWarning, stacklevel=4)
     if more:
         warnings.warn(MORE.format(name), FastVLMWarning, stacklevel=4)
-    return damage.unaligned(image, data) if image.mode.startswith("I;16") and image.format == "PNG" else image
+    if image.format != "PNG":
+        return image
+    if image.mode == "RGB" and data[PNG_DEPTH] == 16 and isinstance(key := image.info.get("transparency"), tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow has brought the levels to 8 bits
+    return damage.unaligned(image, data) if image.mode.startswith("I;16") else image
 
 
 MORE = "{} holds several pictures (frames or pages); only the first is used."
@@ -230,7 +240,7 @@ def _why_not_opened(data: bytes, name: str, kind: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.OPEN[kind][0](_Timed(data, name), "")  # type: ignore[arg-type]
+            Image.OPEN[kind][0](_Timed(data, name), "")
     except Exception as error:
         return str(error).strip() or type(error).__name__
     return "its header is damaged"
@@ -287,7 +297,7 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _heif(name: str) -> str:
-    """Make Pillow read HEIC by pillow-heif, of which macOS gets a copy and others by the extra `heic`; returns the format's name."""
+    """Make Pillow read HEIC by pillow-heif, which comes along on macOS, and elsewhere with the extra `heic`; returns its name."""
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:

@@ -10,6 +10,7 @@ Source: TIFF revision 6.0 (Adobe, 1992) and its supplements for predictors (2 an
 
 import struct
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -132,7 +133,7 @@ class Layout:
             return False
         if max(self.bits) <= 8:
             return True
-        if set(self.bits) != {16} or self.planar:
+        if set(self.bits) != {16} or (self.planar and self.compression == 1):
             return False
         extra = self.samples - COLOURS.get(self.photometric, self.samples)
         return (self.photometric, extra) in ((BLACK_IS_ZERO, 0), (RGB, 0), (RGB, 1), (CMYK, 0))
@@ -140,17 +141,23 @@ class Layout:
 
 def layout_of(data: bytes) -> Layout | None:
     """What the tags of a TIFF say of its first image, None where they cannot be read."""
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
     file = BytesIO(data)
     try:
-        header = file.read(16 if data[2:3] == b"+" or data[3:4] == b"+" else 8)
-        tags = ImageFileDirectory_v2(header)
-        file.seek(tags.next)
-        tags.load(file)
-        return Layout.of(tags, header)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _layout(file, data)
     except Exception:  # Pillow's readers raise almost anything on damaged data
         return None
+
+
+def _layout(file: BytesIO, data: bytes) -> Layout:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    header = file.read(16 if data[2:3] == b"+" or data[3:4] == b"+" else 8)
+    tags = ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    return Layout.of(tags, header)
 
 
 def check_opened(image: Image.Image, name: str) -> None:
@@ -165,7 +172,7 @@ def check_opened(image: Image.Image, name: str) -> None:
     if layout.preview is not None:
         raise ImageError(f"{name} is {layout.preview}, which is not read; export it as JPEG or PNG.")
     if not layout.suits_pillow:
-        raise ImageError(f"{name} is a TIFF of {_described(layout)}, which Pillow opens wrongly; give the path of the file instead.")
+        raise ImageError(f"{name} is a TIFF of {_described(layout)}, which Pillow misreads; give the file's path instead.")
 
 
 def decode(layout: Layout, data: bytes, name: str, seconds: float) -> Image.Image:
@@ -188,10 +195,10 @@ def decode(layout: Layout, data: bytes, name: str, seconds: float) -> Image.Imag
             out[y:bottom, x:right] = levels[..., wanted]
         elif plane in wanted:
             out[y:bottom, x:right, wanted.index(plane)] = levels[..., 0]
-    if layout.photometric == WHITE_IS_ZERO:
-        out[..., 0] = 255 - out[..., 0]
     if alpha is not None and layout.extra[alpha - colours : alpha - colours + 1] == (ASSOCIATED,):
         _divide(out)
+    if layout.photometric == WHITE_IS_ZERO:
+        out[..., 0] = 255 - out[..., 0]
     image = _image(out, colours)
     image.getexif()[ExifTags.Base.Orientation] = layout.orientation
     return image
@@ -205,8 +212,8 @@ def _check(layout: Layout, name: str) -> None:
     wholes = layout.kind == UNSIGNED and max(bits) <= 16
     if len(bits) > 1 or min(bits) < 1 or len(layout.bits) < layout.samples or not (floats or wholes):
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)}, and no tag says which of them are black and white; save it with 8 or 16 bits "
-            "(unsigned) for each sample."
+            f"{name} is a TIFF of {_described(layout)}, and no tag says which of them are black and white; save it with 8 or 16 "
+            "bits (unsigned) for each sample."
         )
     if layout.photometric not in COLOURS or layout.samples < COLOURS[layout.photometric]:
         raise ImageError(
@@ -319,7 +326,8 @@ def _levels(layout: Layout, rows: Bytes, width: int, name: str) -> Bytes:
     levels = levels.reshape(len(rows), width, samples)
     if layout.predictor == 2:
         levels = np.cumsum(levels, axis=1, dtype=levels.dtype)
-    return _scale(layout.declared_bits or bits)[levels]
+    scaled: Bytes = _scale(layout.declared_bits or bits)[levels]
+    return scaled
 
 
 def _floats(layout: Layout, rows: Bytes, count: int, samples: int, size: int) -> npt.NDArray[np.float64]:

@@ -31,7 +31,8 @@ ALIASES = {"exit": "quit", "q": "quit", "?": "help", "images": "image", "reset":
 
 # What ends in one of these is meant as a picture, also where it will be refused, with the reason.
 PICTURES = (
-    *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".mov", ".mp4",
+    *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".mov",
+    ".mp4",
 )  # fmt: skip
 PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
 LONGEST = 1024  # characters of a path
@@ -86,8 +87,8 @@ def check_addresses(text: str) -> None:
     """Raise ImageError for a web address, which stands for a picture or a page that the model would not see."""
     if len(text) <= PASTED and (address := ADDRESS.search(text)) is not None:
         raise ImageError(
-            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save the picture and "
-            "give its path. If it is a text to ask about, put it in quotes."
+            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save the "
+            "picture and give its path. If it is a text to ask about, put it in quotes."
         )
 
 
@@ -174,4 +175,3 @@ def _unquoted(word: str) -> str:
         escaped or single or re.sub(r'\\([\\"$`])', r"\1", double) or plain
         for escaped, single, double, plain in QUOTED.findall(word)
     )
-
