@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from fastvlm_mlx.errors import CheckpointError, listed
+from fastvlm_mlx.files import paths
 from fastvlm_mlx.files import regular as files
 from fastvlm_mlx.files.safetensors import MAX_DIMENSIONS, MAX_SIZE, Tensor
 from fastvlm_mlx.files.unzip import Bounded
@@ -22,7 +23,8 @@ INSTEAD = "save the weights as safetensors instead"
 
 def read_headers(folder: Path) -> dict[str, Tensor]:
     """Every tensor by name of the folder's pickles, none where there are none; raises CheckpointError for what is not tensors."""
-    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.stem.startswith(OF_THE_TRAINING))
+    left_out = (*OF_THE_TRAINING, paths.COMPANION)
+    found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.stem.startswith(left_out))
     shards = [path for path in found if path.name.startswith("pytorch_model")]
     chosen = shards or found
     if len(chosen) > 1 and not shards:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, cast
+from numbers import Integral, Real
+from typing import Any, Literal, TypeGuard, TypeVar, cast
 
 from .errors import CheckpointError, OptionError, listed, shown
 
@@ -35,6 +36,16 @@ def check(condition: bool, message: str) -> None:
         raise CheckpointError(f"config.json: {message}; fetch or convert the model again.")
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is a whole number, Python's or NumPy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a real number, Python's or NumPy's; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_dtype(dtype: str | None) -> None:
     """Raise OptionError unless it is one of DTYPES; None stands for the default."""
     if dtype is not None and dtype not in DTYPES:
@@ -43,7 +54,7 @@ def check_dtype(dtype: str | None) -> None:
 
 def check_resolution(resolution: int | None) -> None:
     """Raise OptionError unless it is one of RESOLUTIONS; None stands for the model's own."""
-    if resolution is not None and resolution not in RESOLUTIONS:
+    if resolution is not None and not (is_whole(resolution) and resolution in RESOLUTIONS):
         raise OptionError(
             f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} "
             "pixels."

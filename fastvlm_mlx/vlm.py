@@ -118,7 +118,8 @@ class VLM:
     ) -> Answer | Answers:
         """Answer a question about a picture, several (a list) or none (None); for a list of questions, a list of answers.
 
-        A picture is a path, bytes, a PIL image or an (H, W, 3) uint8 array. `temperature` 0 always takes the likeliest token;
+        A picture is a path, bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or MLX, of uint8,
+        uint16 or floating point from 0 to 1, or a dict of "bytes" and "path". `temperature` 0 always takes the likeliest token;
         above, tokens are drawn, from the likeliest ones that add up to `top_p`, the same way for the same `seed`. `system`
         replaces the system prompt. Raises ImageError, PromptError and OptionError.
         """
@@ -196,7 +197,7 @@ class VLM:
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
         if image is None:
-            raise ImageError("There is no image; give a path, bytes, a PIL image, a uint8 array, or a list of these.")
+            raise ImageError("There is no image; give a path, bytes, a PIL image, an array, or a list of these.")
         embeddings = [self.model.encode(mx.array(self.engine.pixels(source)[None]))[0] for source in as_list(image)]
         if not all(mx.isfinite(each).all().item() for each in embeddings):
             raise CheckpointError(generation.OVERFLOW)

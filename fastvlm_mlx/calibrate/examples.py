@@ -14,17 +14,18 @@ from ..decoding.engine import Engine
 from ..decoding.generate import stream
 from ..decoding.request import Options, Request
 from ..errors import CheckpointError, ImageError, OptionError, PromptError, shown
+from ..files import paths
 from ..files import regular as files
 from ..files.jsonfile import parse_table
 from ..hub.find import find
 from ..hub.names import BUILT_IN
+from ..inputs.folder import is_picture
 from ..inputs.image import Pixels, Source
 from ..inputs.pieces import Piece
 from ..inputs.prompt import PROMPT, Turn
 from ..storage.open import OpenModel
 
 QUESTIONS = "questions.jsonl"
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic"}
 MAX_BYTES = 20_000_000  # of questions.jsonl
 MAX_ANSWER = 64  # tokens
 
@@ -74,6 +75,7 @@ class Examples:
 
 def read_questions(folder: Path) -> list[Question]:
     """The questions of a folder; without a questions.jsonl, each picture is to be described. Raises ImageError, PromptError."""
+    folder = Path(paths.find(folder))
     if not folder.is_dir():
         raise ImageError(f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}.")
     listing = folder / QUESTIONS
@@ -84,7 +86,7 @@ def read_questions(folder: Path) -> list[Question]:
             raise PromptError(f"{listing}: cannot be read ({error.strerror}); check the file.") from error
         questions = [_question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     else:
-        pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+        pictures = sorted(path for path in folder.iterdir() if is_picture(path.name))
         questions = [Question(path, PROMPT) for path in pictures]
     if not questions:
         raise ImageError(f"{folder}: no pictures and no {QUESTIONS} in it; name a folder of pictures.")

@@ -20,6 +20,7 @@ from PIL import Image
 from ..decoding.engine import Engine
 from ..decoding.image_cache import digest
 from ..errors import CheckpointError, OutputError, PromptError, shown
+from ..files import paths
 from ..files import regular as files
 from ..inputs.image import Pixels, Source
 from ..inputs.imagefile import MAX_PIXELS
@@ -40,7 +41,7 @@ class Picture:
     @classmethod
     def open(cls, source: Source, engine: Engine, *, max_pixels: int = MAX_PIXELS) -> "Picture":
         """Prepare a picture for a model; raises ImageError."""
-        path = str(Path(os.fspath(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
+        path = str(Path(paths.find(source)).absolute()) if isinstance(source, (str, os.PathLike)) else None
         return cls(engine.pixels(source, max_pixels=max_pixels), path)
 
     @cached_property
@@ -117,7 +118,7 @@ class Transcript:
             "left_out": [self.left_out.exchanges, self.left_out.pictures],
             "exchanges": exchanges,
         }
-        target = Path(os.path.expanduser(path))  # noqa: PTH111
+        target = Path(paths.local(path))
         partial = target.parent / f"{target.name}.partial"
         try:
             partial.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -132,7 +133,7 @@ class Transcript:
     @classmethod
     def open(cls, path: str | os.PathLike[str], engine: Engine, *, max_pixels: int = MAX_PIXELS) -> "Transcript":
         """Read one, with its pictures, for a model; raises CheckpointError and ImageError."""
-        source = Path(os.path.expanduser(path))  # noqa: PTH111
+        source = Path(paths.find(path))
         data = _read(source)
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise CheckpointError(f"{source}: not a transcript of this version of fastvlm-mlx; check the path.")

@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import TakesPictures
+
 OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}  # argument of the library -> of a command
+WITH_PICTURES = ("generate", "chat", "bench")
 COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench")
 
 
@@ -24,7 +27,8 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     )
     app.callback()(_options)
     for name in arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS:
-        app.command(name)(getattr(import_module(f".{name}", __package__), name))
+        kind = TakesPictures if name in WITH_PICTURES else None
+        app.command(name, cls=kind)(getattr(import_module(f".{name}", __package__), name))
     return app
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Yes, agree_to_download
+from .options import DEFAULT_MODEL, Yes, agree_to_download, pictures_named
 
 
 def bench(
@@ -26,7 +26,9 @@ def bench(
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG; repeat for several."),
+        typer.Option(
+            "--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG; several may follow one another."
+        ),
     ] = None,
     images: Annotated[int, typer.Option(help="How many pictures to make, all shown in one prompt.", min=1)] = 1,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")] = "Describe the image.",
@@ -74,7 +76,7 @@ def bench(
     names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
     engines = [Engine.open(name, agree=agree_to_download(yes)) for name in names]
     engines += [Engine(open_random(size, layers)) for size in random or []]
-    pictures: list[Source] = list(image or []) or [benches.made_photo(seed=number) for number in range(images)]
+    pictures: list[Source] = pictures_named(image) or [benches.made_photo(seed=number) for number in range(images)]
     results = benches.measure_all(
         engines, pictures, resolutions=resolution or (), prompt=prompt, bits=bits,
         dtype=dtype,  # type: ignore[arg-type]  # checked there
@@ -97,11 +99,12 @@ def _compare(first: str, second: str, pictures: str | None, chart: str | None, y
     from ..calibrate import report
     from ..calibrate.comparison import compare
     from ..diagnostics.machine import machine
+    from ..files import paths
 
     results = compare(
         first, second, pictures=Path(pictures) if pictures else None, agree=agree_to_download(yes),
         say=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     if chart:
-        report.write_picture(Path(chart), results, f"What quantising costs: {first}")
+        report.write_picture(Path(paths.local(chart)), results, f"What quantising costs: {first}")
     print(report.to_json(results, machine=asdict(machine())) if json else report.table(results))

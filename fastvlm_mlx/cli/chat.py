@@ -25,6 +25,7 @@ from .options import (
     Yes,
     agree_to_download,
     one_of_bits,
+    pictures_named,
 )
 
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ def chat(
     check_max_pixels(max_pixels)
     check_dtype(dtype)
     check_bits(bits or None)
-    agree = agree_to_download(yes, image or [], max_pixels)
+    named = pictures_named(image, stdin_is_free=False)
+    agree = agree_to_download(yes, named, max_pixels)
     engine = Engine.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
-    engine.render([Turn("", len(image or []))], system)
-    pictures = [Picture.open(source, engine, max_pixels=max_pixels) for source in image or []]
+    engine.render([Turn("", len(named))], system)
+    pictures = [Picture.open(source, engine, max_pixels=max_pixels) for source in named]
     transcript = Transcript.open(load, engine, max_pixels=max_pixels) if load is not None else None
     if bits is None:
         bits = usual_bits(engine.config, current())

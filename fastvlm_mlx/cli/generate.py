@@ -24,6 +24,7 @@ from .options import (
     Yes,
     agree_to_download,
     one_of_bits,
+    pictures_named,
 )
 from .startup import without_collector
 
@@ -60,7 +61,7 @@ def generate(
 
     With Apple's model: fastvlm-mlx generate --image photo.jpg --prompt "What is on the table?"
 
-    Several pictures: fastvlm-mlx generate -i before.jpg -i after.jpg -p "What has changed?"
+    Several pictures: fastvlm-mlx generate -i before.jpg after.jpg -p "What has changed?"
     """
     with without_collector():
         from ..config import check_dtype
@@ -78,9 +79,10 @@ def generate(
         raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
     check_dtype(dtype)
     check_bits(bits)
-    agree = agree_to_download(yes, image or [], max_pixels)
+    pictures = pictures_named(image, stdin_is_free=prompt != "-")
+    agree = agree_to_download(yes, pictures, max_pixels)
     engine = Engine.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
-    request = engine.prepare(image, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
+    request = engine.prepare(pictures, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
     engine.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked
     for chunk in stream(engine, request, options):
         if not json:

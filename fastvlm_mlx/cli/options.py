@@ -2,12 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from ..errors import OptionError
+from ..errors import ImageError, OptionError
 from ..hub.consent import Agree
+
+if TYPE_CHECKING:
+    from ..inputs.image import Source
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
 MAX_PIXELS = 1 << 26  # the library's own, which --help shows without importing it
@@ -28,9 +32,12 @@ Pictures = Annotated[
         "--image",
         "-i",
         "--image-file",
-        help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; HEIC with an extra). Repeat for several.",
+        help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; HEIC, but on Linux with an extra), a folder of them or a pattern. "
+        "Several may follow one another.",
     ),
 ]
+PICTURES = ("--image", "-i", "--image-file")
+STDIN = "-"
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Longest answer, in tokens.")]
 Temperature = Annotated[
     float,
@@ -68,7 +75,49 @@ def one_of_bits(bits: int | None, load_4bit: bool, load_8bit: bool) -> int | Non
     return 4 if load_4bit else 8 if load_8bit else bits
 
 
-def agree_to_download(yes: bool, pictures: Sequence[str] = (), max_pixels: int = MAX_PIXELS) -> Agree:
+class TakesPictures(TyperCommand):
+    """A command whose --image takes all the words up to the next option: "--image before.jpg after.jpg"."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option for each of them."""
+        every: list[str] = []
+        pictures = given = False  # whether pictures may follow, and whether the option has its first
+        for place, word in enumerate(args):
+            if word == "--":
+                every += args[place:]
+                break
+            if word.startswith("-") and word != STDIN and (given or not pictures):
+                name = word.partition("=")[0]
+                pictures, given = name in PICTURES or (word.startswith("-i") and not word.startswith("--")), word not in PICTURES
+            elif pictures and given:
+                every.append(PICTURES[0])
+            elif pictures:
+                given = True
+            every.append(word)
+        return super().parse_args(ctx, every)
+
+
+def pictures_named(images: Sequence[str] | None, *, stdin_is_free: bool = True) -> "list[Source]":
+    """The pictures that --image names: paths, those of folders and patterns, and the bytes of one on stdin; raises ImageError."""
+    from ..inputs.folder import pictures
+    from ..inputs.imagefile import read_open
+
+    found: list[Source] = []
+    for image in images or []:
+        if image != STDIN:
+            found += pictures(image)
+        elif not stdin_is_free:
+            raise OptionError("--image - takes the picture from stdin, which something else is read from; give the path of a file.")
+        else:
+            stdin_is_free = False
+            data = read_open(sys.stdin.buffer) if sys.stdin is not None else b""
+            if not data:
+                raise ImageError("'-' stands for a picture on stdin, and no such image came; pipe one in, or give a path.")
+            found.append(data)
+    return found
+
+
+def agree_to_download(yes: bool, pictures: "Sequence[Source]" = (), max_pixels: int = MAX_PIXELS) -> Agree:
     """Ask on the terminal before a first download; without a terminal only --yes counts as agreement.
 
     Before gigabytes are fetched, `pictures` are opened: raises ImageError for one that cannot be.

@@ -81,7 +81,7 @@ class Engine:
         """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are its own."""
         check_resolution(resolution)
         other = copy.copy(self)
-        other.config = replace(self.config, image=replace(self.config.image, size=resolution))
+        other.config = replace(self.config, image=replace(self.config.image, size=int(resolution)))
         other.images = ImageCache(self.images.capacity)
         return other
 

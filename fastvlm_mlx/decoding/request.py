@@ -1,6 +1,5 @@
 """What is asked, made ready: the pixels of each picture, the prompt in pieces, and how the answer is to be drawn."""
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from itertools import repeat
 
 import mlx.core as mx
 
+from ..config import is_number, is_whole
 from ..errors import OptionError, shown
 from ..inputs.image import Pixels
 from ..inputs.pieces import ImageSlot, Piece
@@ -30,19 +30,32 @@ class Options:
     stop_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not _whole(self.max_tokens) or self.max_tokens < 1:
+        if not is_whole(self.max_tokens) or self.max_tokens < 1:
             raise OptionError(f"`max_tokens` is {shown(self.max_tokens)}, expected a whole number of at least 1.")
-        if not _number(self.temperature) or not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
+        if not is_number(self.temperature) or not (
+            self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
+        ):
             raise OptionError(
                 f"`temperature` is {shown(self.temperature)}, expected 0 (greedy) or a number from {LEAST_TEMPERATURE:g} "
                 f"to {MAX_TEMPERATURE:g}."
             )
-        if not _number(self.top_p) or not LEAST_TOP_P <= self.top_p <= 1:
+        if not is_number(self.top_p) or not LEAST_TOP_P <= self.top_p <= 1:
             raise OptionError(f"`top_p` is {shown(self.top_p)}, expected a number above 0 and up to 1 (everything).")
-        if self.seed is not None and (not _whole(self.seed) or not 0 <= self.seed < 1 << 64):
+        if self.seed is not None and (not is_whole(self.seed) or not 0 <= self.seed < 1 << 64):
             raise OptionError(f"`seed` is {shown(self.seed)}, expected a whole number from 0 to 2**64 - 1.")
-        if self.stop_tokens is not None and not all(_whole(token) and token >= 0 for token in self.stop_tokens):
+        if self.stop_tokens is not None and not all(is_whole(token) and token >= 0 for token in self.stop_tokens):
             raise OptionError(f"`stop_tokens` is {shown(self.stop_tokens)}, expected token ids, whole numbers from 0 on.")
+        self._use_pythons_own()
+
+    def _use_pythons_own(self) -> None:
+        """Put Python's numbers in the place of NumPy's, which wrap around, and which JSON does not take."""
+        numbers = {"max_tokens": int(self.max_tokens), "temperature": float(self.temperature), "top_p": float(self.top_p)}
+        if self.seed is not None:
+            numbers["seed"] = int(self.seed)
+        if self.stop_tokens is not None:
+            object.__setattr__(self, "stop_tokens", tuple(map(int, self.stop_tokens)))
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
 
     def keys(self) -> Iterator[mx.array | None]:
         """A random key for every token, or None where the likeliest is taken."""
@@ -72,11 +85,3 @@ class Request:
     def prompt_tokens(self) -> int:
         """Positions taken by everything."""
         return sum(map(len, self.pieces))
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, OptionError, listed, shown
 from . import regular as files
+from .paths import is_companion
 
 SUMS = "SHA256SUMS"
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -75,7 +76,7 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
     That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives its
     files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
     """
-    present = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+    present = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS and not is_companion(path.name))
     beside = folder.resolve().parent / SUMS
     if (folder / SUMS).exists():
         against, sums = SUMS, read_sums(folder / SUMS)

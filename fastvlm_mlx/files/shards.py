@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError, listed
-from . import safetensors
+from . import paths, safetensors
 from .jsonfile import read_table
 from .safetensors import Tensor
 
@@ -15,7 +15,11 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder by name, none where there are no safetensors; raises CheckpointError for contradictions."""
     index = folder / INDEX
     promised = _weight_map(index) if index.exists() else {}
-    files = _shards(index, promised) if promised else sorted(folder.glob("*.safetensors"))
+    files = (
+        _shards(index, promised)
+        if promised
+        else sorted(path for path in folder.glob("*.safetensors") if not paths.is_companion(path.name))
+    )
     tensors: dict[str, Tensor] = {}
     for file in files:
         header = safetensors.read_header(file)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 from ..errors import CheckpointError, FastVLMError, listed, shown
+from .paths import is_companion
 
 MOST_FILES = 1000
 MOST_DEPTH = 4
@@ -123,7 +124,7 @@ def _named(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipI
 
 def _is_junk(entry: zipfile.ZipInfo) -> bool:
     parts = entry.orig_filename.split("/")
-    return parts[0] in JUNK or parts[-1] in JUNK or parts[-1].startswith("._")
+    return parts[0] in JUNK or parts[-1] in JUNK or is_companion(parts[-1])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from ..errors import HubError, OptionError, shown
+from ..files import paths
 from ..files.digests import check_digest
 from .consent import Agree
 from .names import ARCHIVE, BUILT_IN, HUB_NAME, Found
@@ -27,7 +28,9 @@ def find(
     branch, tag or commit of a Hub repository, `sha256` the digest that an archive has to have. Raises HubError for a name that is
     none, and where what it stands for cannot be had; OptionError for what the kind of name does not take.
     """
-    model = os.fspath(model)
+    if not isinstance(model, (str, os.PathLike)):
+        raise HubError(f"`model` is {shown(model)}, expected a folder, a Hub name (OWNER/NAME) or 'tiny'.")
+    model = os.fsdecode(model)
     sha256 = check_digest(sha256)
     if sha256 is not None and (not ARCHIVE.fullmatch(model) or revision is not None):
         raise OptionError("`sha256` is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'.")
@@ -38,7 +41,7 @@ def find(
         return Found(folder, model, "built-in")
     if not model:
         raise HubError("The model's name is empty; name a folder, a Hub model, or 'tiny'.")
-    folder = Path(os.path.expanduser(model))  # noqa: PTH111  (leaves what it cannot expand as it is)
+    folder = Path(paths.find(model))
     try:
         if folder.is_dir():
             return Found(folder, model, "folder")
@@ -67,7 +70,9 @@ def find_tokenizer(folder: str | os.PathLike[str] | None) -> Path | None:
     """The folder to take the tokenizer from instead of the model's, if one is named; raises OptionError where it is not there."""
     if folder is None:
         return None
-    path = Path(os.path.expanduser(folder))  # noqa: PTH111  (raises nothing)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise OptionError(f"`tokenizer` is {shown(folder)}, expected the path of a folder.")
+    path = Path(paths.find(folder))
     if not os.path.isdir(path):  # noqa: PTH112  (false, too, for impossible names)
         raise OptionError(f"{shown(os.fspath(folder))}: no such folder to take the tokenizer from; check `tokenizer`.")
     return path

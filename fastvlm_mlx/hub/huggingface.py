@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, FastVLMError, HubError, shown
 from ..files.jsonfile import read_table
+from ..files.paths import is_companion
 from ..files.shards import INDEX
 from .consent import Agree, ask
 
@@ -78,4 +79,4 @@ def _complete(folder: Path) -> bool:
     if (folder / INDEX).exists():
         weight_map = read_table(folder / INDEX).get("weight_map")
         return isinstance(weight_map, dict) and all((folder / str(file)).exists() for file in weight_map.values())
-    return any(folder.glob("*.safetensors"))
+    return any(not is_companion(path.name) for path in folder.glob("*.safetensors"))

@@ -2,27 +2,31 @@
 
 From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for "crop",
 the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit grey scaled,
-transparency on white. Memory stays in proportion to the picture and to S, however long and narrow the picture is.
+transparency on white (on black, where a drawing is white itself). Memory stays in proportion to the picture and to S, however
+long and narrow the picture is.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fsdecode
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from ..config import ImageConfig
-from ..errors import ImageError, shown
-from . import imagefile
+from ..errors import FastVLMWarning, ImageError, shown
+from . import array, imagefile, tiff
 from .imagefile import MAX_PIXELS
 
 STRIP = 1 << 22  # pixels converted or resized at a time
 SLIM = 4  # height over width from which a padded picture is mostly black
 
-Source = str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
+FAINT = 32  # levels of difference from the ground that nothing is told by
+
+Source = str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
 Pixels = npt.NDArray[np.uint8]
 Images = Source | Sequence[Source] | None
 
@@ -45,28 +49,39 @@ def as_list(images: Images) -> list[Source]:
 
 
 def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An upright 8-bit RGB image from a path, bytes, a PIL image or an (H, W, 3) uint8 array; raises ImageError.
+    """An upright 8-bit RGB image; raises ImageError.
 
-    A file of more than `max_pixels` is refused before it is decoded. Of an animation or a document of several pages the
-    first picture is taken, with a FastVLMWarning.
+    `source` is a path (~ and file:// included), a file's bytes, an open file, a PIL image, an array of NumPy, MLX or another
+    library (`array`), or a dict of "bytes" and "path" as the library datasets has them. A file of more than `max_pixels` is
+    refused before it is decoded. Of an animation or a document of several pages the first picture is taken, with a
+    FastVLMWarning.
     """
     imagefile.check_max_pixels(max_pixels)
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
-            raise ImageError(f"The image array is {source.shape} {source.dtype}, expected (height, width, 3) uint8.")
-        image = Image.fromarray(np.ascontiguousarray(source))
-        imagefile.check_size("The image array", image.size, None)
-        return image
+    if isinstance(source, Mapping):
+        source = _of_dict(source)
     if isinstance(source, Image.Image):
         imagefile.check_size("The image", source.size, None)
         return _upright_rgb(source, "The image")
-    if isinstance(source, bytes):
-        return _upright_rgb(imagefile.decode(source, "The image", max_pixels), "The image")
     if isinstance(source, (str, PathLike)):
         path = fsdecode(source)
         name = shown(path)
         return _upright_rgb(imagefile.decode(imagefile.read(path), name, max_pixels), name)
-    raise ImageError(f"The image is a {type(source).__name__}, expected a path, bytes, a PIL image or a uint8 array.")
+    if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
+        data = imagefile.read_open(source) if hasattr(source, "read") else bytes(source)
+        return _upright_rgb(imagefile.decode(data, "The image", max_pixels), "The image")
+    if array.is_array(source):
+        return _upright_rgb(array.image_of(source), "The image array")
+    raise ImageError(
+        f"The image is a {type(source).__name__}, expected a path, bytes, an open file, a PIL image or an array; give one of these."
+    )
+
+
+def _of_dict(source: Mapping[str, Any]) -> Source:
+    """What a row of the library datasets has of a picture: its bytes or else its path."""
+    found: Source | None = source.get("bytes") or source.get("path")
+    if not isinstance(found, (str, PathLike, bytes, bytearray, memoryview)):
+        raise ImageError(f"The image is a dict of {shown(list(source))}, expected 'bytes' or 'path' of a picture in it.")
+    return found
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> Pixels:
@@ -78,11 +93,15 @@ def preprocess(image: Image.Image, config: ImageConfig) -> Pixels:
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """Turned and mirrored as its EXIF orientation says, in 8-bit RGB; unreadable EXIF is ignored."""
+    tiff.check_opened(image, name)
     try:
         image.load()
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except OSError as error:  # a PIL image opened by the caller, and damaged
         raise ImageError(f"{name} is damaged ({error}); save or fetch it again.") from error
+    except Exception as error:
+        raise ImageError(f"{name} has no pixels to read, being closed or damaged ({error}); open it again.") from error
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
         orientation = None
     try:
@@ -98,15 +117,17 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB: 16-bit grey scaled down, transparency composed on white."""
+    """8-bit RGB: 16-bit grey scaled down, transparency composed on a ground."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has 32 bits for each grey level, of unknown range; save it with 8 or 16 bits.")
     if image.mode.startswith("I;16"):
-        return _strip_by_strip(image, _grey_of_16_bits)
+        if not isinstance(image.info.get("transparency"), int):
+            return _strip_by_strip(image, lambda strip: _grey_of_16_bits(strip).convert("RGB"))
+        return _on_a_ground(image, _grey_of_16_bits, name)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _strip_by_strip(image, _on_white)
+        return _on_a_ground(image, lambda strip: strip.convert("LA") if strip.mode == "La" else strip, name)
     return image.convert("RGB")
 
 
@@ -120,19 +141,56 @@ def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.I
     return out
 
 
-def _on_white(strip: Image.Image) -> Image.Image:
-    rgba = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
+    """A picture with transparency on white; `convert` makes of a strip what can be made RGBA.
+
+    Where nothing stands out from white, but a drawing lies there, it is put on black. Where everything is transparent, and
+    colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning says so.
+    """
+    colours, alphas, darkest = [(255, 0)] * 3, (255, 0), 255
+
+    def on_white(strip: Image.Image) -> Image.Image:
+        nonlocal colours, alphas, darkest
+        rgba = convert(strip).convert("RGBA")
+        *bands, alpha = rgba.getextrema()
+        colours = [_wider(*pair) for pair in zip(colours, bands, strict=True)]  # type: ignore[arg-type]
+        alphas = _wider(alphas, alpha)  # type: ignore[arg-type]
+        composed = _composed(rgba, "white")
+        darkest = min(darkest, *(low for low, _ in composed.getextrema()))  # type: ignore[misc]
+        return composed
+
+    white = _strip_by_strip(image, on_white)
+    if alphas[1] == 0:
+        if all(low == high for low, high in colours):
+            return white
+        warnings.warn(
+            f"{name} is transparent everywhere, and there are colours all the same; its transparency is left out.",
+            FastVLMWarning, stacklevel=5,
+        )  # fmt: skip
+        return _strip_by_strip(image, lambda strip: convert(strip).convert("RGBA").convert("RGB"))
+    if alphas[0] < 255 and alphas[1] > FAINT and darkest >= 255 - FAINT:
+        warnings.warn(f"{name} is white on transparency; it is shown on black.", FastVLMWarning, stacklevel=5)
+        return _strip_by_strip(image, lambda strip: _composed(convert(strip).convert("RGBA"), "black"))
+    return white
+
+
+def _composed(rgba: Image.Image, ground: str) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
+
+
+def _wider(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    """The least range that holds two."""
+    return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
-    """Levels 0-65535 to 0-255, rounded; the one level declared transparent, where there is one, to white."""
+    """Levels 0-65535 to 0-255, rounded; with alpha, where one level is declared transparent."""
     levels = np.asarray(strip).astype(np.uint32)
-    grey = (levels * 255 + 32767) // 65535
+    grey = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     transparent = strip.info.get("transparency")
-    if isinstance(transparent, int):
-        grey[levels == transparent] = 255
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if not isinstance(transparent, int):
+        return grey
+    return Image.merge("LA", [grey, Image.fromarray(np.where(levels == transparent, 0, 255).astype(np.uint8))])
 
 
 def _pad_and_resize(image: Image.Image, size: int) -> Pixels:

@@ -11,44 +11,73 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import FastVLMWarning, ImageError, OptionError, shown
+from ..config import is_whole
+from ..errors import FastVLMWarning, ImageError, OptionError, listed, shown
+from ..files import paths
 from ..files import regular as files
+from . import damage, tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 NAMED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+PNG_DEPTH = 24  # where a PNG has its bits per sample
 MAX_PIXELS = 1 << 26  # 8192 x 8192: what it takes, decoded twice over, stays below a gigabyte
 MAX_SIDE = 65_535  # what a JPEG can hold
 MAX_FILE = 1 << 28  # bytes: MAX_PIXELS at 32 bits, uncompressed
 OPEN_SECONDS = 2.0  # to read a header; a whole one takes milliseconds
 DECODE_SECONDS = 20.0
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 AVIF_BRANDS = {b"avif", b"avis"}
 
+# What files of the formats that are read begin with.
+SIGNATURES = (
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"RIFF....WEBP", "WEBP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", "BMP"),
+    (rb"II\*\0|MM\0\*|II\+\0|MM\0\+", "TIFF"),
+    (rb"....ftypavi[fs]", "AVIF"),
+)
+
 # First bytes, what they are, and what to do about it.
+PICTURE, DRAWING = "save it as PNG or JPEG", "export it as PNG"
 FOREIGN = (
+    (rb"II\*\0....CR|IIR[OS]|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM|....ftypcrx ", "a camera's raw picture", DRAWING),
     (rb"8BPS", "a Photoshop document", "export it as PNG or JPEG"),
-    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS or PostScript document", "export it as PNG"),
+    (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS or PostScript document", DRAWING),
     (rb"SIMPLE  =", "a FITS file", "export it as PNG with a brightness scale of your choice"),
+    (rb".{128}DICM", "a DICOM file", DRAWING),
     (rb"\s{0,1000}%PDF-", "a PDF document", "export the page as PNG"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL picture", "save it as JPEG or PNG"),
-    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture", "save it as JPEG or PNG"),
-    (rb"\x00\x00\x01\x00", "an icon", "save it as PNG"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", "a JPEG XL picture", PICTURE),
+    (rb"\x00\x00\x00\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture", PICTURE),
+    (rb"II\xbc", "a JPEG XR picture", PICTURE),
+    (rb"\x00\x00[\x01\x02]\x00|icns", "an icon", "save it as PNG"),
     (rb"#\?RADIANCE|v/1\x01", "a high-dynamic-range picture", "export it as JPEG or PNG"),
-    (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "save one frame of it as PNG"),
+    (rb"P[1-7f][\s#]", "a PNM picture", PICTURE),
+    (rb"\x0a[\x00-\x05]\x01[\x01\x02\x04\x08]|\xb1\x68\xde\x3a", "a PCX picture", PICTURE),
+    (rb"DDS |BLP[12]|FTEX", "a texture", PICTURE),
+    (rb"qoif", "a QOI picture", PICTURE),
+    (rb"\x01\xda[\x00\x01]|\x59\xa6\x6a\x95|DanM|LinS|\x80\xe8\0\0|Image type:", "a picture of an old format", PICTURE),
+    (rb"/\* XPM|#define\s+\S+\s+\d", "an X11 bitmap", PICTURE),
+    (rb".[\0\1][\1\2\3\x09-\x0b].{13}[\x08\x0f\x10\x18\x20][\0-\x3f]", "a Targa picture, or data", PICTURE),
+    (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "a Windows metafile", DRAWING),
+    (rb"....ftyp|....[\x11\x12]\xaf|\x1a\x45\xdf\xa3|RIFF....AVI ", "a video", "save one frame of it as PNG"),
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "an archive or compressed file", "unpack it first"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document or the like", "export the picture in it as PNG"),
     (rb"(?:\xef\xbb\xbf)?\s*(?:<!--.*?-->\s*)*<(?:!doctype html|html)", "a web page", "save the picture itself"),
-    (rb"(?:\xef\xbb\xbf)?\s*<(?:svg|\?xml|!doctype|!--)", "an SVG or XML drawing", "export it as PNG"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:svg|\?xml|!doctype|!--)", "an SVG or XML drawing", DRAWING),
 )  # fmt: skip
 
 
 def check_max_pixels(max_pixels: int) -> None:
     """Raise OptionError unless it is a bound Pillow can hold to."""
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or not 1 <= max_pixels < 1 << 31:
+    if not is_whole(max_pixels) or not 1 <= max_pixels < 1 << 31:
         raise OptionError(f"`max_pixels` is {shown(max_pixels)}, expected a whole number from 1 to 2147483647.")
 
 
@@ -67,16 +96,17 @@ def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None
 
 
 def read(path: str) -> bytes:
-    """The bytes of an image file; raises ImageError."""
+    """The bytes of an image file, its path as people have it (`files.paths`); raises ImageError."""
     name = shown(path)
     if not path:
         raise ImageError("The path of the image is empty; give the path of a picture.")
-    if ADDRESS.match(path):
+    found = paths.find(path)
+    if ADDRESS.match(found):
         raise ImageError(f"{name} is an address, and nothing is fetched from the network; save the picture and give its path.")
     try:
-        return files.read(Path(path), MAX_FILE)
+        return files.read(Path(found), MAX_FILE)
     except FileNotFoundError as error:
-        if Path(path).is_symlink():
+        if Path(found).is_symlink():
             raise ImageError(f"{name} is a link to a file that does not exist; give the path of the picture itself.") from error
         raise ImageError(f"{name}: no such image; check the path.") from error
     except (OSError, ValueError) as error:
@@ -84,35 +114,136 @@ def read(path: str) -> bytes:
         raise ImageError(f"{name} cannot be read ({reason}); give the path of an image file you may read.") from error
 
 
+def read_open(file: Any) -> bytes:
+    """The bytes of an open file, from its beginning where it can go there; raises ImageError."""
+    try:
+        if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
+            file.seek(0)  # as Pillow does: what has just been written, or asked about before, is at its end
+        data = file.read(MAX_FILE + 1)
+    except Exception as error:  # closed, not for reading, text of another encoding, or another library's
+        raise ImageError(f"The image's file cannot be read ({str(error)[:200]}); open it with mode 'rb'.") from error
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ImageError(f"The image's file gives {type(data).__name__} instead of bytes; open it with mode 'rb'.")
+    if len(data) > MAX_FILE:
+        raise ImageError(f"The image's file holds more than the {MAX_FILE:,} bytes allowed; make the picture smaller.")
+    return bytes(data)
+
+
 def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The first picture of a file, its pixels in memory; raises ImageError, warns (FastVLMWarning) where more pictures follow."""
+    """The first picture of a file, its pixels in memory; raises ImageError.
+
+    Warns (FastVLMWarning) where more pictures follow, and where a file that is damaged beside its pixels was read all the same.
+    """
     if not data:
         raise ImageError(f"{name} is empty; expected an image file.")
     formats = _formats(data, name)
+    layout = tiff.layout_of(data) if data.startswith(tiff.START) else None
+    if layout is not None and layout.preview is not None:
+        raise ImageError(f"{name} is {layout.preview}, which is not read; export it as JPEG or PNG.")
+    if layout is not None and not layout.suits_pillow:
+        return _by_layout(layout, data, name, max_pixels)
     try:
         with warnings.catch_warnings(), _pillow_allows(max_pixels):
             warnings.simplefilter("ignore")
-            file = _Timed(data, name)
-            with Image.open(file, formats=formats) as image:
-                check_size(name, image.size, max_pixels)
-                more = _more(image)
-                file.allow(DECODE_SECONDS)
-                image.load()
-                check_size(name, image.size, max_pixels)  # a frame may reach beyond what the header said
+            image, more = _opened(data, name, formats, max_pixels)
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is no image, or too damaged to tell of which kind; expected {NAMED}.") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} has more pixels than allowed ({error}); make it smaller.") from error
-    except MemoryError as error:
-        raise ImageError(f"{name} does not fit into memory; make it smaller.") from error
-    except Exception as error:  # Pillow's decoders raise almost anything on damaged data
-        reason = str(error).strip() or type(error).__name__
-        raise ImageError(f"{name} is damaged ({reason[:200]}); save or fetch it again.") from error
+    except Exception as error:
+        if isinstance(error, UnidentifiedImageError) and layout is not None:
+            return _by_layout(layout, data, name, max_pixels)
+        mended = _mended(data, name, formats, max_pixels, error)
+        if mended is None:
+            raise _said(error, data, name) from error
+        image, more, note = mended
+        warnings.warn(f"{name} {note}", FastVLMWarning, stacklevel=4)
     if more:
-        warnings.warn(f"{name} holds several pictures (frames or pages); only the first is used.", FastVLMWarning, stacklevel=4)
+        warnings.warn(MORE.format(name), FastVLMWarning, stacklevel=4)
+    if image.format != "PNG":
+        return image
+    if image.mode == "RGB" and data[PNG_DEPTH] == 16 and isinstance(key := image.info.get("transparency"), tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow has brought the levels to 8 bits
+    return damage.unaligned(image, data) if image.mode.startswith("I;16") else image
+
+
+MORE = "{} holds several pictures (frames or pages); only the first is used."
+
+
+def _opened(data: bytes, name: str, formats: tuple[str, ...], max_pixels: int) -> tuple[Image.Image, bool]:
+    """The first picture, decoded, and whether more follow; raises ImageError, and whatever Pillow raises."""
+    file = _Timed(data, name)
+    with Image.open(file, formats=formats) as image:
+        check_size(name, image.size, max_pixels)
+        more = _more(image)
+        file.allow(DECODE_SECONDS)
+        image.load()
+        check_size(name, image.size, max_pixels)  # a frame may reach beyond what the header said
+        return image, more
+
+
+def _by_layout(layout: tiff.Layout, data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The first picture of a TIFF that Pillow does not read rightly."""
+    check_size(name, (layout.width, layout.height), max_pixels)
+    try:
+        with warnings.catch_warnings(), _pillow_allows(tiff.MAX_PIECE):
+            warnings.simplefilter("ignore")
+            image = tiff.decode(layout, data, name, DECODE_SECONDS)
+    except MemoryError as error:
+        raise _said(error, data, name) from error
+    if layout.more:
+        warnings.warn(MORE.format(name), FastVLMWarning, stacklevel=5)
     return image
+
+
+def _mended(
+    data: bytes, name: str, formats: tuple[str, ...], max_pixels: int, error: Exception
+) -> tuple[Image.Image, bool, str] | None:
+    """A picture whose file is damaged beside its pixels only, whether more follow, and what is wrong with the file; or None."""
+    try:
+        with warnings.catch_warnings(), _pillow_allows(max_pixels):
+            warnings.simplefilter("ignore")
+            if (endings := damage.with_end_markers(data)) and isinstance(error, OSError) and "truncated" in str(error):
+                image, more = _opened(endings[0], name, formats, max_pixels)
+                other, _ = _opened(endings[1], name, formats, max_pixels)
+                whole = image.mode == other.mode and image.tobytes() == other.tobytes()
+                return (image, more, "lacks its end marker; every pixel of it is there, and it is used.") if whole else None
+            if (mended := damage.without_damaged_chunks(data)) is not None:
+                sound, removed = mended
+                image, more = _opened(sound, name, formats, max_pixels)
+                return image, more, f"is damaged beside its pixels ({listed(removed)}); these are whole, and it is used."
+    except Exception:  # then it is more than that, and the first error says so
+        return None
+    return None
+
+
+def _said(error: Exception, data: bytes, name: str) -> ImageError:
+    """What Pillow has raised, as a sentence."""
+    kind = next((kind for start, kind in SIGNATURES if re.match(start, data[:64], re.DOTALL)), None)
+    reason = str(error).strip() or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        if kind is None:
+            return ImageError(f"{name} is no image, or too damaged to tell of which kind; expected {NAMED}.")
+        reason = _why_not_opened(data, name, kind)
+    elif isinstance(error, Image.DecompressionBombError):
+        return ImageError(f"{name} has more pixels than allowed ({reason}); make it smaller.")
+    elif isinstance(error, MemoryError):
+        return ImageError(f"{name} does not fit into memory; make it smaller.")
+    else:
+        return ImageError(f"{name} is damaged ({reason[:200]}); save or fetch it again.")
+    return ImageError(
+        f"{name} is a {kind} picture that is damaged, or of a form that is not read ({reason[:200]}); save it again as an 8-bit "
+        "JPEG or PNG."
+    )
+
+
+def _why_not_opened(data: bytes, name: str, kind: str) -> str:
+    """What Pillow's reader of one format says, which `Image.open` keeps to itself."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            Image.OPEN[kind][0](_Timed(data, name), "")
+    except Exception as error:
+        return str(error).strip() or type(error).__name__
+    return "its header is damaged"
 
 
 def _more(image: Image.Image) -> bool:
@@ -166,7 +297,7 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _heif(name: str) -> str:
-    """Make Pillow read HEIC by the package of the extra `heic`; returns the format's name."""
+    """Make Pillow read HEIC by pillow-heif, which comes along on macOS, and elsewhere with the extra `heic`; returns its name."""
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:

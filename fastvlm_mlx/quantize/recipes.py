@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..backend.ops import Backend
-from ..config import ModelConfig, QuantConfig
+from ..config import ModelConfig, QuantConfig, is_whole
 from ..errors import OptionError, listed, shown
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -56,7 +56,7 @@ RECIPES = {
 
 def check_bits(bits: int | None) -> None:
     """Raise OptionError unless MLX has a quantisation of so many bits; None stands for none."""
-    if bits is not None and (isinstance(bits, bool) or bits not in BITS):
+    if bits is not None and not (is_whole(bits) and bits in BITS):
         raise OptionError(f"`bits` is {shown(bits)}, expected 2, 3, 4, 5, 6 or 8.")
 
 

@@ -8,14 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
+from ..files import paths
 from .open import is_ours
 
 PARTIAL, REPLACED = ".fastvlm-partial", ".fastvlm-replaced"
 
 
 def target_of(out: str | os.PathLike[str]) -> Path:
-    """The path of a folder to be written, `~` expanded; raises OutputError where it is empty."""
-    target = Path(os.path.expanduser(out))  # noqa: PTH111
+    """The path of a folder to be written, ~ and file:// resolved; raises OutputError where it is empty."""
+    target = Path(paths.local(out))
     if target == Path():
         raise OutputError("The path of the output is empty; give the name of a new folder as `out`.")
     return target

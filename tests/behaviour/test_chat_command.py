@@ -217,7 +217,28 @@ def test_bits_unless_told() -> None:
     assert usual_bits(quantised, "metal") == 0
 
 
+FINDER = """#!/bin/sh
+test "$2" = 'POSIX path of (the clipboard as «class furl»)' && printf '%s\\n' '{}'
+"""
+
+
+def test_a_file_copied_in_finder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its path is asked for before Pillow, which would take the icon; where there is none, the picture itself is."""
+    tool = tmp_path / "osascript"
+    monkeypatch.setattr(clipboard, "OSASCRIPT", (str(tool), *clipboard.OSASCRIPT[1:]))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    icon = Image.new("RGB", (8, 8))
+    monkeypatch.setattr(ImageGrab, "grabclipboard", lambda: icon)
+    assert clipboard.pictures() == [icon]  # without osascript
+    tool.write_text(FINDER.format("/Users/me/Bild ä\u202f1.heic"), encoding="utf-8")
+    tool.chmod(0o755)
+    assert clipboard.pictures() == ["/Users/me/Bild ä\u202f1.heic"]
+    tool.write_text('#!/bin/sh\necho "execution error: Can’t make some data into the expected type. (-1700)" >&2; exit 1\n')
+    assert clipboard.pictures() == [icon]
+
+
 def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     picture = Image.open(photo)
     for found, pictures in ((picture, [picture]), ([str(photo)], [str(photo)])):
         monkeypatch.setattr(ImageGrab, "grabclipboard", lambda found=found: found)
@@ -233,3 +254,55 @@ def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
     monkeypatch.setattr(ImageGrab, "grabclipboard", fails)
     with pytest.raises(ImageError, match="wl-paste or xclip"):
         clipboard.pictures()
+
+
+SCREENSHOT = "Screenshot 2026-01-05 at 3.45.12\u202fPM.png"
+
+
+def test_a_screenshot_as_macos_names_it(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
+    """Dragged in, spaces are escaped and U+202F is not; typed, there is a plain space."""
+    path = tmp_path / SCREENSHOT
+    path.write_bytes(photo.read_bytes())
+    expected = answers(small, ("What is it?", [photo]))
+    escaped, plain = str(path).replace(" ", "\\ "), str(path).replace("\u202f", " ")
+    for typed in (escaped, f"'{path}'", str(path), plain, f"'{plain}'", plain.replace(" ", "\\ ")):
+        done = talk(run, model, f"{typed} What is it?")
+        assert (done.code, done.err, done.out) == (0, "", expected), typed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "https://example.org/a.png What is it?",
+        "What is on https://example.org/gallery/7?",
+        "https://example.org/gallery/7",
+        "/image https://example.org/gallery/7",
+        "/image https://example.org/a.png",
+        "What is (http://example.org/a.png)?",
+        "data:image/png;base64,iVBORw0KGgo= What is it?",
+        "www.example.org/a.png What is it?",
+        "S3://bucket/a.png What is it?",
+    ],
+)
+def test_a_web_address_is_refused_and_never_answered(run: Run, model: Path, line: str) -> None:
+    done = talk(run, model, line)
+    assert (done.code, done.out) == (1, b"")
+    assert "is an address, and nothing is fetched" in done.err
+
+
+@pytest.mark.parametrize("line", ['Does it say "https://example.org"?', "What does https:// mean?", "Is it 'www.example.org/a'?"])
+def test_an_address_that_is_text(run: Run, small: VLM, model: Path, line: str) -> None:
+    assert talk(run, model, line).out == answers(small, (line, []))
+
+
+def test_a_folder_and_a_pattern_in_the_chat(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "._a.png", "notes.txt"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    expected = answers(small, ("Why?", [photo, photo]))
+    for named in (tmp_path, f"{tmp_path}/*.png", f"'{tmp_path}/a.png' {tmp_path}/b*.png"):
+        done = talk(run, model, f"/image {named}", "Why?")
+        assert done.out == expected, done
+
+
+def test_the_chat_reads_no_picture_from_stdin(run: Run, model: Path) -> None:
+    run("chat", "-m", model, "-i", "-").refused("stdin")

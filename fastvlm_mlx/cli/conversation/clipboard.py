@@ -1,11 +1,20 @@
-"""The picture on the clipboard, where there is one."""
+"""The picture on the clipboard, where there is one: a file copied in Finder, or the picture itself."""
+
+import subprocess
+import sys
 
 from ...errors import ImageError
 from ...inputs.image import Source
 
+# A copied file leaves its icon on the clipboard as well, so its path is asked for first. Pillow asks for pictures only.
+OSASCRIPT = ("/usr/bin/osascript", "-e", "POSIX path of (the clipboard as «class furl»)")
+MAX_SECONDS = 10.0  # until macOS answers
+
 
 def pictures() -> list[Source]:
     """A picture that was copied, or the files that were; raises ImageError where there are none, or no way to ask."""
+    if sys.platform == "darwin" and (path := _copied_file()) is not None:
+        return [path]
     from PIL import ImageGrab
 
     try:
@@ -15,3 +24,12 @@ def pictures() -> list[Source]:
     if found is None or found == []:
         raise ImageError("There is no picture on the clipboard; copy one, or use /image PATH.")
     return list(found) if isinstance(found, list) else [found]
+
+
+def _copied_file() -> str | None:
+    """The path of the (first) file that was copied in Finder; None where something else is on the clipboard, or nothing."""
+    try:
+        told = subprocess.run(OSASCRIPT, stdin=subprocess.DEVNULL, capture_output=True, timeout=MAX_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.decode("utf-8", "surrogateescape").removesuffix("\n") or None

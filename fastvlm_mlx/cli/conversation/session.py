@@ -60,6 +60,8 @@ class Session:
         """Do what a line says; returns whether to go on."""
         try:
             said = typed.parse(line)
+            if said.command in (None, "image"):
+                typed.check_addresses(said.text)
             said = replace(said, text=self._front.full(said.text))
             if said.command == "quit":
                 return False

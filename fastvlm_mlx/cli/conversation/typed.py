@@ -1,6 +1,7 @@
 """A typed line -> a command, or a question and the pictures whose paths were typed, pasted or dragged into it.
 
-Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file:// address.
+Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file:// address. Only
+ASCII blanks separate words there: macOS has U+202F in the names of its screenshots, and no terminal escapes it.
 """
 
 import os
@@ -8,12 +9,13 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
-from urllib.parse import unquote
 
-from ...errors import PromptError, shown
+from ...errors import ImageError, PromptError, shown
+from ...files import paths
+from ...inputs import folder
 
 COMMANDS = {
-    "image": ("PATH ...", "show pictures with the next question; or drag them into the line"),
+    "image": ("PATH ...", "show pictures, or a folder's, with the next question; or drag them into the line"),
     "paste": ("", "show the picture on the clipboard with the next question"),
     "undo": ("", "take back the last picture that waits, or the last question with its answer"),
     "retry": ("[TEMPERATURE]", "answer the last question again"),
@@ -29,16 +31,25 @@ ALIASES = {"exit": "quit", "q": "quit", "?": "help", "images": "image", "reset":
 
 # What ends in one of these is meant as a picture, also where it will be refused, with the reason.
 PICTURES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic", ".heif",
-    ".hif", ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".mov", ".mp4",
+    *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".mov",
+    ".mp4",
 )  # fmt: skip
 PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
 LONGEST = 1024  # characters of a path
 PASTED = 20_000  # characters from which a line is a pasted text, in which nobody looks for pictures
 TRIES = 4  # how many pictures' names may be passed over until a path with spaces ends
-WORD = re.compile(r"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^\s'"\\])+""", re.DOTALL)
+WORDS = tuple(
+    re.compile(rf"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^{blanks}'"\\])+""", re.DOTALL)
+    for blanks in (r" \t\r\n\f\v", r"\s")  # the second for a path with a wide space after it
+)
+WORD = WORDS[0]
+BLANK = re.compile(r"\s")
 QUOTED = re.compile(r"""\\(.)|'([^']*)'|"((?:\\.|[^"\\])*)"|([^'"\\]+)""", re.DOTALL)
 SENTENCE_END = ",.;:!?)]>»。，？！：；"
+# A web address that is not quoted: asked about, its picture would be answered as if it had been seen.
+ADDRESS = re.compile(
+    r"""(?<![\w'"`“‘«])(?:(?:https?|ftps?|s3|gs)://[^\s/]\S*|data:image/\S*|www\.[\w.-]+\.\w+/\S+)""", re.IGNORECASE
+)
 NAME_END = re.compile(f"(?:{'|'.join(map(re.escape, PICTURES))})(?=[\\s{re.escape(SENTENCE_END)}]|$)", re.IGNORECASE)
 
 
@@ -72,6 +83,15 @@ def parse(line: str) -> Typed:
     return Typed(None, *pictures_in(line))
 
 
+def check_addresses(text: str) -> None:
+    """Raise ImageError for a web address, which stands for a picture or a page that the model would not see."""
+    if len(text) <= PASTED and (address := ADDRESS.search(text)) is not None:
+        raise ImageError(
+            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save the "
+            "picture and give its path. If it is a text to ask about, put it in quotes."
+        )
+
+
 def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]]:
     """The text of a line without the paths of pictures at its beginning and end, and those paths.
 
@@ -100,36 +120,40 @@ def path_of(text: str) -> str:
     """The one path that an argument is, with or without quotes, backslashes and file://, spaces or not."""
     word = WORD.fullmatch(text)
     plain = _unquoted(text) if word is not None else text
-    return _local(text if os.path.exists(os.path.expanduser(text)) else plain)
+    return paths.find(text if os.path.exists(paths.find(text)) else plain)
 
 
 def _pictures_of_command(text: str) -> tuple[str, tuple[str, ...]]:
-    """What /image was given: one path, spaces or not, or several, and perhaps a question."""
-    if os.path.isfile(path := path_of(text)):
+    """What /image was given: one path, spaces or not, a folder, a pattern, or several, and perhaps a question."""
+    path = path_of(text)
+    if (found := folder.pictures(path)) != [path] or os.path.isfile(path):
+        return "", tuple(found)
+    rest, named = pictures_in(text, meant=True)
+    if not named and text:
         return "", (path,)
-    rest, pictures = pictures_in(text, meant=True)
-    return (rest, pictures) if pictures or not text else ("", (path,))
+    return rest, tuple(picture for path in named for picture in folder.pictures(path))
 
 
 def _word_start(line: str, place: int) -> int:
-    while place < len(line) and line[place].isspace():
+    while place < len(line) and line[place].isspace():  # of any kind, before a path
         place += 1
     return place
 
 
 def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
     """(the picture's path, or None; where the word ends) for the word that begins at `start`."""
-    word = WORD.match(line, start, min(len(line), start + LONGEST))
-    raw = word[0] if word is not None else ""
-    for cut in (raw, raw.rstrip(SENTENCE_END)):
-        path = _local(_unquoted(cut))
-        if path.lower().endswith(PICTURES):
-            sure = meant or _unquoted(cut).startswith(PLAIN)
-            if os.path.isfile(path) or (sure and _unescaped(line, start) is None):
-                return path, start + len(cut)
+    words = [word.match(line, start, min(len(line), start + LONGEST)) for word in WORDS]
+    for raw in dict.fromkeys(word[0] for word in words if word is not None):
+        for cut in (raw, raw.rstrip(SENTENCE_END)):
+            unquoted = _unquoted(cut)
+            if unquoted.lower().endswith(PICTURES):
+                path = paths.find(unquoted)
+                sure = meant or unquoted.startswith(PLAIN)
+                if os.path.isfile(path) or (sure and _unescaped(line, start) is None):
+                    return path, start + len(cut)
     if (unescaped := _unescaped(line, start)) is not None:
         return unescaped
-    blank = re.compile(r"\s").search(line, start)
+    blank = BLANK.search(line, start)
     return None, blank.start() if blank else len(line)
 
 
@@ -139,7 +163,7 @@ def _unescaped(line: str, start: int) -> tuple[str, int] | None:
         return None
     ends = NAME_END.finditer(line, start, min(len(line), start + LONGEST))
     for end in islice(ends, TRIES):
-        path = os.path.expanduser(line[start : end.end()])
+        path = paths.find(line[start : end.end()])
         if os.path.isfile(path):
             return path, end.end()
     return None
@@ -151,10 +175,3 @@ def _unquoted(word: str) -> str:
         escaped or single or re.sub(r'\\([\\"$`])', r"\1", double) or plain
         for escaped, single, double, plain in QUOTED.findall(word)
     )
-
-
-def _local(path: str) -> str:
-    """A path without file:// and ~."""
-    if path.startswith("file://"):
-        path = unquote(re.sub(r"^file://(localhost)?", "", path))
-    return os.path.expanduser(path)
