@@ -195,7 +195,7 @@ def grey_png(drawn: np.ndarray, *extra: bytes) -> bytes:
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_significant_bits(bits: int) -> None:
-    """Levels at full range, as the specification has it, whichever way they were filled; or at the wrong end, as some write them."""
+    """Levels at full range, as specified, whichever way they were filled; or at the wrong end, as some write them."""
     drawn, declared = levels(1, bits), pictures.chunk(b"sBIT", bytes([bits]))
     full = eighths(drawn, bits)[..., 0]
     assert np.abs(read(grey_png(drawn << (16 - bits), declared))[..., 0].astype(int) - full).max() <= 1  # filled with zeros
@@ -267,7 +267,7 @@ def test_a_jpeg_without_its_end(progressive: bool, missing: int) -> None:
 def test_a_jpeg_of_twelve_bits_is_an_image() -> None:
     data = bytearray(jpeg())
     data[data.index(b"\xff\xc0") + 4] = 12
-    with pytest.raises(ImageError, match="a JPEG picture that is damaged, or of a form that is not read .*12-bit"):
+    with pytest.raises(ImageError, match=r"a JPEG picture that is damaged, or of a form that is not read .*12-bit"):
         load_image(bytes(data))
 
 
