@@ -36,6 +36,15 @@ def explained(error: BaseException) -> FastVLMError | None:
     return None
 
 
+def spoils(error: BaseException) -> bool:
+    """Whether what was being computed when it was raised may lie unfinished in memory, and must not be used again.
+
+    True of all that comes out of MLX; false of an interrupt, of a reader who leaves, and of what this package refuses.
+    """
+    refused = isinstance(error, FastVLMError) and not isinstance(error, DeviceError)
+    return isinstance(error, Exception) and not refused
+
+
 @contextmanager
 def explaining() -> Iterator[None]:
     """Within the block, raise what an exception of MLX's means (`explained`) in its place."""
