@@ -40,8 +40,9 @@ def load(
 
     `model` is a folder of any accepted layout, a Hub name such as "apple/FastVLM-0.5B" (fetched once), or "tiny".
     `bits` quantises the decoder on the fly (2, 3, 4, 5, 6 or 8, in groups of `group_size`). `dtype` is what to compute in:
-    by default the stored type on a GPU, float32 on a CPU. `tokenizer` is a folder to take the tokenizer from, `resolution` the
-    side in pixels that pictures are brought to (a multiple of 64), `revision` a branch, tag or commit of the Hub repository.
+    by default the stored type on a GPU, float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0 is set).
+    `tokenizer` is a folder to take the tokenizer from, `resolution` the side in pixels that pictures are brought to (a multiple
+    of 64), `revision` a branch, tag or commit of the Hub repository.
     Raises FastVLMError.
     """
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
