@@ -32,7 +32,7 @@ class KVCache:
         self.length = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def mask(self, tokens: int) -> str | None:
+    def mask(self, tokens: int, heads: int = 1) -> str | None:
         """What the `tokens` last positions may see: themselves and everything before."""
         return "causal" if tokens > 1 else None
 
@@ -69,7 +69,7 @@ class Padding:
         self._counts = list(counts)
         self._array = mx.array(self._counts) if any(self._counts) else None
         self._offset: tuple[int, int | mx.array] | None = None  # for a length, as is the mask
-        self._mask: tuple[int, mx.array | None] | None = None
+        self._mask: tuple[tuple[int, int], mx.array | None] | None = None
         self._kept: tuple[mx.array, Padding] | None = None
 
     def offset(self, length: int) -> int | mx.array:
@@ -78,11 +78,17 @@ class Padding:
             self._offset = (length, length if self._array is None else length - self._array)
         return self._offset[1]
 
-    def mask(self, length: int) -> mx.array | None:
-        """What each row's last position may see of `length`, (B, 1, 1, length), true for its own; None where it is everything."""
-        if self._mask is None or self._mask[0] != length:
-            seen = None if self._array is None else (mx.arange(length) >= self._array[:, None])[:, None, None]
-            self._mask = (length, seen)
+    def mask(self, length: int, heads: int = 1) -> mx.array | None:
+        """What each row's last position may see of `length`, (B, heads, 1, length), true for its own; None where that is all.
+
+        It lies there in full, or Metal's attention would lay it out in every layer.
+        """
+        if self._mask is None or self._mask[0] != (length, heads):
+            mask = None
+            if self._array is not None:
+                padding = mx.array([[count] * heads for count in self._counts])
+                mask = mx.arange(length) >= padding[:, :, None, None]
+            self._mask = ((length, heads), mask)
         return self._mask[1]
 
     def keep(self, rows: mx.array) -> "Padding":
@@ -121,9 +127,14 @@ class BatchCache:
         self._values = _append(self._values, values, start)
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
-    def mask(self, tokens: int) -> mx.array | None:
-        """What each row's last position may see, (B, 1, 1, length): its own positions; None where no row is padded."""
-        return self.padding.mask(self.length)
+    def mask(self, tokens: int, heads: int = 1) -> mx.array | None:
+        """What each row's last position may see, (B, heads, 1, length): its own positions; None where no row is padded."""
+        return self.padding.mask(self.length, heads)
+
+    @property
+    def state(self) -> list[mx.array]:
+        """The buffers, to be evaluated."""
+        return [self._keys, self._values]
 
     def keep(self, rows: mx.array) -> None:
         """Go on with only these rows, given by their indices."""

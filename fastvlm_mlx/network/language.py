@@ -37,7 +37,7 @@ class Attention(nn.Module):
         mask: str | mx.array | None = "causal"
         if cache is not None:
             keys, values = cache.update(keys, values)
-            mask = cache.mask(L)
+            mask = cache.mask(L, self.heads)
         y = causal_attention(queries, keys, values, mask, self.backend)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
 
@@ -60,7 +60,11 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        both = self.gate_up_proj(x)
+        if both.size == both.shape[-1]:  # of one row, halves that keep its stride would be copied for a quantised product
+            gate, up = mx.split(both.reshape(2, -1), 2)
+            return self.down_proj(swiglu(gate, up, self.backend)).reshape(x.shape)
+        gate, up = mx.split(both, 2, axis=-1)
         return self.down_proj(swiglu(gate, up, self.backend))
 
 

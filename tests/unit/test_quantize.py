@@ -102,7 +102,6 @@ def test_numbers_that_fit_a_word_are_packed_by_one_sum(bits: int) -> None:
     assert not {"Slice", "Gather", "Concatenate"} & set(found)
 
 
-
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
