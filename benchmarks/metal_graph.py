@@ -1,13 +1,18 @@
 """The graph Metal gets, looked through on any machine: which kernels it takes, where it copies, how many there are.
 
-    python -m benchmarks.metal_graph                      # ours: one tower forward, one prefill, one decode step, checked
+    python -m benchmarks.metal_graph                      # ours, checked: a tower forward, a prefill, a decode step (as stored, and
+                                                          # at chat's 8 bits), a step of a batch (rows padded, and alike)
     PYTHON -m benchmarks.metal_graph --mlx-vlm            # mlx-vlm's, counted the same way (PYTHON has mlx-vlm installed)
 
 MLX records a function's primitives with their shapes (`mx.export_function`). Three things are added, all read in MLX's
 source at COMMIT, of which every rule below names the file and function: operations that are one kernel on Metal but are
 spelled out on a CPU (`mx.fast`) are kept whole where Metal's rule takes them; strides are followed through every view, so
 that a copy made for a kernel's sake shows; and each convolution is sent down `dispatch_conv_2D_gpu`. Nothing is computed and
-nothing is timed.
+nothing is timed. Where 0.32.4's wheel for macOS differs from that source, the rule is the wheel's
+(WHEEL), read in its machine code.
+
+Not seen: what does not depend on a traced input, and what the number of positions or the chip decides: attention in two passes
+(from 1024 or 4096 positions on), products split along their inner axis (a second kernel adds the parts).
 """
 
 import argparse
@@ -24,12 +29,14 @@ import mlx.core as mx
 import mlx.nn as nn
 
 COMMIT = "ml-explore/mlx 846d17622"  # 0.32.2 in development, 2026-08-22; the newest source there is for mlx 0.32.4's wheels
+WHEEL = "mlx-metal 0.32.4, macosx_14_0_arm64"  # dispatch_conv_2D_gpu: depthwise from 8 channels on, grouped gemm with 8 per group
 RULES = {
     "convolution": "mlx/backend/metal/conv.cpp, dispatch_conv_2D_gpu and conv_2D_gpu",
     "attention": "mlx/backend/metal/scaled_dot_product_attention.cpp, has_fused_kernel, use_fallback and eval_gpu",
     "norm": "mlx/backend/metal/normalization.cpp, LayerNorm::eval_gpu and RMSNorm::eval_gpu",
     "rope": "mlx/backend/metal/rope.cpp, RoPE::eval_gpu",
     "matmul": "mlx/backend/metal/matmul.cpp, check_transpose",
+    "quantised": "mlx/backend/metal/quantized.cpp, ensure_row_contiguous_matrix",
     "reshape": "mlx/backend/common/utils.cpp, prepare_reshape",
     "views": "mlx/backend/gpu/primitives.cpp (Broadcast, ExpandDims, Slice, Split, Squeeze, Transpose: no kernel)",
     "pad": "mlx/backend/gpu/slicing.cpp, pad_gpu: one kernel fills, one copies",
@@ -179,13 +186,20 @@ class Recorder:
         def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **_: Any) -> mx.array:
             return self.mark("RMSNorm", (x.shape, x.dtype), [x, *([weight] if weight is not None else [])])
 
-        def rope(x: mx.array, dims: int, **_: Any) -> mx.array:
-            return self.mark("RoPE", (x.shape, x.dtype), [x], dims=dims)
+        def rope(x: mx.array, dims: int, *, offset: int | mx.array = 0, **_: Any) -> mx.array:
+            offsets = [offset] if isinstance(offset, mx.array) else []
+            return self.mark("RoPE", (x.shape, x.dtype), [x, *offsets], dims=dims)
 
         def scaled_dot_product_attention(q: mx.array, k: mx.array, v: mx.array, **options: Any) -> mx.array:
             if not attention_is_fused(q.shape, k.shape, v.shape, options.get("mask")):
                 return attention(q, k, v, **options)
-            return self.mark("Attention", ((*q.shape[:3], v.shape[3]), q.dtype), [q, k, v])
+            mask = options.get("mask")
+            masks = [mx.broadcast_to(mask, (*q.shape[:3], k.shape[2]))] if isinstance(mask, mx.array) else []
+            return self.mark("Attention", ((*q.shape[:3], v.shape[3]), q.dtype), [q, k, v, *masks])
+
+        def dequantize(w: mx.array, scales: mx.array, biases: mx.array | None, group_size: int, bits: int, *_: Any) -> mx.array:
+            shape = (*w.shape[:-1], w.shape[-1] * 32 // bits)
+            return self.mark("Dequantize", (shape, scales.dtype), [w, scales, *([biases] if biases is not None else [])])
 
         def compiled(name: str) -> Callable[..., mx.array]:
             return lambda *inputs: self.mark(name, (inputs[0].shape, inputs[0].dtype), list(inputs))
@@ -194,6 +208,7 @@ class Recorder:
         whole = {"gelu": compiled("gelu"), "silu": compiled("silu")}  # MLX compiles these: one kernel each
         with (
             patch.multiple(mx.fast, scaled_dot_product_attention=scaled_dot_product_attention, **fast),
+            patch.object(mx, "dequantize", dequantize),
             patch.multiple(nn, **whole),
             patch.multiple(nn.layers.activations, **whole),
         ):
@@ -211,7 +226,8 @@ def weightless(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
     """The model with every weight replaced by a constant of the same shape: a graph needs no more."""
     from mlx.utils import tree_map
 
-    model.update(tree_map(lambda array: constant(array.shape, dtype), model.parameters()))
+    packed = (mx.uint32, mx.uint8)
+    model.update(tree_map(lambda p: constant(p.shape, p.dtype if p.dtype in packed else dtype), model.parameters()))
     return model
 
 
@@ -255,8 +271,8 @@ def attention_is_fused(q: Shape, k: Shape, v: Shape, mask: Any) -> bool:
     return width == v_width and width in (64, 96, 128, 256) and length <= seen and length * (heads // kv_heads) <= 32
 
 
-def convolution_kernel(x: Shape, weight: Shape, arguments: list[Any]) -> str:
-    """Which of Metal's kernels a 2-D convolution takes: x (B, H, W, C), weight (O, kH, kW, C / groups)."""
+def convolution_kernel(x: Shape, weight: Shape, arguments: list[Any], weight_strides: Shape | None = None) -> str:
+    """Which of Metal's kernels a 2-D convolution takes: x (B, H, W, C), weight (O, kH, kW, C / groups), by default in order."""
     stride, low, high, kernel_dilation, input_dilation, groups, flip = arguments
     (B, H, W, C), (O, kH, kW, _) = x, weight  # noqa: E741
     plain_input, plain_kernel = set(input_dilation) == {1}, set(kernel_dilation) == {1}
@@ -265,9 +281,11 @@ def convolution_kernel(x: Shape, weight: Shape, arguments: list[Any]) -> str:
         if not plain_input:
             return "explicit gemm, grouped"
         small = max(kH, kW) <= 7 and max(stride) <= 2 and plain_kernel
-        if C_per_group == 1 and O_per_group == 1 and small and C % 16 == 0 and C == O:
+        rows_follow = (weight_strides or in_order(weight).strides)[1] == kW
+        if C_per_group == 1 and O_per_group == 1 and small and rows_follow and C % 8 == 0 and C == O:
             return "depthwise"
-        narrow = (C_per_group <= 4 or C_per_group % 16 == 0) and (O_per_group <= 16 or O_per_group % 16 == 0)
+        specialised = C_per_group <= 4 or C_per_group == 8 or C_per_group % 16 == 0
+        narrow = specialised and (O_per_group <= 16 or O_per_group % 16 == 0)
         return "implicit gemm, grouped" if narrow else "explicit gemm, grouped"
     out = B * ((H + low[0] + high[0] - kH) // stride[0] + 1) * ((W + low[1] + high[1] - kW) // stride[1] + 1)
     unit = set(stride) == {1}
@@ -330,10 +348,16 @@ def _place(step: Step, shapes: list[Shape], layouts: dict[str, Layout]) -> Step:
         else:
             fresh = [Layout(shapes[0], strides)]
     elif step.name == "Convolution":
-        kernel = f"convolution: {convolution_kernel(inputs[0].shape, inputs[1].shape, step.arguments)}"
+        weight = inputs[1] if inputs[1].row_contiguous else in_order(inputs[1].shape)
+        kernel = f"convolution: {convolution_kernel(inputs[0].shape, weight.shape, step.arguments, weight.strides)}"
         wanted(lambda array: array.row_contiguous, inputs[:2], "a convolution takes rows in order")
     elif step.name in ("Matmul", "AddMM"):
-        wanted(lambda array: 1 in array.strides[-2:] or 1 in array.shape[-2:], inputs[:2], "neither matrix axis is dense")
+        left, right = inputs[:2]
+        for matrix, vector in ((left, left.shape[-2] == 1), (right, right.shape[-1] == 1)):
+            why = "a vector's other stride is not its width" if vector else "neither matrix axis is dense"
+            wanted(lambda array, vector=vector: product_takes(array, vector), [matrix], why)
+    elif step.name == "QuantizedMatmul":
+        wanted(_whole_rows, inputs, "a quantised product takes rows that follow each other")
     elif step.name in ("LayerNorm", "RMSNorm"):
         wanted(lambda array: array.dense and array.strides[-1] == 1, inputs[:1], "a norm takes dense rows")
     elif step.name == "RoPE":
@@ -372,6 +396,16 @@ def _view(step: Step, inputs: list[Layout], fresh: list[Layout]) -> list[Layout]
     return fresh
 
 
+def product_takes(matrix: Layout, vector: bool) -> bool:
+    """Whether a product takes a matrix as it lies (`check_transpose`), in either order; a `vector` is one row or one column."""
+    (rows, columns), (down, across) = matrix.shape[-2:], matrix.strides[-2:]
+    return (across == 1 and (not vector or down == columns)) or (down == 1 and (not vector or across == rows))
+
+
+def _whole_rows(x: Layout) -> bool:
+    return len(x.shape) < 2 or x.strides[-2:] == (x.shape[-1], 1)
+
+
 def _turns_in_place(x: Layout) -> bool:
     if x.row_contiguous or len(x.shape) < 4 or (len(x.shape) == 4 and x.shape[0] == 1):
         return True
@@ -383,7 +417,7 @@ def _attend(inputs: list[Layout], shape: Shape, wanted: Callable[..., None]) -> 
     """Where attention's output lies; a long query leaves it (B, L, heads, head_dim) in memory, whatever its shape says."""
     _, heads, length, width = shape
     if length > 8:
-        wanted(lambda array: array.strides[-1] == 1, inputs, "head_dim has to be dense")
+        wanted(lambda array: array.strides[-1] == 1, inputs[:3], "head_dim has to be dense")
         return Layout(shape, (length * heads * width, width, heads * width, 1))
 
     def query_fits(q: Layout) -> bool:
@@ -395,7 +429,9 @@ def _attend(inputs: list[Layout], shape: Shape, wanted: Callable[..., None]) -> 
 
     wanted(query_fits, inputs[:1], "a short query has to be in order")
     batched = lambda array: 1 in array.shape[:2] or array.strides[0] == array.strides[1] * array.shape[1]  # noqa: E731
-    wanted(lambda array: array.strides[-1] == 1 and batched(array), inputs[1:], "head_dim has to be dense")
+    wanted(lambda array: array.strides[-1] == 1 and batched(array), inputs[1:3], "head_dim has to be dense")
+    takes_mask = lambda array: array.row_contiguous or 1 in inputs[0].shape[:2] or batched(array)  # noqa: E731
+    wanted(takes_mask, inputs[3:], "the mask has to be in order")
     return in_order(shape)
 
 
@@ -414,30 +450,59 @@ def _elementwise(inputs: list[Layout], shape: Shape) -> Layout:
 # ---- the models ------------------------------------------------------------------------------------------------------------
 
 SEEN = 300  # positions in the cache before the decode step that is recorded
+ROWS = (300, 260, 281, 300)  # positions of the rows of a batch
+CHAT_BITS = 8  # what chat quantises the decoder to on a GPU (`quantize.recipes.usual_bits`)
 
 
 def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = None) -> dict[str, Graph]:
-    """Ours on Metal in bfloat16: image to embeddings, prefill of those and a few words, and one more token."""
+    """Ours on Metal in bfloat16: image to embeddings, prefill of those and a few words, one more token (also quantised as in
+    chat), and one more for each row of a batch."""
     from fastvlm_mlx.backend import ops as backend
+    from fastvlm_mlx.decoding.batch import batch_caches
     from fastvlm_mlx.diagnostics import random_model
     from fastvlm_mlx.network.model import FastVLM
+    from fastvlm_mlx.quantize import layers as packed_layers
+    from fastvlm_mlx.quantize import recipes
 
     recorder = Recorder()
-    with recorder.installed(), patch.object(backend, "_fused_swiglu", recorder.swiglu):
-        model: Any = weightless(FastVLM(random_model.config(size, layers), "metal"), mx.bfloat16)
+
+    def model_of(bits: int | None) -> Any:
+        model = FastVLM(random_model.config(size, layers), "metal")
+        if bits is not None:
+            packed_layers.apply(model, recipes.plan(model, recipes.choose(bits=bits, group_size=recipes.DEFAULT_GROUP))[0])
+        weightless(model, mx.bfloat16)
+        return model
+
+    def seen(attention: Any, length: int) -> mx.array:
+        return constant((1, attention.kv_heads, length, attention.head_dim), mx.bfloat16)
+
+    def one_token(model: Any) -> Graph:
         cache = model.text.make_cache()
         for layer, block in zip(cache, model.text.layers, strict=True):
-            attention = block.self_attn
-            seen = constant((1, attention.kv_heads, SEEN, attention.head_dim), mx.bfloat16)
-            layer.update(seen, seen)
+            layer.update(seen(block.self_attn, SEEN), seen(block.self_attn, SEEN))
             mx.eval(layer.state)
+        return record(recorder, lambda token: _likeliest(model.step(token, cache)), constant((1,), mx.uint32))
+
+    def batch_step(model: Any, lengths: tuple[int, ...]) -> Graph:
+        held = [[(seen(block.self_attn, length),) * 2 for block in model.text.layers] for length in lengths]
+        caches = batch_caches(held)
+        for cache in caches:  # its first step makes room for more positions
+            cache.update(*(mx.concatenate([seen(model.text.layers[0].self_attn, 1)] * len(lengths)) for _ in range(2)))
+            mx.eval(cache.state)
+        return record(recorder, lambda token: _likeliest(model.step(token, caches)), constant((len(lengths),), mx.uint32))
+
+    with recorder.installed(), patch.object(backend, "_fused_swiglu", recorder.swiglu):
+        model = model_of(None)
         pixels = constant((1, resolution, resolution, 3), mx.uint8)
         tokens = (resolution // 64) ** 2
         prompt = constant((1, tokens + 25, model.text.norm.weight.shape[0]), mx.bfloat16)
         return {
             "tower and projector": record(recorder, model.encode, pixels),
             "prefill": record(recorder, lambda embeddings: _likeliest(model.prefill(embeddings, model.text.make_cache())), prompt),
-            "decode step": record(recorder, lambda token: _likeliest(model.step(token, cache)), constant((1,), mx.uint32)),
+            "decode step": one_token(model),
+            f"decode step, {CHAT_BITS} bits": one_token(model_of(CHAT_BITS)),
+            "batch step": batch_step(model, ROWS),
+            "batch step, rows alike": batch_step(model, (SEEN,) * len(ROWS)),
         }
 
 
@@ -502,17 +567,26 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
             )
         if len(graph.copies) - len(graph.layout_copies) > names["Pad"]:
             found.append(f"{name}: more cuts are copied than attentions are padded")
-        wanted = 1 if name == "decode step" else 0
+        rows = 3 if names["Dequantize"] else 1  # of one token: its row of the embedding, or of its packed form and scales
+        wanted = rows if name.startswith("decode step") else 0
         if graph.gathers_by_number > wanted:
             found.append(
                 f"{name}: {graph.gathers_by_number - wanted} arrays are indexed by a number, which gathers; slice or split"
             )
-        found += [f"{name}: {copy}" for copy in graph.layout_copies]
+        found += [f"{name}: {copy}" for copy in graph.layout_copies if not (name.startswith("batch step") and apart(copy))]
+        if name.startswith("batch step") and names["GreaterEqual"] > (name == "batch step"):
+            found.append(f"{name}: {names['GreaterEqual']} masks are made, one step needs one, or none where nothing is padded")
         if name in MLX_VLM_KERNELS and resolution == 1024 and size == "0.5b":
             kernels, theirs = sum(graph.kernels.values()), MLX_VLM_KERNELS[name]
             if kernels > MOST[name] * theirs:
                 found.append(f"{name}: {kernels} kernels, more than {MOST[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
     return found
+
+
+def apart(copy: str) -> bool:
+    """Whether a copy is one of the two that every layer makes of the queries and keys of a batch: one row's heads lie together,
+    those of the next come after its values."""
+    return copy.startswith("RoPE copies") or "a short query" in copy
 
 
 def report(graphs: dict[str, Graph]) -> str:

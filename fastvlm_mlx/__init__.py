@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from .errors import (
         BusyError,
         CheckpointError,
+        DeviceError,
         FastVLMError,
         FastVLMWarning,
         HubError,
         ImageError,
         OptionError,
+        OutOfMemoryError,
         OutputError,
         PromptError,
         TokenizerError,
@@ -37,15 +39,16 @@ _HOMES = {
     "decoding.answer": ("Answer", "Answers", "Chunk", "Stats"),
     "decoding.stream": ("Stream",),
     "errors": (
-        "BusyError", "CheckpointError", "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutputError",
-        "PromptError", "TokenizerError",
+        "BusyError", "CheckpointError", "DeviceError", "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError",
+        "OutOfMemoryError", "OutputError", "PromptError", "TokenizerError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "VLM", "Answer", "Answers", "BusyError", "CheckpointError", "Chunk", "FastVLMError", "FastVLMWarning", "HubError", "ImageError",
-    "OptionError", "OutputError", "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "load",
+    "VLM", "Answer", "Answers", "BusyError", "CheckpointError", "Chunk", "DeviceError", "FastVLMError", "FastVLMWarning",
+    "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError", "PromptError", "Stats", "Stream",
+    "TokenizerError", "__version__", "load",
 ]  # fmt: skip
 
 

@@ -8,7 +8,9 @@
     ├── CheckpointError   a folder whose files are missing, broken or foreign
     │   └── TokenizerError
     ├── HubError          a name that could not be turned into a folder
-    └── OutputError       a result that could not be written
+    ├── OutputError       a result that could not be written
+    └── DeviceError       what computes failed, or cannot be used from here
+        └── OutOfMemoryError  (a MemoryError as well) the memory ran out
 
 A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as Python names
 them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place.
@@ -57,6 +59,14 @@ class HubError(FastVLMError):
 
 class OutputError(FastVLMError):
     """A result that could not be written."""
+
+
+class DeviceError(FastVLMError):
+    """The device that computes failed, or cannot be used from this process; what was computed last is not to be trusted."""
+
+
+class OutOfMemoryError(DeviceError, MemoryError):
+    """The memory ran out, the device's or the machine's."""
 
 
 class FastVLMWarning(UserWarning):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import mlx.core as mx
 
@@ -11,9 +11,10 @@ from .decoding import generate as generation
 from .decoding.answer import Answer, Answers, finish
 from .decoding.engine import Engine
 from .decoding.image_cache import ImageCache
+from .decoding.pictures import encode_all
 from .decoding.request import Options
 from .decoding.stream import Stream
-from .errors import CheckpointError, ImageError
+from .errors import FastVLMError, ImageError, OptionError, shown
 from .inputs.image import Images, Source, as_list
 from .inputs.prompt import PROMPT
 from .inputs.tokenizer import Tokenizer
@@ -39,8 +40,9 @@ def load(
 
     `model` is a folder of any accepted layout, a Hub name such as "apple/FastVLM-0.5B" (fetched once), or "tiny".
     `bits` quantises the decoder on the fly (2, 3, 4, 5, 6 or 8, in groups of `group_size`). `dtype` is what to compute in:
-    by default the stored type on a GPU, float32 on a CPU. `tokenizer` is a folder to take the tokenizer from, `resolution` the
-    side in pixels that pictures are brought to (a multiple of 64), `revision` a branch, tag or commit of the Hub repository.
+    by default the stored type on a GPU, float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0 is set).
+    `tokenizer` is a folder to take the tokenizer from, `resolution` the side in pixels that pictures are brought to (a multiple
+    of 64), `revision` a branch, tag or commit of the Hub repository.
     Raises FastVLMError.
     """
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
@@ -103,7 +105,7 @@ class VLM:
         top_p: float = ...,
         seed: int | None = ...,
         system: str | None = ...,
-    ) -> Answers: ...
+    ) -> Answers[Answer]: ...
 
     def generate(
         self,
@@ -115,7 +117,7 @@ class VLM:
         top_p: float = 1.0,
         seed: int | None = None,
         system: str | None = None,
-    ) -> Answer | Answers:
+    ) -> Answer | Answers[Answer]:
         """Answer a question about a picture, several (a list) or none (None); for a list of questions, a list of answers.
 
         A picture is a path, bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or MLX, of uint8,
@@ -128,6 +130,32 @@ class VLM:
             return self._answer_all([(image, each) for each in prompt], options, system)
         return finish(generation.stream(self.engine, self.engine.prepare(image, prompt, system=system), options))
 
+    @overload
+    def batch(
+        self,
+        questions: Iterable[tuple[Images, str]],
+        *,
+        max_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        seed: int | None = ...,
+        system: str | None = ...,
+        on_error: Literal["raise"] = ...,
+    ) -> Answers[Answer]: ...
+
+    @overload
+    def batch(
+        self,
+        questions: Iterable[tuple[Images, str]],
+        *,
+        max_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        seed: int | None = ...,
+        system: str | None = ...,
+        on_error: Literal["return"],
+    ) -> Answers[Answer | FastVLMError]: ...
+
     def batch(
         self,
         questions: Iterable[tuple[Images, str]],
@@ -137,15 +165,24 @@ class VLM:
         top_p: float = 1.0,
         seed: int | None = None,
         system: str | None = None,
-    ) -> Answers:
+        on_error: Literal["raise", "return"] = "raise",
+    ) -> Answers[Answer] | Answers[Answer | FastVLMError]:
         """Answer many questions, each a pair (image, prompt) as for `generate`, in less time than one by one.
 
         Every answer is the one `generate` gives with the same options, seed included, up to rounding. Everything is checked
-        before the first is answered: the prepared pictures (3 MB each at 1024 pixels) are in memory together.
+        before the first is answered: the prepared pictures (3 MB each at 1024 pixels) are in memory together. With `on_error`
+        "return", what is wrong with a question stands in the place of its answer, as the exception, and the others are answered.
         """
-        return self._answer_all(questions, Options(max_tokens, temperature, top_p, seed), system)
+        options = Options(max_tokens, temperature, top_p, seed)
+        if on_error not in ("raise", "return"):
+            raise OptionError(f"`on_error` is {shown(on_error)}, expected 'raise' or 'return'.")
+        if on_error == "raise":
+            return self._answer_all(questions, options, system)
+        from .decoding.batch import answer_or_return
 
-    def _answer_all(self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None) -> Answers:
+        return answer_or_return(self.engine, self.engine.prepare_or_return(questions, system=system), options)
+
+    def _answer_all(self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None) -> Answers[Answer]:
         from .decoding.batch import answer_in_order  # not on the way to a first answer
 
         return answer_in_order(self.engine, self.engine.prepare_all(questions, system=system), options)
@@ -195,12 +232,14 @@ class VLM:
         return attention_map(self.engine, self.engine.prepare(image, prompt, system=system), answer, layers, heads)
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
-        """Image embeddings (N, D) as the decoder sees them, N = ceil(S/64)**2; a list of them for a list of pictures."""
+        """Image embeddings (N, D) that the decoder reads, N = ceil(S/64)**2; a list of them for a list of pictures.
+
+        They are float32 whatever the model computes in, which changes no value and lets NumPy take them (`np.array`; it has no
+        bfloat16).
+        """
         if image is None:
             raise ImageError("There is no image; give a path, bytes, a PIL image, an array, or a list of these.")
-        embeddings = [self.model.encode(mx.array(self.engine.pixels(source)[None]))[0] for source in as_list(image)]
-        if not all(mx.isfinite(each).all().item() for each in embeddings):
-            raise CheckpointError(generation.OVERFLOW)
+        embeddings = encode_all(self.engine, as_list(image))
         return embeddings if isinstance(image, (list, tuple)) else embeddings[0]
 
     def __repr__(self) -> str:

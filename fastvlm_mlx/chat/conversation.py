@@ -55,7 +55,11 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Answer:
-        """Ask, showing a picture, several or none; the answer is remembered. Options and errors as for `VLM.generate`."""
+        """Ask, showing a picture, several or none; the answer is remembered. Options and errors as for `VLM.generate`.
+
+        Where the context is full, the oldest questions and answers are left out first (`crowded_out`), and the answer's `left_out`
+        says what.
+        """
         return finish(self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
 
     def stream(
@@ -73,20 +77,24 @@ class Chat:
         started = time.perf_counter()
         state = self._claim.state
         pictures = tuple(source if isinstance(source, Picture) else self.look(source) for source in as_list(image))  # type: ignore[arg-type]
-        pieces = self._engine.render(self._turns(Turn(prompt, len(pictures)), self._left_out), self._system)
-        shown = [*self._shown(self._left_out), *pictures]
+        question, cut = Turn(prompt, len(pictures)), self._left_out
+        pieces = render(self._engine.tokenizer, self._turns(question, cut), self._engine.image_tokens, self._system)
+        if sum(map(len, pieces)) + self._answer_room(options.max_tokens) > self.context:
+            cut = self.crowded_out(prompt, len(pictures), max_tokens=options.max_tokens)
+            pieces = self._engine.render(self._turns(question, cut), self._system)
+        shown = [*self._shown(cut), *pictures]
         request = Request(
             [picture.pixels for picture in shown],
             pieces,
             time.perf_counter() - started,
             [picture.digest for picture in shown],
         )
-        return Stream(self._answer(prompt, pictures, request, options, state), request.pixels)
+        return Stream(self._answer(prompt, pictures, request, options, state, cut), request.pixels)
 
     def _answer(
-        self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options, state: int
+        self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options, state: int, cut: LeftOut
     ) -> Iterator[Chunk]:
-        """The chunks; `state` is that of the conversation the request was made for."""
+        """The chunks; `state` is that of the conversation the request was made for, `cut` what was left out of it."""
         state = self._claim.begin(state)
         try:
             with closing(generate.stream(self._engine, request, options, self._prefix, state)) as chunks:
@@ -96,7 +104,9 @@ class Chat:
                         ended = chunk.answer.finish_reason == "stop"
                         with self._claim.complete(state):
                             exchange = Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids))
+                            chunk = replace(chunk, answer=replace(chunk.answer, left_out=cut.beyond(self._left_out)))
                             self._exchanges.append(exchange)
+                            self._left_out = cut
                     yield chunk
         finally:
             self._claim.end(state)
@@ -196,7 +206,7 @@ class Chat:
         """
         check_text("prompt", prompt)
         question, now = Turn(prompt, images), self._left_out
-        answer = min(max_tokens, self.context // SPARE // 2)
+        answer = self._answer_room(max_tokens)
         if self._length(question, now) + answer <= self.context:
             return now
         spoken, pictures = len(self._exchanges), pictures_in(self._exchanges)
@@ -248,6 +258,10 @@ class Chat:
         if turns and carried:
             turns[0] = replace(turns[0], images=turns[0].images + carried)
         return turns
+
+    def _answer_room(self, max_tokens: int) -> int:
+        """Positions to be kept for an answer: what it may take, but no more than an eighth of the context."""
+        return min(max_tokens, self.context // SPARE // 2)
 
     def _length(self, question: Turn | None, cut: LeftOut) -> int:
         """Positions of the conversation with a question."""

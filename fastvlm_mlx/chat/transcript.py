@@ -84,6 +84,18 @@ class LeftOut:
         """Not more than there is: questions and pictures left out, of the `exchanges` there are."""
         return LeftOut(min(self.exchanges, len(exchanges)), min(self.pictures, pictures_in(exchanges[: self.exchanges])))
 
+    def beyond(self, before: "LeftOut") -> str:
+        """What this leaves out and `before` did not, in words: "the oldest 2 questions with their answers"; "" for nothing."""
+        words, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
+        parts = []
+        if words > 0:
+            parts.append(
+                "the oldest question with its answer" if words == 1 else f"the oldest {words} questions with their answers"
+            )
+        if pictures > 0:
+            parts.append("the oldest picture" if pictures == 1 else f"the oldest {pictures} pictures")
+        return " and ".join(parts)
+
 
 def pictures_in(exchanges: Sequence[Exchange]) -> int:
     """How many pictures were shown with these questions."""

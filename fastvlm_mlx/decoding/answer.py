@@ -3,7 +3,9 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
+from ..errors import FastVLMError
 from . import notebook
 
 
@@ -39,7 +41,8 @@ class Stats:
 class Answer:
     """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length".
 
-    `thumbnails` are small JPEGs of the pictures, made in notebooks only, where an answer shows itself.
+    `thumbnails` are small JPEGs of the pictures, made in notebooks only, where an answer shows itself. `left_out` says in words
+    what was left out of a full conversation to make room for this answer, "" where nothing was.
     """
 
     text: str
@@ -47,6 +50,7 @@ class Answer:
     finish_reason: str
     stats: Stats
     thumbnails: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
+    left_out: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -62,24 +66,37 @@ class Answer:
         return f"{self.stats.completion_tokens} tokens, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
 
     def to_json(self, **extra: object) -> str:
-        """One JSON object of the text, `extra` and every figure."""
+        """One JSON object of the text, `extra` and every figure, and of `left_out` where there is something."""
+        extra |= {"left_out": self.left_out} if self.left_out else {}
         figures = asdict(self.stats)
         del figures["reused_tokens"]  # 0 for a question asked alone
         return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **figures}, ensure_ascii=False)
 
 
-class Answers(list[Answer]):
-    """The answers to several questions, in their order; printed and shown in a notebook one below the other."""
+Outcome = TypeVar("Outcome", Answer, Answer | FastVLMError)
+
+
+class Answers(list[Outcome]):
+    """The answers to several questions, in their order; printed and shown in a notebook one below the other.
+
+    Where the batch was to go on after an error, that stands in the place of its answer.
+    """
 
     def __str__(self) -> str:
-        texts = [answer.text for answer in self]
+        texts = [answer.text if isinstance(answer, Answer) else _named(answer) for answer in self]
         return ("\n\n" if any("\n" in text for text in texts) else "\n").join(texts)
 
     def _repr_html_(self) -> str:
-        return "".join(answer._repr_html_() for answer in self)
+        return "".join(answer._repr_html_() if isinstance(answer, Answer) else notebook.html(_named(answer), ()) for answer in self)
 
     def _repr_markdown_(self) -> str:
-        return "\n".join(answer._repr_markdown_() for answer in self)
+        return "\n".join(
+            answer._repr_markdown_() if isinstance(answer, Answer) else notebook.markdown(_named(answer), "") for answer in self
+        )
+
+
+def _named(error: FastVLMError) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)

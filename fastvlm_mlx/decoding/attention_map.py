@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..backend.failures import explaining
 from ..errors import ImageError, OptionError, PromptError, shown
 from ..inputs.image import Pixels
 from ..inputs.pieces import ImageSlot, Piece
 from ..network.model import FastVLM
 from .answer import Answer
 from .engine import Engine
-from .generate import encode, wait
 from .image_cache import digest
 from .notebook import html, thumbnail
+from .pictures import Encoding, forgetting
 from .request import Request
 
 Grid = npt.NDArray[np.floating]
@@ -72,9 +73,11 @@ def attention_map(
         raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
     if not request.pixels:
         raise ImageError("There is no picture whose attention could be shown; give the one that was asked about.")
-    embeddings = encode(engine.model, request, [digest(pixels) for pixels in request.pixels], engine.images, 0)
-    wait([mx.isfinite(each).all() for each in embeddings.values()], engine.images)
-    return _attention_map(engine.model, request.pieces, embeddings, request.pixels, answer.token_ids, layers, heads)
+    digests = [digest(pixels) for pixels in request.pixels]
+    with explaining(), forgetting(engine.images, digests):
+        pictures = Encoding(engine, request, digests)
+        pictures.wait()
+        return _attention_map(engine.model, request.pieces, pictures.shown, request.pixels, answer.token_ids, layers, heads)
 
 
 def _attention_map(

@@ -8,16 +8,20 @@ question gets when it is asked alone, up to the rounding of sums.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, overload
 
 import mlx.core as mx
 
 from .. import progress
+from ..backend.failures import explaining
+from ..backend.residency import check_device, wired
+from ..errors import DeviceError, FastVLMError
 from ..network.kv_cache import BatchCache
 from .answer import Answer, Answers, Stats
 from .engine import Engine
-from .generate import encode, wait, wired
 from .image_cache import digest
 from .notebook import thumbnails
+from .pictures import Encoding, forgetting
 from .prefix import Prefix, positions
 from .request import Options, Request
 from .sampling import choose
@@ -44,26 +48,71 @@ class Row:
     tokens: list[int] = field(default_factory=list)
 
 
-def answer_in_order(engine: Engine, requests: Sequence[Request], options: Options) -> Answers:
+def answer_in_order(engine: Engine, requests: Sequence[Request], options: Options) -> Answers[Answer]:
     """The answers to requests in the order of these, with a progress bar where it takes long."""
     with progress.bar("Answering", len(requests)) as track:
         answers = dict(track(answer_all(engine, requests, options)))
     return Answers(answers[index] for index in range(len(requests)))
 
 
-def answer_all(engine: Engine, requests: Sequence[Request], options: Options) -> Iterator[tuple[int, Answer]]:
-    """Answer requests ROWS at a time; each answer comes with its request's index, as soon as it is finished."""
+def answer_or_return(
+    engine: Engine, requests: Sequence[Request | FastVLMError], options: Options
+) -> Answers[Answer | FastVLMError]:
+    """`answer_in_order` for requests that could not all be prepared: an error stands in the place of its answer.
+
+    So does one that a picture or a question raises later, but for those of the device (DeviceError), which are raised.
+    """
+    found: list[Answer | FastVLMError] = list(requests)  # type: ignore[arg-type]  # each request is replaced
+    asked = [(index, request) for index, request in enumerate(requests) if isinstance(request, Request)]
+    with progress.bar("Answering", len(asked)) as track:
+        for place, answer in track(answer_all(engine, [request for _, request in asked], options, go_on=True)):
+            found[asked[place][0]] = answer
+    return Answers(found)
+
+
+@overload
+def answer_all(
+    engine: Engine, requests: Sequence[Request], options: Options, *, go_on: Literal[False] = ...
+) -> Iterator[tuple[int, Answer]]: ...
+
+
+@overload
+def answer_all(
+    engine: Engine, requests: Sequence[Request], options: Options, *, go_on: bool
+) -> Iterator[tuple[int, Answer | FastVLMError]]: ...
+
+
+def answer_all(
+    engine: Engine, requests: Sequence[Request], options: Options, *, go_on: bool = False
+) -> Iterator[tuple[int, Answer | FastVLMError]]:
+    """Answer requests ROWS at a time; each answer comes with its request's index, as soon as it is finished.
+
+    To `go_on` is to give an error of this package, but for a DeviceError, in place of the answer instead of raising it. Where
+    MLX fails, none of the pictures is left in the cache, and what it means is raised.
+    """
     pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
     known = {key: digest(pixels) for key, pixels in pictures.items()}
     digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
     order = sorted(range(len(requests)), key=digests.__getitem__)  # the same pictures after each other, to share a beginning
     prefix = Prefix()
     started = time.perf_counter()
-    with wired(engine.model.backend):
+    backend = engine.model.backend
+    with explaining(), wired(backend), forgetting(engine.images, list(known.values())):
         for start in range(0, len(order), ROWS):
             mx.reset_peak_memory()
-            rows = [_begin(engine, i, requests[i], digests[i], options, prefix, started) for i in order[start : start + ROWS]]
-            yield from _go_on(engine, rows, options)
+            rows = []
+            for i in order[start : start + ROWS]:
+                try:
+                    rows.append(_begin(engine, i, requests[i], digests[i], options, prefix, started))
+                except FastVLMError as error:
+                    if not go_on or isinstance(error, DeviceError):
+                        raise
+                    yield i, error
+            mx.clear_cache()  # what towers and prefills took is larger than what the steps need
+            if rows:
+                yield from _go_on(engine, rows, options)
+                check_device(backend)
+        mx.clear_cache()
 
 
 def _begin(
@@ -73,9 +122,10 @@ def _begin(
     begun = time.perf_counter()
     known = positions(request.pieces, digests)
     with prefix.answering(engine.model, known) as (kept, _):
-        shown = encode(engine.model, request, digests, engine.images, kept)
-        seen = wait([mx.isfinite(embeddings).all() for embeddings in shown.values()], engine.images)
-        logits = engine.model.prefill(engine.model.embed(request.pieces, shown, kept), prefix.layers)
+        pictures = Encoding(engine, request, digests, kept)
+        pictures.wait()
+        seen = time.perf_counter()
+        logits = engine.model.prefill(engine.model.embed(request.pieces, pictures.shown, kept), prefix.layers)
         keys = options.keys()
         first = choose(logits, options.temperature, options.top_p, next(keys))
         held = [layer.held for layer in prefix.layers]
@@ -85,9 +135,17 @@ def _begin(
     return Row(index, request, limit, keys, kept, seen - begun, ended - seen, ended - started, first, held)
 
 
+def batch_caches(rows: Sequence[Held]) -> list[BatchCache]:
+    """The caches of all layers for rows that go on together, with one padding, from what each row holds in every layer."""
+    caches: list[BatchCache] = []
+    for layer in zip(*rows, strict=True):
+        caches.append(BatchCache(layer, caches[0].padding if caches else None))
+    return caches
+
+
 def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[int, Answer]]:
     """The rest of all answers, a token each at a time; a row that ends leaves the batch."""
-    caches = [BatchCache(layer) for layer in zip(*(row.held for row in rows), strict=True)]
+    caches = batch_caches([row.held for row in rows])
     for row in rows:
         row.held.clear()
     tokens = mx.concatenate([row.first for row in rows])
@@ -107,9 +165,10 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
             else:
                 going.append(place)
         if going and len(going) < len(rows):
-            following = following[mx.array(going)]
+            staying = mx.array(going)  # one for all, so that they share a padding again
+            following = following[staying]
             for cache in caches:
-                cache.keep(mx.array(going))
+                cache.keep(staying)
         rows, tokens = [rows[place] for place in going], following
 
 

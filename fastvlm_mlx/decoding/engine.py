@@ -7,12 +7,14 @@ the weights are needed, so that what is wrong with them is said before gigabytes
 import copy
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from ..backend.failures import explaining
+from ..backend.forks import check_process
 from ..config import Dtype, ModelConfig, check_resolution
-from ..errors import CheckpointError, PromptError, shown
+from ..errors import CheckpointError, FastVLMError, PromptError, shown
 from ..hub.consent import Agree
 from ..hub.find import find, find_tokenizer
 from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
@@ -71,7 +73,9 @@ class Engine:
     ) -> None:
         """Read the weights into a network for the default device; see `loading.read_weights`."""
         started = time.perf_counter()
-        model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype)
+        check_process()
+        with explaining():
+            model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype)
         self.config = replace(config, image=self.config.image)
         self._model = model
         self.images.clear()
@@ -97,9 +101,10 @@ class Engine:
 
     @property
     def model(self) -> FastVLM:
-        """The network; raises CheckpointError before `load_weights`."""
+        """The network; raises CheckpointError before `load_weights`, DeviceError in a child forked after it."""
         if self._model is None:
             raise CheckpointError("The weights have not been read yet; call load_weights() first.")
+        check_process()
         return self._model
 
     @property
@@ -125,6 +130,22 @@ class Engine:
 
     def prepare_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> list[Request]:
         """Prepare several questions, each a pair (image, prompt); a picture that comes again is not decoded again."""
+        return [prepare() for prepare in self._preparations(questions, system)]
+
+    def prepare_or_return(
+        self, questions: Iterable[tuple[Images, str]], *, system: str | None = None
+    ) -> list[Request | FastVLMError]:
+        """`prepare_all`, with the error of what is wrong with a question in its place instead of raised."""
+        found: list[Request | FastVLMError] = []
+        for prepare in self._preparations(questions, system):
+            try:
+                found.append(prepare())
+            except FastVLMError as error:
+                found.append(error)
+        return found
+
+    def _preparations(self, questions: Iterable[tuple[Images, str]], system: str | None) -> Iterator[Callable[[], Request]]:
+        """What prepares each question, to be called before the next one is asked for."""
         seen: dict[object, Pixels] = {}
         held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
 
@@ -137,12 +158,13 @@ class Engine:
                 seen[key] = self.pixels(source)
             return seen[key]
 
-        requests = []
-        for number, question in enumerate(questions, start=1):
+        def prepare(number: int, question: tuple[Images, str]) -> Request:
             if not isinstance(question, (list, tuple)) or len(question) != 2:
                 raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
-            requests.append(self._request(*question, system, pixels))
-        return requests
+            return self._request(*question, system, pixels)
+
+        for number, question in enumerate(questions, start=1):
+            yield partial(prepare, number, question)
 
     def _request(self, image: Images, prompt: str, system: str | None, pixels: Callable[[Source], Pixels]) -> Request:
         started = time.perf_counter()

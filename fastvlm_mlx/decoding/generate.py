@@ -1,27 +1,23 @@
 """From a prepared request to an answer: one prefill, then one token at a time, each computed while the last is read."""
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 
 import mlx.core as mx
 
-from ..backend.ops import Backend
-from ..errors import CheckpointError
-from ..inputs.pieces import ImageSlot
+from ..backend.failures import explaining
+from ..backend.residency import check_device, wired
 from ..network.kv_cache import KVCache
 from ..network.model import PREFILL_CHUNK, FastVLM
 from . import notebook
 from .answer import Answer, Chunk, Stats
 from .engine import Engine
-from .image_cache import ImageCache, digest
+from .image_cache import digest
+from .pictures import Encoding, forgetting
 from .prefix import Position, Prefix, positions
 from .request import Options, Request
 from .sampling import choose
-
-OVERFLOW = "The image encoder's numbers overflow; load the model with `dtype='bfloat16'` or `dtype='float32'`."
 
 
 def stream(
@@ -32,12 +28,22 @@ def stream(
     What the engine's `images` and `prefix` hold already is not computed again; they are left holding what was. `prefix`
     stays true to its caches also where the stream is closed early, or left standing while another one goes on: then it raises
     PromptError when it is read on. `state` is the one that the prefix's claim gave, where the answer has begun there already.
+    Where MLX fails, neither the request's pictures nor any position is left, and what it means is raised (`failures`).
     """
-    prefix = prefix or Prefix()
+    model = engine.model
+    if prefix is None:
+        prefix = Prefix()
+    else:  # a conversation, of which this is one answer
+        prefix.hold(model.backend)
     digests = request.digests or [digest(pixels) for pixels in request.pixels]
     known = positions(request.pieces, digests)
     mx.reset_peak_memory()
-    with wired(engine.model.backend), prefix.answering(engine.model, known, state) as (kept, begun):
+    with (
+        explaining(),
+        wired(model.backend),
+        forgetting(engine.images, digests),
+        prefix.answering(model, known, state) as (kept, begun),
+    ):
         last = yield from _stream(engine, request, options, prefix.layers, digests, known, kept, partial(prefix.claim.check, begun))
     yield last
 
@@ -55,27 +61,35 @@ def _stream(
     """The chunks, the last one returned; appends each token to `known` as it comes. The first `kept` positions are in the cache
     already. `check` raises what ends the answer where another one has begun meanwhile.
     """
-    model, images = engine.model, engine.images
+    model = engine.model
     stop = engine.stop_tokens(options)
+    limit = min(options.max_tokens, engine.context - request.prompt_tokens)
     started = time.perf_counter()
-    shown = encode(model, request, digests, images, kept)
-    # A value per picture to wait for (mx.eval would wait for the prefill as well), which also tells of an overflow.
-    sound = [mx.isfinite(embeddings).all() for embeddings in shown.values()]
-    mx.async_eval(list(shown.values()), sound)
+    pictures = Encoding(engine, request, digests, kept)
+
+    def prefill() -> Iterator[int]:
+        logits = model.prefill(model.embed(request.pieces, pictures.shown, kept), cache)
+        return _decode(model, cache, logits, options, limit)
+
     # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from a queue, and chunks wait in between anyway.
     queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
     if not queue:
-        seen = wait(sound, images)
-    logits = model.prefill(model.embed(request.pieces, shown, kept), cache)
-    ids = _decode(model, cache, logits, options, min(options.max_tokens, engine.context - request.prompt_tokens))
+        pictures.wait()
+        seen = time.perf_counter()
+    ids = prefill()
     thumbnails = notebook.thumbnails(request.pixels)  # while a GPU is at the first token
 
     decoder = engine.tokenizer.decoder()
     tokens: list[int] = []
     text, reason = "", "length"
     if queue:
-        seen = wait(sound, images)
+        replaced = pictures.wait()
+        seen = time.perf_counter()
         mx.clear_cache()  # what the tower took is larger than what decoding needs
+        if replaced:  # what is queued came from numbers that had overflowed
+            for layer in cache:
+                layer.trim(kept)
+            ids = prefill()
     answered = seen
     for token in ids:
         if not tokens:
@@ -91,6 +105,7 @@ def _stream(
             yield Chunk(piece)
             check()
     ended = time.perf_counter()
+    check_device(model.backend)
     rest = decoder.finish()
     stats = Stats(
         images=len(request.pixels),
@@ -106,29 +121,6 @@ def _stream(
         peak_memory_bytes=mx.get_peak_memory(),
     )
     return Chunk(rest, Answer(text + rest, tokens, reason, stats, thumbnails))
-
-
-def wait(sound: Sequence[mx.array], images: ImageCache) -> float:
-    """Wait for the pictures' embeddings, and say when they were there; raises CheckpointError where they overflowed."""
-    if not all(flag.item() for flag in sound):
-        images.clear()
-        raise CheckpointError(OVERFLOW)
-    return time.perf_counter()
-
-
-def encode(model: FastVLM, request: Request, digests: Sequence[bytes], images: ImageCache, kept: int) -> dict[int, mx.array]:
-    """Embeddings (N, D) of the images that do not lie in the first `kept` positions whole, by index, unevaluated."""
-    shown: dict[int, mx.array] = {}
-    for piece in request.pieces:
-        if isinstance(piece, ImageSlot) and kept < len(piece):
-            pixels, key = request.pixels[piece.index], digests[piece.index]
-            found = images.get(key)
-            if found is None:
-                found = model.encode(mx.array(pixels[None]))[0]
-                images.put(key, found)
-            shown[piece.index] = found
-        kept = max(0, kept - len(piece))
-    return shown
 
 
 def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options: Options, limit: int) -> Iterator[int]:
@@ -150,45 +142,3 @@ def _tokens(
             mx.async_eval(following)
         yield int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
         token = following
-
-
-class _Wired:
-    """The limit of memory that stays resident on Metal, raised while anything is answering, in whichever thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._answering = 0
-        self._before = 0
-
-    def begin(self) -> None:
-        """One more answer is under way."""
-        with self._lock:
-            if self._answering == 0:
-                self._before = mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
-            self._answering += 1
-
-    def end(self) -> None:
-        """One answer less; the limit from before is put back with the last one."""
-        with self._lock:
-            self._answering -= 1
-            if self._answering == 0:
-                try:
-                    mx.synchronize()
-                finally:
-                    mx.set_wired_limit(self._before)
-
-
-_WIRED = _Wired()
-
-
-@contextmanager
-def wired(backend: Backend) -> Iterator[None]:
-    """On Metal, keep the weights resident while answering, as mlx-lm does; the limit before is put back."""
-    if backend != "metal" or not mx.metal.is_available():
-        yield
-        return
-    _WIRED.begin()
-    try:
-        yield
-    finally:
-        _WIRED.end()

@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import mlx.core as mx
@@ -46,6 +47,13 @@ class ImageCache:
             self.nbytes += embeddings.nbytes - (before.nbytes if before is not None else 0)
             while self.nbytes > self.capacity:
                 self.nbytes -= self._embeddings.popitem(last=False)[1].nbytes
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Forget these pictures, as far as they are here."""
+        with self._lock:
+            for key in keys:
+                before = self._embeddings.pop(key, None)
+                self.nbytes -= before.nbytes if before is not None else 0
 
     def clear(self) -> None:
         """Forget every picture."""

@@ -1,5 +1,6 @@
 """A model's folder, of any accepted layout -> an open model -> a network with its weights in place."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 
 from .. import progress
-from ..backend import ops, ready
+from ..backend import ops, ready, residency
 from ..config import Dtype, ModelConfig, check_dtype
-from ..errors import OptionError
+from ..errors import FastVLMWarning, OptionError
 from ..hub import licence
 from ..hub.names import Found
 from ..network.model import FastVLM
@@ -17,6 +18,8 @@ from ..quantize import layers, recipes
 from ..quantize.recipes import Plan
 from ..storage.fill import fill
 from ..storage.open import OpenModel, is_ours, open_ours
+
+POSITIONS = 1024  # beside the picture's: a question and an answer of some length
 
 
 def open_model(found: Found, tokenizer: Path | None = None, *, name: str | None = None, **how: Any) -> OpenModel:
@@ -61,7 +64,41 @@ def read_weights(
             raise OptionError(f"{opened.name} is quantised already; load it without `bits`.")
         config = replace(config, quantization=plan)
     layers.apply(model, config.quantization)
+    residency.bound_cache(backend)
+    _warn_of_size(model, config, kind)
     with progress.bar("Loading", len(model.places())) as track:
         fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
     ready.make_ready(model, layers.packed_layers(model).values())
     return model, config
+
+
+def _warn_of_size(model: FastVLM, config: ModelConfig, kind: mx.Dtype) -> None:
+    """Say beforehand where a GPU's share of the memory is too small for the weights and one picture's conversation.
+
+    `model` has its layers in place, and no weights yet.
+    """
+    working_set = residency.working_set() if model.backend != "cpu" else None
+    if working_set is None:
+        return
+    packed = (mx.uint32, mx.uint8)
+    weights = sum(place.size * (place.dtype if place.dtype in packed else kind).size for place in model.places().values())
+    cache = model.text.cache_bytes(config.image.tokens + POSITIONS, kind)
+    if weights + cache > working_set:
+        advice = "" if config.quantization else "`bits=4` or "
+        warnings.warn(
+            f"The model takes {(weights + cache) / 1e9:.1f} GB with one picture, and the system recommends at most "
+            f"{working_set / 1e9:.1f} GB for the GPU: expect it to be slow, or to end; use {advice}a smaller model.",
+            FastVLMWarning,
+            stacklevel=4,
+        )
+
+
+def tower_in(dtype: mx.Dtype, model: FastVLM, config: ModelConfig) -> FastVLM:
+    """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no weights."""
+    other = FastVLM(config, model.backend)
+    layers.apply(other, config.quantization)
+    parts = [(path, place) for path, place in model.places().items() if path.startswith(("vision.", "projector."))]
+    floating = (mx.float16, mx.bfloat16, mx.float32)
+    other.load_weights([(path, p.astype(dtype) if p.dtype in floating else p) for path, p in parts], strict=False)
+    other.text.norm.weight = other.text.norm.weight.astype(dtype)  # which says what to compute in
+    return other

@@ -51,5 +51,7 @@ def markdown(text: str, details: str) -> str:
     from html import escape
 
     lines = "  \n".join(NUMBER.sub(r"\1\\\2", MARKUP.sub(r"\\\1", line.strip())) for line in text.splitlines())
+    if not details:
+        return f"{lines}\n"
     summary, _, rest = escape(details).partition("\n")
     return f"{lines}\n\n<details><summary>{summary}</summary><pre>{rest}</pre></details>\n"

@@ -7,6 +7,9 @@ whatever changed (an earlier turn, the system prompt, a picture), everything up 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from ..backend import failures
+from ..backend.ops import Backend
+from ..backend.residency import hold
 from ..inputs.pieces import ImageSlot, Piece
 from ..network.kv_cache import KVCache
 from ..network.model import FastVLM
@@ -34,23 +37,37 @@ class Prefix:
         self.held: list[Position] = []
         self.layers: list[KVCache] = []
         self._model: FastVLM | None = None  # whose positions they are
+        self._held = False
+
+    def hold(self, backend: Backend) -> None:
+        """Keep the weights resident for as long as this is there, which its next answers would otherwise ask for each time."""
+        if not self._held:
+            hold(self, backend)
+            self._held = True
 
     @contextmanager
     def answering(self, model: FastVLM, known: list[Position], state: int | None = None) -> Iterator[tuple[int, int]]:
         """Keep what is shared with `known`; it may grow meanwhile, and is what the caches hold when the block ends.
 
         Gives the number of positions kept, and the state of the claim to hold on to. Where another answer has begun in the
-        meantime, the end changes nothing. `state` is the one to hold on to where the answer has begun already. Raises BusyError
-        while another thread is answering.
+        meantime, the end changes nothing. Where MLX fails, everything is forgotten: the buffers it was writing to are those of
+        all positions. `state` is the one to hold on to where the answer has begun already. Raises BusyError while another
+        thread is answering.
         """
         begun = self.claim.begin() if state is None else state
+        spoilt = False
         try:
             kept = self.keep(model, known)
             try:
                 yield kept, begun
+            except BaseException as error:
+                spoilt = failures.spoils(error)
+                raise
             finally:
                 with self.claim.ending(begun) as latest:
-                    if latest:
+                    if latest and spoilt:
+                        self.forget()
+                    elif latest:
                         self.settle(known)
         finally:
             if state is None:
@@ -62,8 +79,8 @@ class Prefix:
         Everything is forgotten where another network computed it. Returns how many positions are left: the prefill starts there.
         """
         if self._model is not model:
-            self.held, self.layers = [], model.text.make_cache()
-            self._model = model
+            self.forget()
+            self.layers, self._model = model.text.make_cache(), model
         shared = 0
         for ours, theirs in zip(self.held, wanted[:-1], strict=False):
             if ours != theirs:
@@ -81,6 +98,10 @@ class Prefix:
         self.held = list(known[:length])
         for layer in self.layers:
             layer.trim(length)
+
+    def forget(self) -> None:
+        """Hold nothing, and no buffers."""
+        self.held, self.layers, self._model = [], [], None
 
     @property
     def nbytes(self) -> int:

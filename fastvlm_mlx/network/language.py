@@ -14,7 +14,7 @@ from ..backend.linear import Linear
 from ..backend.ops import Backend, causal_attention, linear, swiglu
 from ..config import TextConfig
 from ..quantize.layers import QuantizedEmbedding
-from .kv_cache import BatchCache, KVCache
+from .kv_cache import BatchCache, KVCache, buffered
 
 Cache = KVCache | BatchCache
 
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         mask: str | mx.array | None = "causal"
         if cache is not None:
             keys, values = cache.update(keys, values)
-            mask = cache.mask(L)
+            mask = cache.mask(L, self.heads)
         y = causal_attention(queries, keys, values, mask, self.backend)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
 
@@ -60,7 +60,11 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False, backend=backend)
 
     def __call__(self, x: mx.array) -> mx.array:
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        both = self.gate_up_proj(x)
+        if both.size == both.shape[-1]:  # of one row, halves that keep its stride would be copied for a quantised product
+            gate, up = mx.split(both.reshape(2, -1), 2)
+            return self.down_proj(swiglu(gate, up, self.backend)).reshape(x.shape)
+        gate, up = mx.split(both, 2, axis=-1)
         return self.down_proj(swiglu(gate, up, self.backend))
 
 
@@ -121,3 +125,8 @@ class Qwen2(nn.Module):
     def make_cache(self) -> list[KVCache]:
         """An empty cache, one entry per layer."""
         return [KVCache() for _ in self.layers]
+
+    def cache_bytes(self, positions: int, dtype: mx.Dtype) -> int:
+        """What the caches of all layers take at so many positions."""
+        one = self.layers[0].self_attn
+        return 2 * len(self.layers) * one.kv_heads * one.head_dim * buffered(positions) * dtype.size

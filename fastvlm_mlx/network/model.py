@@ -67,7 +67,7 @@ class FastVLM(nn.Module):
             mx.clear_cache()
         rest = (embeddings.shape[1] - 1) // PREFILL_CHUNK * PREFILL_CHUNK
         hidden = self.text(embeddings[:, rest:], cache)
-        return self.text.logits(hidden[:, -1])
+        return self.text.logits(hidden[:, -1:])[:, 0]  # hidden[:, -1] would be copied: its rows lie L * D apart
 
     def step(self, token: mx.array, cache: Sequence[Cache]) -> mx.array:
         """Logits (B, V) after one more token (B,)."""

@@ -1,6 +1,7 @@
 """Lists and batches: every answer is the one its question gets alone, and nothing shared is computed twice."""
 
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastvlm_mlx import VLM
+from fastvlm_mlx import VLM, Answer
+from fastvlm_mlx.backend.ops import general_forms
 from fastvlm_mlx.decoding import batch
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.loading import open_model
 from fastvlm_mlx.decoding.request import Options
-from fastvlm_mlx.errors import ImageError, OptionError, PromptError
+from fastvlm_mlx.errors import CheckpointError, ImageError, OptionError, PromptError
 from fastvlm_mlx.hub.find import find
 from fastvlm_mlx.network.kv_cache import BatchCache, KVCache
 
@@ -85,6 +87,37 @@ def test_rows_of_any_length_attend_as_alone() -> None:
         ours = np.array(attend(mx.concatenate([last[i] for i in staying]), together))
         expected = np.concatenate([np.array(attend(last[i], own[i])) for i in staying])
         assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+def test_a_step_makes_one_mask_for_all_layers_and_none_where_nothing_is_padded(small: VLM) -> None:
+    def held(lengths: list[int]) -> list[batch.Held]:
+        heads, width = attention.kv_heads, attention.head_dim
+        return [[(mx.zeros((1, heads, length, width)),) * 2 for _ in small.model.text.layers] for length in lengths]
+
+    def primitives(caches: list[BatchCache], rows: int) -> Counter[str]:
+        """What MLX is asked for by one step."""
+        found: list[dict[str, Any]] = []
+        mx.export_function(found.append, lambda token: small.model.step(token, caches), mx.zeros((rows,), mx.uint32))
+        return Counter(entry["name"] for entry in found if entry["type"] == "primitive")
+
+    attention = small.model.text.layers[0].self_attn
+    assert len(small.model.text.layers) > 1
+    with general_forms():
+        caches = batch.batch_caches(held([9, 3, 5]))
+        assert len({id(cache.padding) for cache in caches}) == 1
+        padded = primitives(caches, 3)
+        assert padded["GreaterEqual"] == 1
+        masks = [cache.mask(1) for cache in caches]
+        assert masks[0] is not None and masks[0].shape == (3, 1, 1, 10)
+        assert all(mask is masks[0] for mask in masks) and all(cache.offset is caches[0].offset for cache in caches)
+        assert caches[0].offset.tolist() == [10, 4, 6]  # type: ignore[union-attr]
+
+        staying = mx.array([0])
+        for cache in caches:
+            cache.keep(staying)
+        assert len({id(cache.padding) for cache in caches}) == 1 and caches[0].mask(1) is None
+        alike = primitives(batch.batch_caches(held([5, 5, 5])), 3)
+        assert alike["GreaterEqual"] == 0 and alike.total() < padded.total()
 
 
 def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
@@ -175,6 +208,42 @@ def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: p
         small.generate(PICTURES[0], ["What is it?", 7])  # type: ignore[list-item]
     with pytest.raises(OptionError, match="max_tokens"):
         small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
+
+
+def test_a_batch_goes_on_after_a_bad_question_when_asked(small: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    questions: list[Any] = [
+        (PICTURES[0], "What is it?"), (tmp_path / "broken.jpg", "And this?"), ("no-such-picture.png", "What?"), "And?",
+        (None, "word " * 40_000), (PICTURES[1], "What is it?"),
+    ]  # fmt: skip
+    good = [0, 5]
+    answers = small.batch(questions, max_tokens=5, on_error="return")
+    assert [type(answer) for answer in answers] == [Answer, ImageError, ImageError, PromptError, PromptError, Answer]
+    for index in good:
+        assert answers[index].token_ids == small.generate(*questions[index], max_tokens=5).token_ids
+    assert "Question 4 is 'And?'" in str(answers[3])
+    shown = str(answers)
+    assert shown.count("ImageError: ") == 2 and shown.count("PromptError: ") == 2
+    assert answers._repr_html_().count("<div class") == len(questions) and "PromptError" in answers._repr_markdown_()
+
+    with pytest.raises(ImageError):
+        small.batch(questions, max_tokens=5)
+    with pytest.raises(OptionError, match="`on_error` is 'ignore', expected 'raise' or 'return'"):
+        small.batch(questions, on_error="ignore")  # type: ignore[call-overload]
+    assert small.batch([], on_error="return") == []
+    assert [type(answer) for answer in small.batch(questions[1:3], on_error="return")] == [ImageError, ImageError]
+
+    encode = small.model.encode
+    small.images.clear()
+
+    def overflow(pixels: mx.array) -> mx.array:
+        return encode(pixels) * (mx.inf if mx.array_equal(pixels[0], mx.array(small.engine.pixels(PICTURES[2]))) else 1)
+
+    monkeypatch.setattr(small.model, "encode", overflow)
+    later = small.batch([(PICTURES[i], "What is it?") for i in (0, 2, 1)], max_tokens=5, on_error="return")
+    assert [type(answer) for answer in later] == [Answer, CheckpointError, Answer]
+    assert later[0].token_ids == answers[0].token_ids and later[2].token_ids == answers[5].token_ids
+    small.images.clear()
 
 
 def test_the_benchmark_compares_equal_answers(small: VLM) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastvlm_mlx import VLM, FastVLMError, load
 from fastvlm_mlx.chat.conversation import Chat
-from fastvlm_mlx.chat.transcript import LeftOut, pictures_in
+from fastvlm_mlx.chat.transcript import LeftOut, Transcript, pictures_in
 from fastvlm_mlx.decoding import generate
 from fastvlm_mlx.decoding.image_cache import ImageCache
 from fastvlm_mlx.decoding.request import Options, Request
@@ -435,11 +435,8 @@ def test_a_full_context_is_cleared_from_the_oldest_words_on_and_keeps_its_pictur
             break
         chat.ask(question, max_tokens=4)
     assert 0 < cut.exchanges < len(chat.exchanges) and cut.pictures == 0
-    with pytest.raises(PromptError, match="has room for"):
-        for _ in range(40):
-            chat.ask(question, max_tokens=4)
     length = chat.tokens
-    chat.leave_out(chat.crowded_out(question, max_tokens=30))
+    chat.leave_out(cut)
     assert chat.tokens < length and chat.left_out.pictures == 0
     expected = from_scratch(small, chat, question, [], 6)
     answer = chat.ask(question, max_tokens=6)
@@ -448,6 +445,43 @@ def test_a_full_context_is_cleared_from_the_oldest_words_on_and_keeps_its_pictur
     assert answer.stats.reused_tokens >= len(small.tokenizer.encode("system\nBe brief.")) + small.engine.image_tokens
     assert answer.stats.prompt_tokens < chat.context * 0.8
     assert len(chat.messages) == 1 + 2 * len(chat.exchanges)  # nothing is missing from the transcript
+
+
+def test_asking_on_a_full_context_leaves_the_oldest_words_out_and_says_so(small: VLM) -> None:
+    chat = small.chat(system="Be brief.")
+    assert chat.ask("What is it? " * 8, PICTURES[0], max_tokens=4).left_out == ""
+    question = "What is on the table? " * 6
+    for _ in range(40):
+        cut = chat.crowded_out(question, max_tokens=4)
+        if cut != chat.left_out:
+            break
+        answer = chat.ask(question, max_tokens=4)
+        assert answer.left_out == "" and "left_out" not in json.loads(answer.to_json())
+    assert cut.exchanges > 1
+    chunks = chat.stream(question, max_tokens=4)
+    next(chunks)
+    chunks.close()
+    assert chat.left_out == LeftOut()  # a question that got no answer took nothing away
+
+    other = small.chat(system="Be brief.")  # as the command does it: in two steps
+    other.take_up(Transcript("Be brief.", chat.exchanges, chat.left_out))
+    other.leave_out(cut)
+    expected = from_scratch(small, other, question, [], 4)
+    answer = chat.ask(question, max_tokens=4)
+    assert answer.token_ids == expected
+    assert chat.left_out == cut and answer.stats.images == 1
+    assert answer.left_out == f"the oldest {cut.exchanges} questions with their answers"
+    assert json.loads(answer.to_json(model="m"))["left_out"] == answer.left_out
+    assert chat.ask("And?", max_tokens=4).left_out == ""
+    assert chat.tokens < chat.context
+
+
+def test_what_is_left_out_in_words() -> None:
+    before = LeftOut(2, 1)
+    assert before.beyond(before) == LeftOut().beyond(before) == ""
+    assert LeftOut(3, 1).beyond(before) == "the oldest question with its answer"
+    assert LeftOut(4, 2).beyond(before) == "the oldest 2 questions with their answers and the oldest picture"
+    assert LeftOut(2, 4).beyond(before) == "the oldest 3 pictures"
 
 
 def test_more_pictures_than_fit_leave_the_latest(small: VLM) -> None:

@@ -19,8 +19,6 @@ from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.quantize import rounding
 from fastvlm_mlx.quantize.recipes import choose, plan
 
-from .. import checkpoint
-
 RED, BLUE = (np.full((40, 60, 3), colour, dtype=np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
 
 
@@ -149,21 +147,6 @@ def test_bits(apple: Path, small: VLM, bits: int) -> None:
     assert np.abs(ours - exact).max() > 1e-3 * np.abs(exact).max()
     with pytest.raises(OptionError, match="`bits` is 7"):
         load(str(apple), bits=7)
-
-
-def test_an_overflow_in_the_tower_is_said(apple: Path) -> None:
-    """float16 ends at 65504; a tower whose numbers pass that gives no answer instead of a wrong one."""
-    weights = checkpoint.read(apple)
-    for name in weights:
-        if "conv_exp.reparam_conv" in name:
-            weights[name] = weights[name] * 1e4
-    checkpoint.save(apple / "model.safetensors", weights)
-    vlm = load(str(apple), dtype="float16")
-    with pytest.raises(CheckpointError, match=r"overflow.*bfloat16"):
-        vlm.generate(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    with pytest.raises(CheckpointError, match=r"overflow.*bfloat16"):
-        vlm.encode_image(RED)
-    assert len(vlm.images) == 0
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

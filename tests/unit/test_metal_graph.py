@@ -3,7 +3,7 @@
 `benchmarks/metal_graph.py` has the rules, with the file and function of MLX's source that each was read in.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -12,10 +12,14 @@ import pytest
 
 from benchmarks import metal_graph
 from benchmarks.metal_graph import Graph, Layout, in_order
+from fastvlm_mlx.decoding import batch
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options
+from fastvlm_mlx.diagnostics import random_model
 from fastvlm_mlx.diagnostics.random_model import open_random
+from fastvlm_mlx.network.kv_cache import BatchCache
+from fastvlm_mlx.quantize.recipes import usual_bits
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,11 @@ def test_every_norm_and_attention_is_one_kernel(graphs: dict[str, Graph]) -> Non
     [
         ((1, 256, 256, 96), (96, 7, 7, 1), 1, 96, "depthwise"),
         ((1, 256, 256, 96), (192, 7, 7, 1), 2, 96, "implicit gemm, grouped"),  # two outputs per group
-        ((1, 16, 16, 24), (24, 3, 3, 1), 1, 24, "implicit gemm, grouped"),  # channels no multiple of 16
+        ((1, 16, 16, 24), (24, 3, 3, 1), 1, 24, "depthwise"),  # channels a multiple of 8
+        ((1, 16, 16, 20), (20, 3, 3, 1), 1, 20, "implicit gemm, grouped"),  # and none
+        ((1, 16, 16, 24), (24, 9, 9, 1), 1, 24, "implicit gemm, grouped"),  # a filter too large
+        ((1, 16, 16, 32), (32, 3, 3, 8), 1, 4, "implicit gemm, grouped"),  # 8 channels per group, as up to 4, or 16
+        ((1, 16, 16, 24), (24, 3, 3, 6), 1, 4, "explicit gemm, grouped"),
         ((1, 1024, 1024, 3), (96, 3, 3, 3), 2, 1, "implicit gemm"),
         ((1, 64, 64, 384), (1536, 1, 1, 384), 1, 1, "implicit gemm"),
         ((1, 64, 64, 128), (128, 3, 3, 128), 1, 1, "winograd"),
@@ -55,6 +63,74 @@ def test_convolutions_are_sent_to_the_kernel_metal_would_choose(
     pad = weight[1] // 2
     arguments = [[stride] * 2, [pad] * 2, [pad] * 2, [1, 1], [1, 1], groups, False]
     assert metal_graph.convolution_kernel(x, weight, arguments) == kernel
+
+
+def test_depthwise_asks_for_a_filter_whose_rows_follow_each_other() -> None:
+    arguments = [[1, 1], [1, 1], [1, 1], [1, 1], [1, 1], 16, False]
+    shapes = (1, 16, 16, 16), (16, 3, 3, 1)
+    assert metal_graph.convolution_kernel(*shapes, arguments, (9, 3, 1, 1)) == "depthwise"
+    assert metal_graph.convolution_kernel(*shapes, arguments, (9, 1, 3, 1)) == "implicit gemm, grouped"  # turned on its side
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "vector", "taken"),
+    [
+        ((5, 8), (8, 1), False, True),
+        ((5, 8), (1, 5), False, True),
+        ((5, 8), (24, 1), False, True),  # a cut of wider rows
+        ((5, 8), (24, 3), False, False),
+        ((1, 8), (8, 1), True, True),
+        ((1, 8), (2248, 1), True, False),  # the last of 281 rows
+        ((8, 1), (1, 8), True, True),
+        ((8, 1), (1, 99), True, False),
+    ],
+)
+def test_a_product_takes_either_order_and_a_vector_only_whole(
+    shape: tuple[int, int], strides: tuple[int, int], vector: bool, taken: bool
+) -> None:
+    assert metal_graph.product_takes(Layout(shape, strides), vector) == taken
+
+
+def test_the_last_row_taken_by_its_number_is_seen_to_be_copied() -> None:
+    recorder = metal_graph.Recorder()
+    hidden, head = (metal_graph.constant(shape, mx.bfloat16) for shape in ((1, 281, 64), (64, 100)))
+    copied = metal_graph.record(recorder, lambda x: x[:, -1] @ head, hidden).copies
+    assert len(copied) == 1 and "(1, 64) with strides (17984, 1)" in copied[0]
+    assert metal_graph.record(recorder, lambda x: (x[:, -1:] @ head)[:, 0], hidden).copies == []
+
+
+def test_a_token_at_chats_eight_bits(graphs: dict[str, Graph]) -> None:
+    """The products take a bias of their own kernel, and the embedding's row is looked up in three arrays and dequantised."""
+    plain, packed = graphs["decode step"].kernels, graphs["decode step, 8 bits"].kernels
+    assert usual_bits(random_model.config("0.5b"), "metal") == metal_graph.CHAT_BITS
+    assert packed["QuantizedMatmul"] == plain["Matmul"] + plain["AddMM"] == 97
+    assert packed["Dequantize"] == 1 and packed["Gather"] == 3 and packed["copy"] == 0
+    assert packed.total() == plain.total() + plain["AddMM"] + 3
+
+
+def test_a_step_of_a_batch(graphs: dict[str, Graph]) -> None:
+    """One token's kernels, two copies of rows in every layer, and one mask for all layers, or none."""
+    one, padded, alike = (graphs[name].kernels for name in ("decode step", "batch step", "batch step, rows alike"))
+    assert alike.total() == one.total() + 2 * 24 and alike["copy"] == 48
+    assert padded.total() == alike.total() + 3
+    assert (padded["Arange"], padded["GreaterEqual"], padded["Subtract"]) == (1, 1, 1)
+
+
+def test_a_mask_in_every_layer_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def each_its_own(rows: Sequence[batch.Held]) -> list[BatchCache]:
+        return [BatchCache(layer) for layer in zip(*rows, strict=True)]
+
+    assert metal_graph.faults(metal_graph.our_graphs("0.5b", 64, layers=2), "0.5b", 64) == []
+    monkeypatch.setattr(batch, "batch_caches", each_its_own)
+    found = metal_graph.faults(metal_graph.our_graphs("0.5b", 64, layers=2), "0.5b", 64)
+    assert found == ["batch step: 2 masks are made, one step needs one, or none where nothing is padded"]
+
+
+def test_a_mask_that_does_not_lie_in_full_is_copied_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = BatchCache.mask
+    monkeypatch.setattr(BatchCache, "mask", lambda self, tokens, heads=1: mask(self, tokens))
+    found = metal_graph.faults(metal_graph.our_graphs("0.5b", 64, layers=2), "0.5b", 64)
+    assert len(found) == 2 and all("the mask has to be in order" in fault for fault in found)
 
 
 def test_a_reshape_copies_just_where_numpy_has_to() -> None:

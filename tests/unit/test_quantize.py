@@ -80,6 +80,28 @@ def test_affine_rounding(settings: QuantConfig, stored: mx.Dtype) -> None:
     assert mx.square(read - weight).mean().item() < 1.15 * mlx_error.mean().item() + 1e-5  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_packed_numbers_follow_each_other_bit_by_bit(bits: int) -> None:
+    q = np.random.default_rng(bits).integers(0, 1 << bits, (6, 96), dtype=np.uint32)
+    q[0], q[1] = 0, (1 << bits) - 1
+    packed = np.array(rounding.pack(mx.array(q), bits))
+    assert packed.dtype == np.uint32
+    for row, words in zip(q.tolist(), packed, strict=True):
+        whole = sum(number << (place * bits) for place, number in enumerate(row))
+        assert words.tobytes() == whole.to_bytes(96 * bits // 8, "little")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_numbers_that_fit_a_word_are_packed_by_one_sum(bits: int) -> None:
+    """On a GPU every primitive that is no view is a kernel, and a decoder is packed in hundreds of pieces while it loads."""
+    found: list[str] = []
+    mx.export_function(
+        lambda entry: found.append(entry.get("name", "")), lambda q: rounding.pack(q, bits), mx.zeros((8, 64), mx.uint32)
+    )
+    assert found.count("BitwiseBinary") == found.count("Reduce") == 1
+    assert not {"Slice", "Gather", "Concatenate"} & set(found)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)

@@ -1,0 +1,116 @@
+"""The pictures of a request as the decoder reads them: encoded one after the other, waited for, and kept once they are sound.
+
+Enters: pixels (S, S, 3), uint8. Leaves: embeddings (N, D), finite, in the engine's image cache as well.
+"""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import mlx.core as mx
+
+from ..backend import failures, residency
+from ..backend.failures import explaining
+from ..errors import CheckpointError, FastVLMWarning
+from ..inputs.image import Pixels, Source
+from ..inputs.pieces import ImageSlot
+from ..network.model import FastVLM
+from .engine import Engine
+from .image_cache import ImageCache
+from .loading import tower_in
+from .request import Request
+
+OVERFLOW = "The image encoder's numbers overflow; load the model with `dtype='bfloat16'` or `dtype='float32'`."
+AGAIN = (
+    "The image encoder's numbers overflow in float16, so the picture was encoded again in float32; "
+    "`dtype='bfloat16'` has room for them."
+)
+
+
+class Encoding:
+    """Embeddings (N, D) of a request's pictures by their index, `shown`: on their way until `wait` returns."""
+
+    def __init__(self, engine: Engine, request: Request, digests: Sequence[bytes], kept: int = 0):
+        """Look up, or begin to encode, the pictures that do not lie in the first `kept` positions whole."""
+        self.shown: dict[int, mx.array] = {}
+        self._engine = engine
+        self._pixels: dict[bytes, Pixels] = {}  # of those that are encoded now, by digest
+        self._new: dict[bytes, mx.array] = {}
+        self._finite: dict[bytes, mx.array] = {}
+        self._digests = digests
+        for piece in request.pieces:
+            if isinstance(piece, ImageSlot) and kept < len(piece):
+                self.shown[piece.index] = self._look_up(digests[piece.index], request.pixels[piece.index])
+            kept = max(0, kept - len(piece))
+
+    def _look_up(self, key: bytes, pixels: Pixels) -> mx.array:
+        found = self._new.get(key)
+        if found is None:
+            found = self._engine.images.get(key)
+        if found is None:
+            found = self._engine.model.encode(mx.array(pixels[None]))[0]
+            # Also tells when it is done: mx.eval would wait for the prefill as well.
+            finite = mx.isfinite(found).all()
+            # Before the next one: evaluated together, all towers would be in memory together.
+            mx.async_eval(found, finite)
+            self._new[key], self._finite[key], self._pixels[key] = found, finite, pixels
+        return found
+
+    def wait(self) -> bool:
+        """Wait for the embeddings and keep them; returns whether any in `shown` was replaced, having overflowed float16.
+
+        Raises CheckpointError where numbers overflow otherwise. Before, no other thread sees them: it could not wait for them.
+        """
+        overflowed = [key for key, finite in self._finite.items() if not finite.item()]
+        if overflowed:
+            self._new |= dict(zip(overflowed, encode_again(self._engine, [self._pixels[key] for key in overflowed]), strict=True))
+            self.shown |= {index: self._new[key] for index in self.shown if (key := self._digests[index]) in overflowed}
+        for key, embeddings in self._new.items():
+            self._engine.images.put(key, embeddings)
+        return bool(overflowed)
+
+
+def encode_all(engine: Engine, sources: Iterable[Source]) -> list[mx.array]:
+    """Embeddings (N, D) of pictures, float32, one after the other and apart from the cache; raises ImageError, and
+    CheckpointError where they overflow."""
+    found = []
+    with explaining():
+        for source in sources:
+            pixels = engine.pixels(source)
+            embeddings = engine.model.encode(mx.array(pixels[None]))[0]
+            if not mx.isfinite(embeddings).all().item():
+                embeddings = encode_again(engine, [pixels])[0]
+            found.append(embeddings.astype(mx.float32))
+            mx.eval(found[-1])
+        residency.check_device(engine.model.backend)
+        mx.clear_cache()
+    return found
+
+
+def encode_again(engine: Engine, pictures: Sequence[Pixels]) -> list[mx.array]:
+    """Embeddings of pictures whose numbers have overflowed float16, computed in float32 and cast; warns, or raises
+    CheckpointError where that does not help."""
+    model = engine.model
+    if model.dtype != mx.float16:
+        raise CheckpointError(OVERFLOW)
+    wide: FastVLM = tower_in(mx.float32, model, engine.config)
+    found = []
+    for pixels in pictures:
+        embeddings = wide.encode(mx.array(pixels[None]))[0].astype(model.dtype)
+        if not mx.isfinite(embeddings).all().item():
+            raise CheckpointError(OVERFLOW)
+        found.append(embeddings)
+    warnings.warn(AGAIN, FastVLMWarning, stacklevel=2)
+    return found
+
+
+@contextmanager
+def forgetting(images: ImageCache, digests: Sequence[bytes]) -> Iterator[None]:
+    """Within the block these pictures are answered about; what fails in MLX meanwhile leaves none of them in the cache."""
+    try:
+        yield
+    except BaseException as error:
+        if failures.spoils(error):
+            images.drop(digests)
+            residency.recover()
+        raise
