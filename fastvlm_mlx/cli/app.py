@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}  # argument of the library -> of a command
-COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench")
+COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench", "doctor")
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:
