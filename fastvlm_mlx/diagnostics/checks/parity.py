@@ -22,8 +22,8 @@ from .setting import Setting, Side, open_model
 Figures = npt.NDArray[np.float32]
 
 TOKENS = 32  # greedy ones
-# Of a stage's largest value. Sums of up to 4864 products in another order differ by sqrt(4864) * 2**-24 = 4e-6 of it; about
-# 25 such steps lie one after another on the deepest way through the published models whose errors add up, not cancel out.
+# Of a stage's largest value. Sums of up to 4864 products in another order differ by sqrt(4864) * 2**-24 = 4e-6 of it; 25
+# such sums that never cancel out make the limit. What a kernel does wrong is larger by far.
 FLOAT32 = 1e-4
 # With values rounded to eight bits (bfloat16), a step's error is 2**-9 of a value: random ones of 500 steps, as many as there
 # are, add up to 0.044 of it, and the cosine is 1 - 0.044 ** 2 / 2.
@@ -146,7 +146,7 @@ def compare(title: str, found: Passage, expected: Passage, dtype: Dtype) -> Find
         wrong = [name for name in details if not details[name] <= limits[name]]
         worst = wrong[0] if wrong else max(details, key=lambda name: details[name])
         shown = f"{details[worst]:.1e} ({'first ' if wrong else ''}in {worst})"
-        expects = f"pixels equal, every stage within {FLOAT32:.0e} of its largest value (4e-6 for a sum's order, 25 in a row)"
+        expects = f"pixels equal, every stage within {FLOAT32:.0e} of its largest value (25 sums in another order, 4e-6 each)"
         return at_most(title, details[worst], limits[worst], found=shown, expected=expects, unit="of the largest value", **details)
     details = {name: cosine(x, expected.stages[name]) for name, x in found.stages.items()}
     wrong = [name for name in details if not details[name] >= COSINE]

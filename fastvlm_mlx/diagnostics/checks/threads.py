@@ -39,14 +39,20 @@ def check(setting: Setting) -> Iterator[Finding]:
     with setting.subject.here():
         request = engine.prepare(np.full((96, 128, 3), (40, 90, 220), np.uint8), QUESTION)
         right = finish(stream(engine, request, OPTIONS)).text
-        for name, answers in (
-            ("cached by one thread, used by another", cached_by_one(engine, request)),
-            ("a stream read by a new thread for each chunk", read_in_turns(engine, request)),
-            ("a thread that ends in the middle of an answer", left_in_the_middle(engine, request)),
-        ):
+        for name, way in WAYS.items():
+            engine.images.clear()
+            answers = way(engine, request)
             found = next((answer for answer in answers if answer != right), right)
             shown = f"{len(answers)} of {len(answers)} answers are right" if found == right else found
             yield holds(name, found == right, shown, "the answer that one thread gets alone")
+
+
+def outcome(work: Callable[[], str]) -> str:
+    """The answer of some work, or what went wrong in words."""
+    try:
+        return work()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def in_thread(work: Callable[[], str]) -> Callable[[], str]:
@@ -54,10 +60,7 @@ def in_thread(work: Callable[[], str]) -> Callable[[], str]:
     result = [f"no answer after {LONGEST:.0f} s"]
 
     def run() -> None:
-        try:
-            result[0] = work()
-        except Exception as error:
-            result[0] = f"{type(error).__name__}: {error}"
+        result[0] = outcome(work)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -87,7 +90,6 @@ def cached_by_one(engine: Engine, request: Request) -> list[str]:
 
 def read_in_turns(engine: Engine, request: Request) -> list[str]:
     """One answer, as a server's pool of threads reads it."""
-    engine.images.clear()
     chunks = stream(engine, request, OPTIONS)
     text, ended = "", False
 
@@ -106,9 +108,19 @@ def read_in_turns(engine: Engine, request: Request) -> list[str]:
 
 
 def left_in_the_middle(engine: Engine, request: Request) -> list[str]:
-    """An answer whose thread ends after the first chunk; then the question again."""
-    engine.images.clear()
+    """An answer whose thread ends after the first chunk; then the question again, in another thread and here."""
     chunks = stream(engine, request, OPTIONS)
     in_thread(lambda: next(chunks).text)()
     chunks.close()
-    return [in_thread(lambda: finish(stream(engine, request, OPTIONS)).text)(), finish(stream(engine, request, OPTIONS)).text]
+
+    def again() -> str:
+        return finish(stream(engine, request, OPTIONS)).text
+
+    return [in_thread(again)(), outcome(again)]
+
+
+WAYS = {
+    "cached by one thread, used by another": cached_by_one,
+    "a stream read by a new thread for each chunk": read_in_turns,
+    "a thread that ends in the middle of an answer": left_in_the_middle,
+}
