@@ -65,7 +65,7 @@ def _by_sips(picture: Image.Image) -> bytes | None:
     with tempfile.TemporaryDirectory() as folder:
         png, made = Path(folder) / "picture.png", Path(folder) / "picture.heic"
         picture.save(png)
-        command = [SIPS, "-s", "format", "heic", str(png), "--out", str(made)]
+        command = [SIPS, "-s", "format", "heic", str(png), "-o", str(made)]
         subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
         return made.read_bytes() if made.is_file() else None
 

@@ -57,7 +57,7 @@ def wheel(*, system: str | None = None, name: str | None = None, tags: list[str]
     version = tuple(int(part) for part in system.split(".")[:2] if part.isdigit())
     needed = name.startswith(NEW_CHIP) and version >= NEW_SYSTEM
     right = not needed or any(NEW_WHEEL in tag for tag in tags)
-    expects = f"{NEW_WHEEL} on an M5 with macOS 26.2 or later; pip install --force-reinstall mlx-metal"
+    expects = f"{NEW_WHEEL} on an M5 with macOS 26.2 or later; uninstall mlx-metal and install it again"
     return holds("MLX's wheel", right, ", ".join(tags) or "none with a tag", expects)
 
 

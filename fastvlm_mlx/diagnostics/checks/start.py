@@ -13,7 +13,7 @@ from .process import python
 from .setting import Setting
 
 USES = ("first use", "second use")
-QUESTION = "Describe the image."
+COMMAND = "fastvlm-mlx generate --model tiny --json --image"
 
 
 def check(setting: Setting) -> Iterator[Finding]:
@@ -22,7 +22,7 @@ def check(setting: Setting) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.jpg"
         picture.write_bytes(made_photo(256, 256))
-        command = ["-m", "fastvlm_mlx", "generate", "--model", "tiny", "--image", str(picture), "--prompt", QUESTION, "--json"]
+        command = ["-m", "fastvlm_mlx", *COMMAND.split()[1:], str(picture)]
         for use in USES:
             setting.say(use)
             started = time.perf_counter()
