@@ -10,7 +10,7 @@ from .options import TakesPictures
 
 OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}  # argument of the library -> of a command
 WITH_PICTURES = ("generate", "chat", "bench")
-COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench")
+COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench", "doctor")
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:

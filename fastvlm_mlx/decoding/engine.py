@@ -13,6 +13,7 @@ from functools import partial
 
 from ..backend.failures import explaining
 from ..backend.forks import check_process
+from ..backend.ops import Backend
 from ..config import Dtype, ModelConfig, check_resolution
 from ..errors import CheckpointError, FastVLMError, PromptError, shown
 from ..hub.consent import Agree
@@ -69,13 +70,19 @@ class Engine:
         return engine
 
     def load_weights(
-        self, *, bits: int | None = None, group_size: int = DEFAULT_GROUP, plan: Plan | None = None, dtype: Dtype | None = None
+        self,
+        *,
+        bits: int | None = None,
+        group_size: int = DEFAULT_GROUP,
+        plan: Plan | None = None,
+        dtype: Dtype | None = None,
+        backend: Backend | None = None,
     ) -> None:
         """Read the weights into a network for the default device; see `loading.read_weights`."""
         started = time.perf_counter()
         check_process()
         with explaining():
-            model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype)
+            model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype, backend=backend)
         self.config = replace(config, image=self.config.image)
         self._model = model
         self.images.clear()

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from .. import progress
 from ..backend import ops, ready, residency
+from ..backend.ops import Backend
 from ..config import Dtype, ModelConfig, check_dtype
 from ..errors import FastVLMWarning, OptionError
 from ..hub import licence
@@ -45,13 +46,15 @@ def read_weights(
     group_size: int = recipes.DEFAULT_GROUP,
     plan: Plan | None = None,
     dtype: Dtype | None = None,
+    backend: Backend | None = None,
 ) -> tuple[FastVLM, ModelConfig]:
     """Read the weights into a network for the default device; returns it with the config that the weights turned out to fit.
 
     `bits` quantises the decoder on the way, in groups of `group_size`; a `plan` says each layer's bits. `dtype` is what to
-    compute in, by default the stored type on a GPU and float32 on a CPU. Raises OptionError and CheckpointError.
+    compute in, by default the stored type on a GPU and float32 on a CPU. `backend` is whose forms the network has, by default
+    the device's own. Raises OptionError and CheckpointError.
     """
-    backend = ops.current()
+    backend = backend or ops.current()
     check_dtype(dtype)
     licence.announce(opened.config.source.license)
     kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else opened.config.dtype))

@@ -22,6 +22,7 @@ from ..network.model import FastVLM
 from ..storage.open import OpenModel
 
 SMALL_VISION = VisionConfig(depths=(1, 2, 2, 1, 1), widths=(32, 64, 128, 256, 512))
+PASSING = ("token_mixer.weight", "position.weight")  # filters that what they get passes, and little more: a skip folded into them
 NOISE = 1_000_003  # random values that all weights share, over and over; prime, so that no two rows of a matrix are equal
 
 
@@ -64,14 +65,18 @@ def open_random(size: str, layers: int | None = None) -> OpenModel:
 
 
 def _values(path: str, shape: tuple[int, ...], noise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Norms around 1, biases small, matrices and filters such that activations keep their size."""
+    """Norms around 1, biases small, matrices and filters such that activations keep about their size, whatever the depth."""
     values = np.resize(noise, shape)
     if "norm" in path and path.endswith("weight"):
         return 1 + 0.1 * values
     if len(shape) == 1:
         return 0.05 * values
     fan_in = shape[-1] if len(shape) == 2 else int(np.prod(shape[1:]))
-    return values * np.float32((3 / fan_in) ** 0.5 * (0.3 if "fc2" in path else 1.0))
+    values = values * np.float32((3 / fan_in) ** 0.5 * (0.3 if "fc2" in path else 1.0))
+    if len(shape) == 4 and path.endswith(PASSING):
+        values *= np.float32(0.1)
+        values[:, shape[1] // 2, shape[2] // 2] += 1
+    return values
 
 
 def word_counter() -> Tokenizer:

@@ -1,0 +1,92 @@
+"""The desk around it: pictures as a phone takes them (HEIC), the clipboard, the terminal."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ...errors import FastVLMError
+from ...inputs.image import load_image
+from .finding import Finding, at_most, holds
+from .setting import Setting
+
+SIPS = "/usr/bin/sips"  # macOS's own converter of pictures
+OSASCRIPT = "/usr/bin/osascript"  # macOS's own way to the clipboard
+COLOUR = (200, 60, 30)
+NEAR = 16.0  # levels of 255 that a lossy picture of one colour may be off: four bits of eight
+PATIENCE = 20.0  # seconds for a tool of the system
+
+
+def check(setting: Setting) -> Iterator[Finding]:
+    """What a person at this machine brings along."""
+    yield heic()
+    yield clipboard()
+    yield terminal()
+
+
+def heic() -> Finding:
+    """A HEIC picture, made here and read as any other; a fault on a Mac, whose cameras take nothing else."""
+    data = made_heic()
+    if data is None:
+        found = "nothing here makes a HEIC picture, so none was tried"
+        return Finding(
+            "HEIC", "wrong" if sys.platform == "darwin" else "note", found, "a picture that can be read: pip install pillow-heif"
+        )
+    try:
+        pixels = np.asarray(load_image(data).convert("RGB"))
+    except FastVLMError as error:
+        return Finding("HEIC", "wrong", str(error), "a picture that can be read")
+    off = float(np.abs(pixels.astype(float).mean(axis=(0, 1)) - COLOUR).max())
+    return at_most(
+        "HEIC", off, NEAR, found=f"read, {off:.1f} levels off", expected=f"at most {NEAR:.0f} levels of 255", unit="levels"
+    )
+
+
+def made_heic() -> bytes | None:
+    """A HEIC picture of one colour, by what the system or the environment has; None where that is nothing."""
+    picture = Image.new("RGB", (64, 64), COLOUR)
+    try:
+        import pillow_heif  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return _by_sips(picture) if Path(SIPS).is_file() else None
+    file = BytesIO()
+    pillow_heif.from_pillow(picture).save(file, format="HEIF", quality=90)
+    return file.getvalue()
+
+
+def _by_sips(picture: Image.Image) -> bytes | None:
+    with tempfile.TemporaryDirectory() as folder:
+        png, made = Path(folder) / "picture.png", Path(folder) / "picture.heic"
+        picture.save(png)
+        command = [SIPS, "-s", "format", "heic", str(png), "-o", str(made)]
+        subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+        return made.read_bytes() if made.is_file() else None
+
+
+def clipboard() -> Finding:
+    """Whether there is a way to the clipboard; what lies on it is not looked at."""
+    if sys.platform == "darwin":
+        done = subprocess.run(
+            [OSASCRIPT, "-e", "count of (clipboard info)"], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        return holds("clipboard", done.returncode == 0, "osascript" if not done.returncode else done.stderr, "osascript answers")
+    tools = [tool for tool in ("wl-paste", "xclip") if shutil.which(tool)]
+    if not any(os.environ.get(name) for name in ("WAYLAND_DISPLAY", "DISPLAY")):
+        return Finding("clipboard", "measured", "no desktop here", "")
+    return holds("clipboard", bool(tools), ", ".join(tools) or "no tool for it", "wl-paste or xclip", otherwise="note")
+
+
+def terminal() -> Finding:
+    """Where answers are printed: what it calls itself, and whether it takes any character."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "unknown").lower()
+    at = "a terminal" if sys.stdout is not None and sys.stdout.isatty() else "no terminal"
+    names = [os.environ[name] for name in ("TERM_PROGRAM", "TERM", "COLORTERM") if os.environ.get(name)]
+    found = ", ".join([at, encoding, *names])
+    return holds("terminal", encoding.replace("-", "") == "utf8", found, "UTF-8, or characters are lost", otherwise="note")

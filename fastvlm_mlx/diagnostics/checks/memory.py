@@ -1,0 +1,108 @@
+"""The memory that answers take: more pictures take no more at a time, many questions leave nothing behind, estimates hold."""
+
+import gc
+from collections.abc import Iterator
+
+import mlx.core as mx
+import numpy as np
+
+from ...decoding.answer import Stats, finish
+from ...decoding.engine import Engine
+from ...decoding.generate import stream
+from ...decoding.request import Options
+from .. import memory
+from ..machine import in_bytes
+from .finding import Finding, at_most, holds
+from .setting import Setting
+
+PICTURES = 4
+SIZE = 256  # pixels
+QUESTIONS = 50
+SETTLED = 5  # questions, after which everything that is made once has been made
+LEAST, MOST = 0.9, 1.25  # what the estimate was seen to be of the measured peak on a CPU (`memory`)
+
+
+def check(setting: Setting) -> Iterator[Finding]:
+    """Several pictures, many questions, and the estimate."""
+    setting.say(f"{PICTURES} pictures")
+    yield pictures_together(setting.subject.engine(setting.model if not setting.quick else "small").at(SIZE), setting)
+    setting.say(f"{QUESTIONS} questions")
+    engine = setting.local.engine(dtype=None)
+    with setting.local.here():
+        yield left_behind(engine)
+        yield estimated(engine, setting)
+
+
+def ask(engine: Engine, pictures: int, seed: int = 0) -> Stats:
+    """What a question about so many new pictures took."""
+    rng = np.random.default_rng(seed)
+    side = engine.config.image.size
+    shown = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(pictures)]
+    engine.images.clear()
+    return finish(stream(engine, engine.prepare(shown, "What is this?"), Options(2, stop_tokens=()))).stats
+
+
+def pictures_together(engine: Engine, setting: Setting) -> Finding:
+    """The peak of several pictures shown together, against that of one."""
+    with setting.subject.here():
+        ask(engine, 1)
+        peaks = []
+        for count in (1, PICTURES):
+            engine.images.clear()
+            gc.collect()
+            mx.clear_cache()
+            held = mx.get_active_memory()
+            peaks.append(ask(engine, count).peak_memory_bytes - held)
+    one, several = peaks
+    of_one, of_several = (
+        memory.estimate(engine.config, backend="metal", dtype="float32", context=count * engine.image_tokens + 64, images=count)
+        for count in (1, PICTURES)
+    )
+    embeddings = (PICTURES - 1) * engine.image_tokens * engine.config.text.hidden_size * 4
+    more = embeddings + max(0, of_several.total - of_one.total)
+    limit = MOST * (one + more)
+    expects = f"at most {in_bytes(round(limit))}: one picture's peak, the others' embeddings, a longer prompt, and a quarter"
+    shown = f"{in_bytes(several)}, one alone {in_bytes(one)}"
+    return at_most(
+        f"{PICTURES} pictures at {SIZE} together", several, limit, found=shown, expected=expects, unit="bytes", one=float(one)
+    )
+
+
+def left_behind(engine: Engine) -> Finding:
+    """What is in memory after many questions, against that after a few; the limit is what one answer's cache holds."""
+    picture = np.full((96, 128, 3), (40, 160, 60), np.uint8)
+    request = engine.prepare(picture, "What is this?")
+    held = []
+    for number in range(1, QUESTIONS + 1):
+        stats = finish(stream(engine, request, Options(2, stop_tokens=()))).stats
+        if number in (SETTLED, QUESTIONS):
+            gc.collect()
+            mx.clear_cache()
+            held.append(mx.get_active_memory())
+    context = stats.prompt_tokens + stats.completion_tokens
+    limit = memory.estimate(engine.config, context=context, dtype="float16").cache
+    growth = max(0, held[1] - held[0])
+    expects = f"at most {in_bytes(limit)}, the keys and values of a single answer in 16 bits"
+    shown = f"{in_bytes(growth)} more than after {SETTLED}, {in_bytes(held[1])} in all"
+    return at_most(f"left behind by {QUESTIONS} questions", growth, limit, found=shown, expected=expects, unit="bytes")
+
+
+def estimated(engine: Engine, setting: Setting) -> Finding:
+    """The estimate of `info`, in parts of the peak that MLX saw."""
+    dtype = str(engine.model.dtype).removeprefix("mlx.core.")
+    gc.collect()
+    mx.clear_cache()
+    engine.images.clear()
+    own = sum(array.nbytes for array in engine.model.places().values())
+    others = mx.get_active_memory() - own
+    stats = ask(engine, 1)
+    context = stats.prompt_tokens + stats.completion_tokens
+    expected = memory.estimate(engine.config, backend=setting.local.backend, dtype=dtype, context=context).total  # type: ignore[arg-type]
+    measured = stats.peak_memory_bytes - others
+    share = expected / measured
+    shown = f"{in_bytes(expected)}, {share:.2f} of the {in_bytes(measured)} measured"
+    title = f"estimate of {engine.name} at {engine.config.image.size}"
+    if setting.on_gpu:
+        return Finding(title, "measured", shown, "no limit is known for a GPU yet", share, None, "of the peak")
+    finding = holds(title, LEAST <= share <= MOST, shown, f"{LEAST} to {MOST}, what was seen on CPUs")
+    return Finding(title, finding.status, shown, finding.expected, share, MOST, "of the peak")

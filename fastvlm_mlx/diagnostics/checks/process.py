@@ -1,0 +1,28 @@
+"""A fresh Python that has this package, for what has to begin anew or may not come back."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[3]  # the folder that this package is imported from
+LIMIT = 120.0  # seconds; what is run takes a few
+
+
+def python(arguments: Sequence[str]) -> str:
+    """What Python prints with these arguments; raises RuntimeError with its last words where it fails."""
+    path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=LIMIT,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"the process ended with {done.returncode} ({last})")
+    return done.stdout
