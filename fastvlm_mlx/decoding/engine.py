@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 from ..config import Dtype, ModelConfig, check_resolution
-from ..errors import CheckpointError, PromptError, shown
+from ..errors import CheckpointError, PromptError, TokenizerError, counted, listed, shown
 from ..hub.consent import Agree
 from ..hub.find import find, find_tokenizer
 from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
 from ..inputs.imagefile import MAX_PIXELS
-from ..inputs.pieces import Piece
+from ..inputs.pieces import Piece, outside
 from ..inputs.prompt import PROMPT, Turn, render
 from ..network.model import FastVLM
 from ..quantize.recipes import DEFAULT_GROUP, Plan
@@ -153,14 +153,29 @@ class Engine:
         return Request([pixels(source) for source in sources], pieces, time.perf_counter() - started)
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
-        """A conversation as the decoder's input; raises PromptError where it is longer than the context."""
+        """A conversation as the decoder's input; raises PromptError where it is longer than the context.
+
+        Every token id is checked here: PromptError for one of an earlier answer that the model does not have, TokenizerError for
+        one that the tokenizer makes of a text.
+        """
+        vocabulary = self.config.text.vocab_size
+        if foreign := outside([token for turn in turns for token in turn.answer or ()], vocabulary):
+            raise PromptError(
+                f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was "
+                "given by another model; ask again."
+            )
         pieces = render(self.tokenizer, turns, self.image_tokens, system)
+        if foreign := outside([token for piece in pieces if isinstance(piece, list) for token in piece], vocabulary):
+            raise TokenizerError(
+                f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those from 0 to "
+                f"{vocabulary - 1}, so it belongs to another model; name the right one as `tokenizer`."
+            )
         tokens = sum(map(len, pieces))
         if tokens >= self.context:
             images = sum(turn.images for turn in turns)
             raise PromptError(
-                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {images} images, and the model "
-                f"has room for {self.context}; shorten the text or show fewer images."
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, and the "
+                f"model has room for {self.context}; shorten the text or show fewer images."
             )
         return pieces
 

@@ -3,6 +3,7 @@
 A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened. Small ones of our own are written whole.
 """
 
+import codecs
 import errno
 import os
 from pathlib import Path
@@ -16,6 +17,20 @@ def read(path: Path, limit: int) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         size = _check(os.fstat(file.fileno()), limit, path)
         return file.read(size)
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The text of a regular file of at most `limit` bytes; raises OSError as `read` does, UnicodeDecodeError as `decoded` does."""
+    return decoded(read(path, limit))
+
+
+def decoded(data: bytes) -> str:
+    """Text from UTF-8, or from UTF-16 where a byte order mark says so; the mark, which Windows leaves, is no part of it.
+
+    Raises UnicodeDecodeError for anything else.
+    """
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig")
 
 
 def write(path: Path, text: str) -> None:

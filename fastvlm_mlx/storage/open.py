@@ -64,8 +64,8 @@ def check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
     if len(tokenizer) > config.text.vocab_size:
         raise TokenizerError(
-            f"{tokenizer.origin}: its {len(tokenizer)} tokens are more than the model's {config.text.vocab_size}, so it belongs "
-            "to another model; name the right one as `tokenizer`."
+            f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has {config.text.vocab_size} tokens, so "
+            "it belongs to another model; name the right one as `tokenizer`."
         )
     ordinary = [token for token in config.eos_token_ids if not tokenizer.is_special(token)]
     if ordinary:
