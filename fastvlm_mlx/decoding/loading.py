@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from .. import progress
 from ..backend import ops, ready
+from ..backend.address_space import check_address_space
 from ..config import Dtype, ModelConfig, check_dtype
 from ..errors import OptionError
 from ..hub import licence
@@ -61,7 +62,12 @@ def read_weights(
             raise OptionError(f"{opened.name} is quantised already; load it without `bits`.")
         config = replace(config, quantization=plan)
     layers.apply(model, config.quantization)
-    with progress.bar("Loading", len(model.places())) as track:
+    places = model.places()
+    check_address_space(
+        opened.name,
+        sum(place.size * kind.size if mx.issubdtype(place.dtype, mx.floating) else place.nbytes for place in places.values()),
+    )
+    with progress.bar("Loading", len(places)) as track:
         fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
     ready.make_ready(model, layers.packed_layers(model).values())
     return model, config

@@ -3,7 +3,6 @@
 A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened. Small ones of our own are written whole.
 """
 
-import codecs
 import errno
 import os
 from pathlib import Path
@@ -25,12 +24,8 @@ def read_text(path: Path, limit: int) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """Text from UTF-8, or from UTF-16 where a byte order mark says so; the mark, which Windows leaves, is no part of it.
-
-    Raises UnicodeDecodeError for anything else.
-    """
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if wide else "utf-8-sig")
+    """Text from UTF-8, without the byte order mark that Windows puts before it; raises UnicodeDecodeError for anything else."""
+    return data.decode("utf-8-sig")
 
 
 def write(path: Path, text: str) -> None:

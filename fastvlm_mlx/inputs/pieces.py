@@ -19,5 +19,5 @@ Piece = list[int] | ImageSlot
 
 
 def outside(ids: Iterable[object], vocabulary: int) -> list[object]:
-    """Those of `ids` that are no token ids from 0 to `vocabulary` - 1: the rows of an embedding, beyond which nothing may be read."""
+    """Those of `ids` that are no token ids from 0 to `vocabulary` - 1, the rows of an embedding, beyond which nothing is read."""
     return [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]
