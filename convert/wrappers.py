@@ -6,7 +6,7 @@ than once; a trainer's own module puts one before all of them.
 
 from collections.abc import Iterable
 
-from fastvlm_mlx.errors import CheckpointError, listed, shown
+from fastvlm_mlx.errors import CheckpointError, counted, listed, shown
 
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_model"}
 ROOTS = {"model", "lm_head", "language_model", "vision_tower", "mm_projector", "multi_modal_projector"}  # where layouts begin
@@ -54,11 +54,13 @@ def _outer(names: Iterable[str]) -> str:
 
 def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
     """Raise CheckpointError for the tensors of an adapter that was not merged, or of a model quantised for other programs."""
+    names = list(names)
     parts = {part for name in names for part in name.split(".")}
     if parts & ADAPTERS:
+        adapter = sorted(name for name in names if ADAPTERS & set(name.split(".")))
         raise CheckpointError(
-            "The weights are those of a model with an adapter that was not merged (PEFT), which is not applied here; merge it "
-            "(merge_and_unload), save the result, and use that."
+            f"{counted(len(adapter), 'tensor')} of an adapter that was not merged (PEFT), {listed(adapter)}, which is not applied here; "
+            "merge it (merge_and_unload), save the result, and use that."
         )
     table = config.get("quantization_config")
     method = table.get("quant_method") if isinstance(table, dict) else None

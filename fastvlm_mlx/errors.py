@@ -84,5 +84,5 @@ def listed(names: Iterable[object]) -> str:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """A number and what it counts, in the singular or the plural: "1 tensor", "1,024 tensors", "2 entries"."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+    """A number and what it counts, in the singular or the plural: "1 tensor", "2 tensors", "2 entries"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

@@ -17,7 +17,6 @@ LONGEST = 1000  # characters of a message
 MOST = 1000  # steps of a bar
 ERASE = "\r\x1b[K"  # back to the line's beginning, and nothing after it
 BLANKS = frozenset("\n\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000")
-JOINERS = frozenset("\u200c\u200d")  # which Persian, Indic scripts and emojis need
 ARGUMENT = re.compile(r"`([A-Za-z_]\w*)(?:=([^`]*))?`")
 
 _flags: Callable[[], Mapping[str, str]] = dict
@@ -65,7 +64,7 @@ def printable(text: str) -> str:
     """Text without the characters that would steer a terminal; what a model or a file says is never a command to it."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in BLANKS or c in JOINERS else "\ufffd" for c in text)
+    return "".join(c if c.isprintable() or c in BLANKS else "\ufffd" for c in text)
 
 
 def for_stdout(text: str) -> str:
