@@ -59,8 +59,8 @@ def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
     if parts & ADAPTERS:
         adapter = sorted(name for name in names if ADAPTERS & set(name.split(".")))
         raise CheckpointError(
-            f"{counted(len(adapter), 'tensor')} of an adapter that was not merged (PEFT), {listed(adapter)}, which is not applied here; "
-            "merge it (merge_and_unload), save the result, and use that."
+            f"{counted(len(adapter), 'tensor')} of an adapter that was not merged (PEFT), {listed(adapter)}, which is not applied "
+            "here; merge it (merge_and_unload), save the result, and use that."
         )
     table = config.get("quantization_config")
     method = table.get("quant_method") if isinstance(table, dict) else None

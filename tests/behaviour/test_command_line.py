@@ -163,3 +163,22 @@ def test_info(apple: Path) -> None:
 def test_the_built_in_model_is_ours(tmp_path: Path) -> None:
     done = run("info", "tiny")
     assert done.returncode == 0 and b" mit, see " in done.stdout and b"apple-amlr" not in done.stdout
+
+
+def test_an_answer_cut_by_its_limit_says_so(apple: Path, picture: Path) -> None:
+    cut = run("generate", "-m", apple, "-p", "Hi", "--max-tokens", 1)
+    assert cut.stderr.decode() == (
+        "fastvlm-mlx: Note: the answer was cut at its limit of 1 token; a larger --max-tokens lets it go on.\n"
+    )
+    done = run("generate", "-m", "tiny", "-p", "How many shapes are there?", "-i", "examples/shapes.png")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_bits_of_none(apple: Path) -> None:
+    plain, none = (run("generate", "-m", apple, "-p", "Hi", "--max-tokens", 4, *bits) for bits in ([], ["--bits", 0]))
+    assert none.returncode == 0 and none.stdout == plain.stdout
+
+
+def test_a_revision_belongs_to_the_hub(apple: Path) -> None:
+    done = run("generate", "-m", apple, "-p", "Hi", "--revision", "main")
+    assert done.returncode == 1 and b"has no revisions; leave --revision out" in done.stderr

@@ -89,5 +89,5 @@ def test_an_estimate_of_a_published_model(name: str, size: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("name", ["someone/FastVLM-1.5B-tuned", "apple/FastVLM-7B-int4", "someone/FastVLM-7B"])
 def test_no_estimate_of_others(name: str) -> None:
-    with pytest.raises(HubError, match="Published sizes are 0.5b, 1.5b, 7b"):
+    with pytest.raises(HubError, match=r"Published sizes are 0\.5b, 1\.5b, 7b"):
         estimates.of(name)

@@ -43,7 +43,7 @@ def test_the_attention_of_an_answer_that_does_not_fit(small: VLM) -> None:
 def test_a_conversation_of_another_model(small: VLM, token: int) -> None:
     chat = small.chat()
     chat.take_up(Transcript(None, [Exchange("Hi", (), "Hello", (5, token))], LeftOut()))
-    with pytest.raises(PromptError, match="earlier answer.*another model"):
+    with pytest.raises(PromptError, match=r"earlier answer.*another model"):
         chat.ask("And?", max_tokens=2)
 
 
