@@ -20,6 +20,8 @@ MLX_VLM_TOWER = "vision_tower.vision_model."
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 COUNTER = "a counter of training steps"
+ROTARY = "positions that are worked out anew from rope_theta"
+NEWLINE = "the mark between rows of tiles, which a single view of a picture has no use for"
 POOLED_HEAD = "the pooled head of image-text pre-training, which FastVLM does not use"
 
 
@@ -72,7 +74,8 @@ def _decoder(source: str, head: str, part: str = "{p}", *, weight: str = "weight
         *(f"{layer}{name}_proj.{weight}" for name in ("self_attn.o", "mlp.gate", "mlp.up", "mlp.down")),
         "norm.weight",
     ]
-    return (*_kept(source, "text.", names), Rename(f"{head}.{weight}", f"text.lm_head.{weight}"))
+    buffers = (Drop(f"{source}{place}rotary_emb.{{r}}", ROTARY) for place in ("", f"{layer}self_attn."))
+    return (*_kept(source, "text.", names), *buffers, Rename(f"{head}.{weight}", f"text.lm_head.{weight}"))
 
 
 def _projector(first: str, second: str, part: str = "{p}") -> Table:
@@ -86,6 +89,7 @@ APPLE_COMMON: Table = (
     *_kept(APPLE_TOWER, "vision.", ("conv_exp.se.reduce.{p}", "conv_exp.se.expand.{p}")),
     Drop(APPLE_TOWER + "{any}.num_batches_tracked", COUNTER),
     Drop(APPLE_TOWER + "head.proj", POOLED_HEAD),
+    Drop("model.image_newline", NEWLINE),
     *_projector("model.mm_projector.0", "model.mm_projector.2"),
     *_decoder("model.", "lm_head"),
 )

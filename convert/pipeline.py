@@ -53,11 +53,9 @@ def open_foreign(
     tower = open_tower(vision_from, source)
     sources = [source] if tower is None else [source, tower]
     words = read_tokenizer(tokenizer or folder)
-    config = source.config(name)
+    config = source.config(name, fit)
     if tower is not None:
-        config = replace(config, vision=tower.config(name).vision)
-    if fit is not None:
-        config = replace(config, image=replace(config.image, fit=fit))
+        config = replace(config, vision=tower.config(name, fit).vision)
     check_words(words, config)
     _check_shapes(config, sources)
     kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})

@@ -13,21 +13,28 @@ import mlx.core as mx
 
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.files import safetensors, shards
+from fastvlm_mlx.files.adapters import check_whole
 from fastvlm_mlx.files.jsonfile import read_table
 from fastvlm_mlx.files.safetensors import Tensor
 
 from . import pickles
+from .wrappers import check_plain, unwrapped
 
 MAX_TENSORS = 20_000  # 7B in training form has about 1,900; each name is looked for in a table of hundreds of rows
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's config and what its files announce; `arrays` gives the tensors of one file."""
+    """A folder's config and what its files announce.
+
+    `tensors` are known by the names of the layout, `names` leads to these from what they are stored as, and
+    `arrays` gives the tensors of one file by the names they are stored as.
+    """
 
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+    names: dict[str, str]
     arrays: Callable[[Path], dict[str, mx.array]] = safetensors.load
 
     @property
@@ -39,7 +46,7 @@ class Checkpoint:
         """Every tensor, unevaluated: read from its file when it is needed."""
         arrays: dict[str, mx.array] = {}
         for file in sorted({tensor.file for tensor in self.tensors.values()}):
-            arrays |= self.arrays(file)
+            arrays |= {self.names.get(stored, stored): array for stored, array in self.arrays(file).items()}
         return arrays
 
 
@@ -47,6 +54,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Open a folder of safetensors, single or sharded, or of pickles; raises CheckpointError for anything missing or
     contradictory.
     """
+    check_whole(folder)
     config = read_table(folder / "config.json")
     tensors, arrays = shards.read_headers(folder), safetensors.load
     if not tensors:
@@ -55,4 +63,6 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}.")
     if len(tensors) > MAX_TENSORS:
         raise CheckpointError(f"{folder}: holds {len(tensors)} tensors, FastVLM has at most {MAX_TENSORS}; check the folder.")
-    return Checkpoint(folder, config, tensors, arrays)
+    check_plain(tensors, config)
+    names = unwrapped(tensors)
+    return Checkpoint(folder, config, {names[stored]: tensor for stored, tensor in tensors.items()}, names, arrays)

@@ -2,7 +2,7 @@
 
 A row leads from the names of one layout to the published form, the common ground of all layouts, which `published.py` lists.
 In a template {i} and {b} stand for numbers, {p} for "weight" or "bias", {q} for these or a quantised layer's further parts,
-{any} for anything.
+{r} for the buffers of rotary positions, {any} for anything.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from fastvlm_mlx.errors import CheckpointError, listed
+from fastvlm_mlx.errors import CheckpointError, counted, listed
 
 Merge = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 
@@ -47,7 +47,10 @@ class Group(NamedTuple):
 Row = Rename | Drop | Group
 Table = tuple[Row, ...]
 
-PLACEHOLDERS = {"i": r"\d+", "b": r"\d+", "p": "weight|bias", "q": "weight|scales|biases|bias", "any": ".+"}
+PLACEHOLDERS = {
+    "i": r"\d+", "b": r"\d+", "p": "weight|bias", "q": "weight|scales|biases|bias", "any": ".+",
+    "r": "inv_freq|original_inv_freq|cos_cached|sin_cached",
+}  # fmt: skip
 
 
 class Renamed(NamedTuple):
@@ -106,7 +109,7 @@ def match(names: Iterable[str], table: Table, layout: str) -> Plan:
             groups.setdefault((index, target), Merged(row, source, target, {})).parts[part] = name
     if unknown:
         raise CheckpointError(
-            f"{len(unknown)} tensors of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout of FastVLM; "
+            f"{counted(len(unknown), 'tensor')} of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout of FastVLM; "
             "fetch the checkpoint again."
         )
     for group in groups.values():

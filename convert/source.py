@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from fastvlm_mlx.config import ModelConfig
-from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.config import Fit, ModelConfig
+from fastvlm_mlx.errors import CheckpointError, OptionError, listed
 from fastvlm_mlx.storage.open import is_ours
 
 from . import packed
@@ -17,6 +17,7 @@ from .read import Checkpoint, read_checkpoint
 from .rows import Plan
 
 TOWER = "vision."
+FLOATING = ("F32", "F16", "BF16")
 
 
 class Source(NamedTuple):
@@ -27,12 +28,10 @@ class Source(NamedTuple):
     plan: Plan
     quantization: packed.Plan
 
-    def config(self, name: str) -> ModelConfig:
-        """Its config.json as ours; raises CheckpointError for settings that FastVLM does not have."""
-        theirs, folder = self.checkpoint.config, self.checkpoint.folder
-        if self.layout.startswith("transformers"):
-            return from_transformers(theirs, folder, name=name, layout=self.layout)
-        return from_llava(theirs, name=name, layout=self.layout)
+    def config(self, name: str, fit: Fit | None = None) -> ModelConfig:
+        """Its config.json as ours, pictures made square by `fit` if given; raises CheckpointError for settings FastVLM lacks."""
+        read = from_transformers if self.layout.startswith("transformers") else from_llava
+        return read(self.checkpoint.config, self.checkpoint.folder, name=name, layout=self.layout, fit=fit)
 
     def name_of(self, target: str) -> str:
         """What a tensor of the published form is called here."""
@@ -65,6 +64,11 @@ class Source(NamedTuple):
             tensors |= {f"{group.target}.{part}": array for part, array in merged.items()}
         return tensors
 
+    @property
+    def has_tower(self) -> bool:
+        """Whether the image encoder is among the weights."""
+        return any(target.startswith(TOWER) for target in (*self.plan.renames, *(group.target for group in self.plan.merges)))
+
     def tower(self) -> "Source":
         """The image encoder alone."""
         renames = {target: renamed for target, renamed in self.plan.renames.items() if target.startswith(TOWER)}
@@ -79,7 +83,9 @@ def open_source(folder: Path, layout: str | None = None) -> Source:
     checkpoint = read_checkpoint(folder)
     layout = layout or recognise(checkpoint.tensors, checkpoint.config.get("model_type"))
     plan = match(checkpoint.tensors, layout)
-    return Source(checkpoint, layout, plan, packed.settings(checkpoint.config, plan.names()))
+    source = Source(checkpoint, layout, plan, packed.settings(checkpoint.config, plan.names()))
+    _check_kinds(source)
+    return source
 
 
 def open_tower(folder: Path | None, source: Source) -> Source | None:
@@ -87,12 +93,17 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
 
     Raises CheckpointError where it is needed and not given, OptionError where it is given and not needed.
     """
-    if LAYOUTS[source.layout].has_tower:
+    if source.has_tower:
         if folder is not None:
             raise OptionError(
                 f"{source.checkpoint.folder} has its own image encoder; give `vision_from` only for exports without one."
             )
         return None
+    if folder is None and LAYOUTS[source.layout].has_tower:
+        raise CheckpointError(
+            f"{source.checkpoint.folder}: the image encoder is missing from its weights, as training leaves it out where it was "
+            "frozen; convert it with `vision_from` and a folder that has the encoder, such as the checkpoint it was trained from."
+        )
     if folder is None:
         raise CheckpointError(
             f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its image encoder is "
@@ -101,9 +112,23 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; give `vision_from` the checkpoint as published.")
     tower = open_source(folder)
-    if not LAYOUTS[tower.layout].has_tower:
+    if not tower.has_tower:
         raise CheckpointError(f"{folder} has no image encoder either; give `vision_from` the checkpoint as published.")
     return tower.tower()
+
+
+def _check_kinds(source: Source) -> None:
+    """Raise CheckpointError for weights stored as whole numbers that nothing says how to read."""
+    packed_here = {f"{layer}.{part}" for layer in source.quantization for part in packed.PARTS}
+    names = [renamed.source for target, renamed in source.plan.renames.items() if target not in packed_here]
+    names += [name for group in source.plan.merges for name in group.parts.values()]
+    whole = sorted(name for name in names if source.checkpoint.tensors[name].dtype not in FLOATING)
+    if whole:
+        raise CheckpointError(
+            f"{source.checkpoint.folder}: {listed(whole)} {'is' if len(whole) == 1 else 'are'} stored as "
+            f"{listed(sorted({source.checkpoint.tensors[name].dtype for name in whole}))} without the scales that would say what "
+            "numbers they stand for; save the model in bfloat16, and quantise it here (`bits`)."
+        )
 
 
 def _turned(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return files.read(path, MAX_JSON).decode("utf-8")
+        return files.read_text(path, MAX_JSON)
     except FileNotFoundError as error:
         raise TokenizerError(
             f"{path.parent}: no {path.name}; expected tokenizer.json, or vocab.json and merges.txt. "
@@ -77,7 +77,8 @@ def _vocab(path: Path) -> dict[str, int]:
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
-    lines = [line for line in _read(path).split("\n") if line and not line.startswith("#version")]
+    every = (line.removesuffix("\r") for line in _read(path).split("\n"))
+    lines = [line for line in every if line and not line.startswith("#version")]
     pairs = [tuple(line.split(" ")) for line in lines]
     bad = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
     if bad is not None:

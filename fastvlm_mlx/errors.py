@@ -91,3 +91,8 @@ def listed(names: Iterable[object]) -> str:
     every = [shown(str(name)) for name in names]
     first = ", ".join(every[:LISTED])
     return first if len(every) <= LISTED else f"{first} and {len(every) - LISTED} more"
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number and what it counts, in the singular or the plural: "1 tensor", "2 tensors", "2 entries"."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

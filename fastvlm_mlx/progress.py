@@ -12,12 +12,26 @@ WIDTH = 30  # characters of a bar
 
 Item = TypeVar("Item")
 
+_erase: Callable[[], None] | None = None  # of the bar that stands on a terminal's line now
+
 
 class Track(Protocol):
     """Hands items on, one step of the bar each."""
 
     def __call__(self, items: Iterable[Item], /) -> Iterator[Item]:
         """Hand `items` on as they are."""
+
+
+def stands(erase: Callable[[], None] | None) -> None:
+    """Say how the bar that stands on the terminal's line now can be erased; None where there is none any more."""
+    global _erase
+    _erase = erase
+
+
+def make_way() -> None:
+    """Erase a bar, so that a line can be written where it stood; with its next step it is drawn again, below."""
+    if _erase is not None:
+        _erase()
 
 
 @contextmanager
@@ -57,6 +71,7 @@ class _Terminal:
         line = f"{self.label} [{'#' * filled}{'-' * (WIDTH - filled)}] {done}/{self.total}"
         blank = " " * (len(self.label) + WIDTH + 2 * len(str(self.total)) + 5)
         print(f"\r{blank}\r" + (line if done >= 0 else ""), end="", file=sys.stderr, flush=True)
+        stands((lambda: self.draw(-1)) if done >= 0 else None)
 
 
 class _Notebook:

@@ -69,6 +69,11 @@ def start_threads() -> None:
     _waits = _spared = False
 
 
+def threads() -> int:
+    """How many threads OpenBLAS uses; 1 where it was not loaded."""
+    return int(library.openblas_get_num_threads()) if library is not None else 1
+
+
 def _is_chosen() -> bool:
     return any(name in os.environ for name in THREADS)
 

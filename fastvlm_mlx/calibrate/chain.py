@@ -15,6 +15,8 @@ from itertools import groupby
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import PromptError, listed
+from ..inputs.pieces import ImageSlot, outside
 from ..network.kv_cache import KVCache
 from ..network.model import LEVELS, FastVLM
 from .examples import Example, Examples
@@ -53,10 +55,20 @@ class Scores:
 
 
 class Chain:
-    """The steps of a model on some examples; each of the `layers` lies in a step that has none of the network before it."""
+    """The steps of a model on some examples; each of the `layers` lies in a step that has none of the network before it.
+
+    Raises PromptError for examples of another model's tokens.
+    """
 
     def __init__(self, model: FastVLM, examples: Examples, layers: Collection[str] = ()):
         self.model, self.examples = model, examples
+        runs = [piece for item in examples.items for piece in (*item.pieces, item.ids) if not isinstance(piece, ImageSlot)]
+        vocabulary = model.text.embed_tokens.weight.shape[0]
+        if foreign := outside([token for run in runs for token in run], vocabulary):
+            raise PromptError(
+                f"The examples hold the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: they were "
+                "made for another model; make them anew."
+            )
         self.batches = list(_batches(examples.items))
         self.steps = list(_joined(self._steps(), layers))
 

@@ -1,17 +1,24 @@
 """What every recipe makes of a model, worked out from its shapes: bytes in a folder, and in memory while it answers."""
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..backend.ops import Backend
-from ..config import ModelConfig
+from ..config import ModelConfig, check_resolution
 from ..decoding.engine import Engine
 from ..diagnostics import memory, random_model
 from ..errors import HubError, OptionError
+from ..hub.names import hub_model
 from ..network.model import FastVLM
 from ..quantize.recipes import RECIPES, Recipe, plan
 
+# Apple's repositories and archives, and the repositories of MLX's community that hold the same weights.
+PUBLISHED = re.compile(
+    r"apple/FastVLM-(0\.5B|1\.5B|7B)|mlx-community/FastVLM-(0\.5B|1\.5B|7B)-bf16|llava-fastvithd_(0\.5b|1\.5b|7b)_stage[23](?:\.zip)?",
+    re.IGNORECASE,
+)
 GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and keeps wide copies (cpu.py)
 
 
@@ -29,23 +36,38 @@ class Estimate:
 
 
 def of(model: str, *, tokenizer: str | None = None, resolution: int | None = None) -> list[Estimate]:
-    """One estimate as the model is and one per recipe; `model` is a published size (see `random_model`), or one on this machine.
+    """One estimate as the model is and one per recipe; `model` is one on this machine, a published size (see `random_model`), or
+    the name of a published model, of which nothing is downloaded.
 
-    Raises HubError where it is neither, and OptionError where it is quantised already.
+    Raises HubError where it is none of these, and OptionError where it is quantised already.
     """
     if model in random_model.SIZES and not os.path.isdir(model):  # noqa: PTH112
-        config = random_model.config(model)
-        if resolution is not None:
-            config = replace(config, image=replace(config.image, size=resolution))
+        config = _of_size(model, resolution)
     else:
         try:
             config = Engine.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
         except HubError as error:
-            sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
-            raise HubError(f"{error} Published sizes are {sizes}.") from error
+            size = _published(model)
+            if size is None:
+                sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
+                raise HubError(f"{error} Published sizes are {sizes}.") from error
+            config = _of_size(size, resolution)
     if config.quantization:
         raise OptionError(f"{model} is quantised already; name the model it was made from.")
     return [_estimate(config, config.dtype), *(_estimate(config, name, recipe) for name, recipe in RECIPES.items())]
+
+
+def _of_size(size: str, resolution: int | None) -> ModelConfig:
+    check_resolution(resolution)
+    config = random_model.config(size)
+    return config if resolution is None else replace(config, image=replace(config.image, size=resolution))
+
+
+def _published(model: str) -> str | None:
+    """The size of a published model by its name or address; None for others."""
+    named = hub_model(model)
+    found = PUBLISHED.fullmatch(model if named is None else named.name)
+    return next(filter(None, found.groups())).lower() if found else None
 
 
 def _estimate(config: ModelConfig, name: str, recipe: Recipe | None = None) -> Estimate:

@@ -81,9 +81,10 @@ def read_questions(folder: Path) -> list[Question]:
     listing = folder / QUESTIONS
     if listing.exists():
         try:
-            lines = files.read(listing, MAX_BYTES).splitlines()
-        except OSError as error:
-            raise PromptError(f"{listing}: cannot be read ({error.strerror}); check the file.") from error
+            lines = files.read_text(listing, MAX_BYTES).encode().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise PromptError(f"{listing}: cannot be read ({reason}); check the file.") from error
         questions = [_question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     else:
         pictures = sorted(path for path in folder.iterdir() if is_picture(path.name))

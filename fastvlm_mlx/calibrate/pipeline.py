@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..config import Dtype, ModelConfig, check_dtype
 from ..decoding.engine import Engine
 from ..diagnostics.memory import weight_bytes
-from ..errors import CheckpointError, OutputError
+from ..errors import CheckpointError, OutputError, counted
 from ..network.model import FastVLM
 from ..quantize.recipes import Plan, Recipe, plan
 from ..quantize.rounding import quantized, scale_type
@@ -40,13 +40,13 @@ class Quantized:
     def lines(self) -> list[str]:
         """What was done and what was left alone, for people: layers by their bits, and by the reason."""
         counts = Counter(f"{q.bits} bits in groups of {q.group_size} ({q.mode})" for q in self.config.quantization.values())
-        lines = [f"{count} layers: {description}" for description, count in sorted(counts.items())]
+        lines = [f"{counted(count, 'layer')}: {description}" for description, count in sorted(counts.items())]
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for path, reason in self.left.items():
             reasons[reason][re.sub(r"\.\d+", ".*", path)] += 1
         for reason, paths in reasons.items():
             names = ", ".join(path if count == 1 else f"{path} ({count})" for path, count in sorted(paths.items()))
-            lines.append(f"{sum(paths.values())} layers left alone, {reason}: {names}")
+            lines.append(f"{counted(sum(paths.values()), 'layer')} left alone, {reason}: {names}")
         return lines
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
-from ..errors import OutputError
+from ..errors import OutputError, counted
 from .quality import Quality
 
 COLUMNS = ("weights", "MB", "bits", "KL", "top-1", "top-5", "same", "right", "memory", "decode")
@@ -32,7 +32,7 @@ def markdown(qualities: Sequence[Quality]) -> str:
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(quality) for quality in qualities)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     first = qualities[0]
-    return f"{text}\n\n{first.questions} questions, {first.tokens} tokens of answers. {LEGEND}\n"
+    return f"{text}\n\n{counted(first.questions, 'question')}, {counted(first.tokens, 'token')} of answers. {LEGEND}\n"
 
 
 def row(quality: Quality) -> tuple[str, ...]:

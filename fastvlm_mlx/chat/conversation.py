@@ -25,7 +25,7 @@ from ..decoding.stream import Stream
 from ..errors import PromptError
 from ..inputs.image import Images, Source, as_list
 from ..inputs.imagefile import MAX_PIXELS
-from ..inputs.prompt import Turn, check_text, render
+from ..inputs.prompt import Turn, check_text
 from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
 
 SPARE = 4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
@@ -78,7 +78,7 @@ class Chat:
         state = self._claim.state
         pictures = tuple(source if isinstance(source, Picture) else self.look(source) for source in as_list(image))  # type: ignore[arg-type]
         question, cut = Turn(prompt, len(pictures)), self._left_out
-        pieces = render(self._engine.tokenizer, self._turns(question, cut), self._engine.image_tokens, self._system)
+        pieces = self._engine.pieces(self._turns(question, cut), self._system)
         if sum(map(len, pieces)) + self._answer_room(options.max_tokens) > self.context:
             cut = self.crowded_out(prompt, len(pictures), max_tokens=options.max_tokens)
             pieces = self._engine.render(self._turns(question, cut), self._system)
@@ -265,4 +265,4 @@ class Chat:
 
     def _length(self, question: Turn | None, cut: LeftOut) -> int:
         """Positions of the conversation with a question."""
-        return sum(map(len, render(self._engine.tokenizer, self._turns(question, cut), self._engine.image_tokens, self._system)))
+        return sum(map(len, self._engine.pieces(self._turns(question, cut), self._system)))

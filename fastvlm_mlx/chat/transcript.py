@@ -24,6 +24,7 @@ from ..files import paths
 from ..files import regular as files
 from ..inputs.image import Pixels, Source
 from ..inputs.imagefile import MAX_PIXELS
+from ..inputs.pieces import outside
 from ..inputs.prompt import Turn, check_text
 
 FORMAT = "fastvlm-mlx chat"
@@ -166,7 +167,7 @@ class Transcript:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        data = json.loads(files.read(source, MAX_BYTES).decode("utf-8"))
+        data = json.loads(files.read_text(source, MAX_BYTES))
     except FileNotFoundError as error:
         raise CheckpointError(f"{source}: no such transcript; check the path.") from error
     except OSError as error:
@@ -181,8 +182,7 @@ def _exchange(source: Path, entry: object, engine: Engine, max_pixels: int) -> E
         raise _damaged(source, f"an exchange is {shown(entry)}")
     prompt, answer = _text(source, entry, "prompt"), _entry(source, entry, "answer", str)
     ids = _entry(source, entry, "answer_ids", list)
-    vocabulary = engine.config.text.vocab_size
-    if not all(type(token) is int and 0 <= token < vocabulary for token in ids) or engine.tokenizer.decode(ids) != answer:
+    if outside(ids, engine.config.text.vocab_size) or engine.tokenizer.decode(ids) != answer:
         raise CheckpointError(
             f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs to another "
             "model, or the file was changed."

@@ -2,7 +2,7 @@
 
 Enters: the arguments of `fastvlm-mlx`, stdin.
 Leaves: the answer on stdout, everything else on stderr, an exit code.
-May import: errors, version, config, files, backend, quantize, inputs, storage, hub, convert, decoding, chat, diagnostics,
+May import: errors, version, config, progress, files, backend, quantize, inputs, storage, hub, convert, decoding, chat, diagnostics,
     calibrate.
 """
 

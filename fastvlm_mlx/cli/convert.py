@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from . import quantising
+from .messages import MOST, bar, note
 from .options import Out, TokenizerPath, Yes, agree_to_download
 
 
@@ -83,7 +84,7 @@ def convert(
             print(f"Published: {publish(target, upload)}", file=sys.stderr)
         return
     run = to_mlx if to == "mlx" else to_transformers
-    with typer.progressbar(length=1000, label="Converting", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with bar("Converting") as drawn:
         run(
             found.folder,
             target,
@@ -94,8 +95,8 @@ def convert(
             vision_from=tower,
             fit=fit,  # type: ignore[arg-type]  # checked by convert
             force=force,
-            say=lambda name: print(f"Layout: {name}", file=sys.stderr),
-            progress=lambda done, total: bar.update(done * 1000 // total - bar.pos),
+            say=lambda name: note(f"Layout: {name}"),
+            progress=lambda done, total: drawn.update(done * MOST // total - drawn.pos),
         )
     size = sum(file.stat().st_size for file in target.iterdir())
     if upload is not None:

@@ -51,6 +51,7 @@ def _run() -> int:
 
 def _explain(error: BaseException) -> int:
     """Print what went wrong; returns the exit code."""
+    from ..backend import address_space, failures
     from ..errors import FastVLMError
 
     if isinstance(error, SystemExit):
@@ -67,8 +68,10 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, OSError) and error.strerror:
         name = repr(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else "The output"
         say(f"{name} cannot be used ({error.strerror}); check the path, its permissions and the space left.")
-    elif isinstance(error, MemoryError):
-        say("There is not enough memory; use a smaller model, --bits 4 or a lower --resolution.")
+    elif (meant := failures.explained(error)) is not None:
+        say(str(meant))
+    elif (sentence := address_space.explained(error) or failures.of_mlx(error)) is not None:
+        say(sentence)
     else:
         say(f"An error of its own, {type(error).__name__} ({str(error) or 'no message'}); {REPORT}.")
     return 1

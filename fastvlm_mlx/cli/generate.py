@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import counted
+from .messages import for_stdout, say
 from .options import (
     DEFAULT_MODEL,
     MAX_PIXELS,
@@ -16,6 +18,7 @@ from .options import (
     Model,
     Pictures,
     Resolution,
+    Revision,
     Seed,
     System,
     Temperature,
@@ -40,13 +43,16 @@ def generate(
     top_p: TopP = 1.0,
     seed: Seed = None,
     system: System = None,
-    bits: Annotated[int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8; 0 leaves it as stored.")
+    ] = None,
     load_4bit: Load4Bit = False,
     load_8bit: Load8Bit = False,
     dtype: ComputeType = None,
     resolution: Resolution = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
+    revision: Revision = None,
     yes: Yes = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object (text, token counts, times) instead of the answer.")
@@ -78,23 +84,32 @@ def generate(
     if not prompt.strip():
         raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
     check_dtype(dtype)
-    check_bits(bits)
+    check_bits(bits or None)
     pictures = pictures_named(image, stdin_is_free=prompt != "-")
     agree = agree_to_download(yes, pictures, max_pixels)
-    engine = Engine.open(model, tokenizer=tokenizer_path, resolution=resolution, agree=agree)
+    engine = Engine.open(model, tokenizer=tokenizer_path, revision=revision, resolution=resolution, agree=agree)
     request = engine.prepare(pictures, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
-    engine.load_weights(bits=bits, dtype=dtype)  # type: ignore[arg-type]  # checked
+    engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
     for chunk in stream(engine, request, options):
         if not json:
-            print(chunk.text, end="", flush=True)
+            print(for_stdout(chunk.text), end="", flush=True)
         if chunk.answer is not None:
             answer = chunk.answer
     if json:
-        print(answer.to_json(model=engine.name, load_seconds=engine.load_seconds))
+        print(for_stdout(answer.to_json(model=engine.name, load_seconds=engine.load_seconds)))
     else:
-        print()
+        print(flush=True)
+    if answer.finish_reason == "length":
+        say(_cut(answer.stats.completion_tokens, max_tokens))
     if verbose:
         print(answer.stats.describe(load_seconds=engine.load_seconds), file=sys.stderr)
+
+
+def _cut(tokens: int, limit: int) -> str:
+    """What to say of an answer that was cut after so many tokens, `limit` being the option's."""
+    if tokens < limit:
+        return f"Note: the answer was cut after {counted(tokens, 'token')}, where the model's context is full."
+    return f"Note: the answer was cut at its limit of {counted(tokens, 'token')}; a larger `max_tokens` lets it go on."
 
 
 def _read_stdin() -> str:

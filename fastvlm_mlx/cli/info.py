@@ -1,11 +1,11 @@
 """`fastvlm-mlx info`: what a model is and takes, or what this machine computes with and keeps."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from .messages import one_line, with_flags
+from ..errors import counted
+from .messages import MOST, bar, one_line, with_flags
 from .options import TokenizerPath
 
 
@@ -24,7 +24,9 @@ def info(
     estimate: Annotated[
         bool,
         typer.Option(
-            "--estimate", help="What every recipe of 'quantize' would make of it: MODEL, or a published size (0.5b, 1.5b, 7b)."
+            "--estimate",
+            help="What every recipe of 'quantize' would make of MODEL, which may also be a published one that is not here, or a "
+            "size (0.5b, 1.5b, 7b).",
         ),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
@@ -62,10 +64,15 @@ def info(
     lines, table = found.lines(), found.to_dict()
     table["verdict"] = with_flags(found.verdict)
     if verify:
-        with typer.progressbar(length=1000, label="Verifying", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
-            result = compare(found.folder, lambda done, total: bar.update(done * 1000 // max(1, total) - bar.pos))
+        with bar("Verifying") as drawn:
+            result = compare(found.folder, lambda done, total: drawn.update(done * MOST // max(1, total) - drawn.pos))
         unknown = f"; nothing is known of {', '.join(result.unknown)}" if result.unknown else ""
-        lines.append(("verified", f"{result.files} files agree with {result.against}{unknown}"))
+        lines.append(
+            (
+                "verified",
+                f"{counted(result.files, 'file')} {'agrees' if result.files == 1 else 'agree'} with {result.against}{unknown}",
+            )
+        )
         table["verified"] = {"against": result.against, "files": result.files, "unknown": result.unknown}
     _print(lines, table if json else None)
 

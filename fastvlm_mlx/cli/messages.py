@@ -7,9 +7,16 @@ as it is.
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from .. import progress
 
 LONGEST = 1000  # characters of a message
+MOST = 1000  # steps of a bar
+ERASE = "\r\x1b[K"  # back to the line's beginning, and nothing after it
+BLANKS = frozenset("\n\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000")
 ARGUMENT = re.compile(r"(?<![^\s(])`([A-Za-z_]\w*)(?:=([^`]*))?`(?![\w/])")  # a word of its own: not within a path
 
 _flags: Callable[[], Mapping[str, str]] = dict
@@ -23,7 +30,27 @@ def use_flags(flags: Callable[[], Mapping[str, str]]) -> None:
 
 def say(message: str) -> None:
     """One line on stderr, whatever the message holds: no line ends, no control characters, no thousands of characters."""
-    print(f"fastvlm-mlx: {one_line(with_flags(message))}", file=sys.stderr, flush=True)
+    note(f"fastvlm-mlx: {one_line(with_flags(message))}")
+
+
+def note(line: str) -> None:
+    """A line on stderr, on a line of its own whatever bar is being drawn there."""
+    progress.make_way()
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(label: str) -> Iterator[Any]:
+    """A progress bar (typer's) of MOST steps on a terminal's stderr, which makes way for notes."""
+    import typer
+
+    seen = sys.stderr.isatty()
+    with typer.progressbar(length=MOST, label=label, file=sys.stderr, hidden=not seen) as drawn:
+        progress.stands((lambda: print(ERASE, end="", file=sys.stderr)) if seen else None)
+        try:
+            yield drawn
+        finally:
+            progress.stands(None)
 
 
 def one_line(text: str) -> str:
@@ -31,6 +58,18 @@ def one_line(text: str) -> str:
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
     return line if len(line) <= LONGEST else f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"
+
+
+def printable(text: str) -> str:
+    """Text without the characters that would steer a terminal; what a model or a file says is never a command to it."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in BLANKS else "\ufffd" for c in text)
+
+
+def for_stdout(text: str) -> str:
+    """What a model says as stdout takes it: made printable on a terminal, as it is into a file or a pipe."""
+    return printable(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
 def with_flags(message: str) -> str:

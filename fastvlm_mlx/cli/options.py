@@ -65,6 +65,7 @@ Out = Annotated[
     typer.Option("--out", "-o", help="The folder to write; it must not exist yet, unless --force is given.", show_default=False),
 ]
 TokenizerPath = Annotated[str | None, typer.Option(help="Take the tokenizer from this folder instead of the model's.")]
+Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a model of the Hub instead of the newest.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to a first download from the Hub without being asked.")]
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .messages import MOST, bar, note
+
 if TYPE_CHECKING:
     from ..config import Dtype
     from ..quantize.recipes import Recipe
@@ -47,11 +49,11 @@ def run(
     from ..calibrate import pipeline
     from ..calibrate.report import table
 
-    with typer.progressbar(length=1000, label="Quantising", file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+    with bar("Quantising") as drawn:
 
         def progress(label: str, share: float) -> None:
-            bar.label = label
-            bar.update(int(1000 * share) - bar.pos)
+            drawn.label = label
+            drawn.update(int(MOST * share) - drawn.pos)
 
         try:
             result = pipeline.quantize(
@@ -61,9 +63,7 @@ def run(
         except KeyboardInterrupt:
             state = pipeline.state_file(target)
             if state.exists():
-                print(
-                    f"\nInterrupted; what was found is kept in {state}, and the same command goes on from there.", file=sys.stderr
-                )
+                note(f"Interrupted; what was found is kept in {state}, and the same command goes on from there.")
             raise
     for line in result.lines():
         print(line, file=sys.stderr)

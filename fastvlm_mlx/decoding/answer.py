@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
-from ..errors import FastVLMError
+from ..errors import FastVLMError, counted
 from . import notebook
 
 
@@ -30,10 +30,10 @@ class Stats:
         load = f"load {load_seconds:.2f} s, " if load_seconds is not None else ""
         return (
             f"{load}preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
-            f"vision {self.vision_seconds * 1e3:.0f} ms ({self.image_tokens} tokens), "
-            f"prefill {self.prefill_seconds * 1e3:.0f} ms ({self.prompt_tokens} tokens)\n"
+            f"vision {self.vision_seconds * 1e3:.0f} ms ({counted(self.image_tokens, 'token')}), "
+            f"prefill {self.prefill_seconds * 1e3:.0f} ms ({counted(self.prompt_tokens, 'token')})\n"
             f"first token after {self.ttft_seconds:.2f} s, then {self.decode_tokens_per_second:.1f} tokens/s"
-            f" ({self.completion_tokens} tokens), peak memory {self.peak_memory_bytes / 1e9:.2f} GB"
+            f" ({counted(self.completion_tokens, 'token')}), peak memory {self.peak_memory_bytes / 1e9:.2f} GB"
         )
 
 
@@ -63,7 +63,8 @@ class Answer:
 
     @property
     def _details(self) -> str:
-        return f"{self.stats.completion_tokens} tokens, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
+        tokens = counted(self.stats.completion_tokens, "token")
+        return f"{tokens}, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
 
     def to_json(self, **extra: object) -> str:
         """One JSON object of the text, `extra` and every figure, and of `left_out` where there is something."""

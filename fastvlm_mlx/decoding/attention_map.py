@@ -14,9 +14,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..backend.failures import explaining
-from ..errors import ImageError, OptionError, PromptError, shown
+from ..errors import ImageError, OptionError, PromptError, listed, shown
 from ..inputs.image import Pixels
-from ..inputs.pieces import ImageSlot, Piece
+from ..inputs.pieces import ImageSlot, Piece, outside
 from ..network.model import FastVLM
 from .answer import Answer
 from .engine import Engine
@@ -73,11 +73,30 @@ def attention_map(
         raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
     if not request.pixels:
         raise ImageError("There is no picture whose attention could be shown; give the one that was asked about.")
+    _check_answer(engine, request, answer)
     digests = [digest(pixels) for pixels in request.pixels]
     with explaining(), forgetting(engine.images, digests):
         pictures = Encoding(engine, request, digests)
         pictures.wait()
         return _attention_map(engine.model, request.pieces, pictures.shown, request.pixels, answer.token_ids, layers, heads)
+
+
+def _check_answer(engine: Engine, request: Request, answer: Answer) -> None:
+    """Raise PromptError unless this model could have given the answer to the request: its token ids, and room for them."""
+    vocabulary, ids = engine.config.text.vocab_size, answer.token_ids
+    if not len(ids):
+        raise PromptError("The answer holds no tokens; give the Answer that this question was given.")
+    if foreign := outside(ids, vocabulary):
+        raise PromptError(
+            f"The answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was given by "
+            "another model; give the Answer that this model gave to the question."
+        )
+    tokens = request.prompt_tokens + len(ids)
+    if tokens > engine.context:
+        raise PromptError(
+            f"The question and its answer take {tokens} tokens, and the model has room for {engine.context}, so it was given by "
+            "another model; give the Answer that this model gave to the question."
+        )
 
 
 def _attention_map(

@@ -15,12 +15,12 @@ from ..backend.failures import explaining
 from ..backend.forks import check_process
 from ..backend.ops import Backend
 from ..config import Dtype, ModelConfig, check_resolution
-from ..errors import CheckpointError, FastVLMError, PromptError, shown
+from ..errors import CheckpointError, FastVLMError, PromptError, TokenizerError, counted, listed, shown
 from ..hub.consent import Agree
 from ..hub.find import find, find_tokenizer
 from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
 from ..inputs.imagefile import MAX_PIXELS
-from ..inputs.pieces import Piece
+from ..inputs.pieces import Piece, outside
 from ..inputs.prompt import PROMPT, Turn, render
 from ..network.model import FastVLM
 from ..quantize.recipes import DEFAULT_GROUP, Plan
@@ -182,14 +182,34 @@ class Engine:
         return Request([pixels(source) for source in sources], pieces, time.perf_counter() - started)
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
-        """A conversation as the decoder's input; raises PromptError where it is longer than the context."""
-        pieces = render(self.tokenizer, turns, self.image_tokens, system)
+        """A conversation as the decoder's input; raises what `pieces` raises, and PromptError where it fills the context."""
+        pieces = self.pieces(turns, system)
         tokens = sum(map(len, pieces))
         if tokens >= self.context:
             images = sum(turn.images for turn in turns)
             raise PromptError(
-                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {images} images, and the model "
-                f"has room for {self.context}; shorten the text or show fewer images."
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, and the "
+                f"model has room for {self.context}; shorten the text or show fewer images."
+            )
+        return pieces
+
+    def pieces(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
+        """A conversation of any length as the decoder's input.
+
+        Every token id is checked here: PromptError for one of an earlier answer that the model does not have, TokenizerError for
+        one that the tokenizer makes of a text.
+        """
+        vocabulary = self.config.text.vocab_size
+        if foreign := outside([token for turn in turns for token in turn.answer or ()], vocabulary):
+            raise PromptError(
+                f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was "
+                "given by another model; ask again."
+            )
+        pieces = render(self.tokenizer, turns, self.image_tokens, system)
+        if foreign := outside([token for piece in pieces if isinstance(piece, list) for token in piece], vocabulary):
+            raise TokenizerError(
+                f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those from 0 to "
+                f"{vocabulary - 1}, so it belongs to another model; name the right one as `tokenizer`."
             )
         return pieces
 

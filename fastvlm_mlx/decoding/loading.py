@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from .. import progress
 from ..backend import ops, ready, residency
+from ..backend.address_space import check_address_space
 from ..backend.ops import Backend
 from ..config import Dtype, ModelConfig, check_dtype
 from ..errors import FastVLMWarning, OptionError
@@ -69,7 +70,12 @@ def read_weights(
     layers.apply(model, config.quantization)
     residency.bound_cache(backend)
     _warn_of_size(model, config, kind)
-    with progress.bar("Loading", len(model.places())) as track:
+    places = model.places()
+    check_address_space(
+        opened.name,
+        sum(place.size * kind.size if mx.issubdtype(place.dtype, mx.floating) else place.nbytes for place in places.values()),
+    )
+    with progress.bar("Loading", len(places)) as track:
         fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
     ready.make_ready(model, layers.packed_layers(model).values())
     return model, config

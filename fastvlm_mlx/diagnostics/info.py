@@ -8,6 +8,7 @@ from typing import Any
 from ..backend import ops
 from ..config import ModelConfig
 from ..decoding.engine import Engine
+from ..errors import counted
 from ..hub.find import find
 from ..hub.licence import AGREEMENT, APPLE, FILES
 from . import memory
@@ -63,7 +64,7 @@ class ModelInfo:
     def lines(self) -> Lines:
         """Rows of a table for people."""
         config, text, parts = self.config, self.config.text, memory.parameters(self.config)
-        layers = (f"{count} layers in {kind}" for kind, count in self.quantization.items())
+        layers = (f"{counted(count, 'layer')} in {kind}" for kind, count in self.quantization.items())
         counts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
         held = self.memory
         return [
@@ -71,9 +72,12 @@ class ModelInfo:
             ("folder", f"{self.folder} ({in_bytes(self.disk)})"),
             ("layout", config.source.layout or "fastvlm_mlx"),
             ("licence", self.licence),
-            ("image", f"{config.image.size} pixels, {config.image.fit}: {config.image.tokens} tokens"),
+            ("image", f"{config.image.size} pixels, {config.image.fit}: {counted(config.image.tokens, 'token')}"),
             ("tower", f"blocks {config.vision.depths}, channels {config.vision.widths}"),
-            ("decoder", f"{text.num_hidden_layers} layers of {text.hidden_size}, context {text.max_position_embeddings}"),
+            (
+                "decoder",
+                f"{counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, context {text.max_position_embeddings}",
+            ),
             ("parameters", f"{sum(parts.values()) / 1e6:.1f} M: {counts}"),
             ("stored as", ", ".join([config.dtype, *layers])),
             ("tokenizer", f"{self.tokens} tokens, stops at {', '.join(map(str, config.eos_token_ids))}"),

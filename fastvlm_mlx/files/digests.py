@@ -55,7 +55,7 @@ def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
 def read_sums(path: Path) -> dict[str, str]:
     """Digest by file name of a SHA256SUMS; raises CheckpointError where it is not one."""
     try:
-        text = files.read(path, MOST_SUMS).decode("utf-8")
+        text = files.read_text(path, MOST_SUMS)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise CheckpointError(f"{path}: cannot be read ({reason}); check the file.") from error

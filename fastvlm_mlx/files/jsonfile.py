@@ -23,9 +23,9 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def parse_table(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON table from UTF-8; raises CheckpointError, in which it is called `name`."""
+    """A JSON table from UTF-8 (see `regular.decoded`); raises CheckpointError, in which it is called `name`."""
     try:
-        table = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        table = json.loads(files.decoded(data), object_pairs_hook=_unique, parse_constant=_no_constant)
     except _Twice as error:
         raise CheckpointError(f"{name}: {listed(error.args[0])} appear twice in one table; fetch the file again.") from error
     except RecursionError as error:

@@ -18,6 +18,16 @@ def read(path: Path, limit: int) -> bytes:
         return file.read(size)
 
 
+def read_text(path: Path, limit: int) -> str:
+    """The text of a regular file of at most `limit` bytes; raises OSError as `read` does, UnicodeDecodeError as `decoded` does."""
+    return decoded(read(path, limit))
+
+
+def decoded(data: bytes) -> str:
+    """Text from UTF-8, without the byte order mark that Windows puts before it; raises UnicodeDecodeError for anything else."""
+    return data.decode("utf-8-sig")
+
+
 def write(path: Path, text: str) -> None:
     """Write a small file in UTF-8, in the place of one that may be there: all of it or nothing; raises OSError."""
     new = path.with_name(path.name + ".new")

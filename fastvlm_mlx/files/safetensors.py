@@ -16,6 +16,7 @@ from .jsonfile import parse_table
 BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
 }  # fmt: skip
+UNREAD = ("F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "C64")  # MLX lacks them
 MAX_HEADER = 20_000_000  # bytes; 7B's takes a hundredth of that
 MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
 
@@ -75,6 +76,11 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
             right = whole and len(shape) <= MAX_DIMENSIONS and 0 <= start <= end and end - start == BYTES[dtype] * math.prod(shape)
         except (KeyError, TypeError, ValueError):  # not a table, no such entry, not three parts
             right = False
+        if not right and isinstance(entry, dict) and entry.get("dtype") in UNREAD:
+            raise CheckpointError(
+                f"{path}: {shown(name)} is stored as {entry['dtype']}, which MLX cannot read; save the model in bfloat16 or "
+                "float32."
+            )
         if not right:
             raise CheckpointError(f"{path}: the header's entry for {shown(name)} is malformed or of unknown type; fetch it again.")
         spans.append((start, end))

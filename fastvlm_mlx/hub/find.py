@@ -1,7 +1,8 @@
 """A model's name -> the folder that holds it: the built-in model, a folder as given, one of Apple's archives, or a repository
 of the Hugging Face Hub.
 
-"tiny" is always the built-in model; an existing folder wins over any other name of the same spelling.
+"tiny" is always the built-in model; an existing folder wins over any other name of the same spelling. A repository is named
+OWNER/NAME, with a revision OWNER/NAME@REVISION, or by its address.
 """
 
 import os
@@ -11,7 +12,7 @@ from ..errors import HubError, OptionError, shown
 from ..files import paths
 from ..files.digests import check_digest
 from .consent import Agree
-from .names import ARCHIVE, BUILT_IN, HUB_NAME, Found
+from .names import ARCHIVE, BUILT_IN, Found, hub_model
 
 
 def find(
@@ -34,6 +35,8 @@ def find(
     sha256 = check_digest(sha256)
     if sha256 is not None and (not ARCHIVE.fullmatch(model) or revision is not None):
         raise OptionError("`sha256` is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'.")
+    if revision is not None and (model == BUILT_IN or os.path.isdir(os.path.expanduser(model))):  # noqa: PTH111, PTH112
+        raise OptionError(f"{shown(model)} is a folder, which has no revisions; leave `revision` out, or name a model of the Hub.")
     if model == BUILT_IN:
         folder = Path(__file__).parents[1] / BUILT_IN
         if not folder.is_dir():
@@ -59,11 +62,19 @@ def find(
         if revision is not None:
             raise OptionError(f"{model} is an archive, which has no revisions; give its name alone.")
         return Found(archive.find(model, agree, cached_only=cached_only, sha256=sha256), model, "archive")
-    if not HUB_NAME.fullmatch(model):
+    named = hub_model(model)
+    if named is None and "://" in model:
+        raise HubError(
+            f"{shown(model)} is not the address of a model on the Hugging Face Hub; name a folder, a Hub model (OWNER/NAME or "
+            "https://huggingface.co/OWNER/NAME) or 'tiny'."
+        )
+    if named is None:
         raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME) or 'tiny'; check the spelling.")
+    if named.revision is not None and revision not in (None, named.revision):
+        raise OptionError(f"{shown(model)} names a revision, and `revision` is {shown(revision)}; give one of them.")
     from . import huggingface
 
-    return Found(huggingface.find(model, revision, agree, cached_only), model, "hub")
+    return Found(huggingface.find(named.name, named.revision or revision, agree, cached_only), named.name, "hub")
 
 
 def find_tokenizer(folder: str | os.PathLike[str] | None) -> Path | None:

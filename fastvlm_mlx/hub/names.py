@@ -3,13 +3,53 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARCHIVE = re.compile(r"(llava-fastvithd_(?:0\.5b|1\.5b|7b)_stage[23])(?:\.zip)?")  # of apple/ml-fastvlm
 
+ADDRESS = re.compile(r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|(?:huggingface\.co|hf\.co)/|hf://)", re.IGNORECASE)
+OTHERS = ("datasets", "spaces", "docs", "collections", "papers", "blog", "models")  # what else the Hub has at such addresses
+REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,199}")
+VIEWS = ("tree", "blob", "resolve", "raw", "commit")  # what stands before the revision in an address
+
 Origin = Literal["built-in", "folder", "hub", "archive"]
+
+
+class HubModel(NamedTuple):
+    """A repository of the Hub, OWNER/NAME, and the branch, tag or commit that was named with it."""
+
+    name: str
+    revision: str | None = None
+
+
+def hub_model(text: str) -> HubModel | None:
+    """The repository that a name (OWNER/NAME, OWNER/NAME@REVISION) or an address of the Hub stands for; None for anything else."""
+    address = ADDRESS.match(text)
+    if address is None:
+        name, _, revision = text.partition("@")
+        return _hub_model(name.rstrip("/"), revision if "@" in text else None)
+    from urllib.parse import unquote
+
+    parts = re.split(r"[?#]", text[address.end() :], maxsplit=1)[0].strip("/").split("/")
+    if len(parts) < 2 or parts[0].lower() in OTHERS:
+        return None
+    (owner, last), view = parts[:2], [unquote(part) for part in parts[2:]]
+    last, _, revision = last.partition("@")
+    if not view or view == ["tree"]:
+        return _hub_model(f"{owner}/{last}", revision or None)
+    if view[0] not in VIEWS or len(view) < 2 or revision:
+        return None
+    length = 3 if view[1:3] == ["refs", "pr"] else 1
+    if view[0] in ("tree", "commit") and len(view) > 1 + length:  # a folder in it
+        return None
+    return _hub_model(f"{owner}/{last}", "/".join(view[1 : 1 + length]))
+
+
+def _hub_model(name: str, revision: str | None) -> HubModel | None:
+    right = revision is None or (REVISION.fullmatch(revision) and ".." not in revision)
+    return HubModel(name, revision) if right and HUB_NAME.fullmatch(name) else None
 
 
 @dataclass(frozen=True)

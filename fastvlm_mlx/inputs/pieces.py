@@ -1,5 +1,6 @@
 """What a prompt is made of: runs of token ids, and slots for pictures between them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -15,3 +16,8 @@ class ImageSlot:
 
 
 Piece = list[int] | ImageSlot
+
+
+def outside(ids: Iterable[object], vocabulary: int) -> list[object]:
+    """Those of `ids` that are no token ids from 0 to `vocabulary` - 1, the rows of an embedding, beyond which nothing is read."""
+    return [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]

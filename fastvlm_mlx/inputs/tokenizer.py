@@ -35,7 +35,7 @@ class Tokenizer:
     def open(cls, path: Path) -> "Tokenizer":
         """Read a tokenizer.json."""
         try:
-            return cls(BPETokenizer.from_str(files.read(path, MAX_JSON).decode("utf-8")), str(path))
+            return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON)), str(path))
         except FileNotFoundError as error:
             raise TokenizerError(f"{path.parent}: no tokenizer.json in it; fetch or convert the model again.") from error
         except (TokenizerError, KeyboardInterrupt):
@@ -50,8 +50,8 @@ class Tokenizer:
     def __len__(self) -> int:
         """One more than the largest id."""
         dense = int(self.bpe.get_vocab_size(with_added_tokens=True))
-        if self.bpe.id_to_token(dense - 1) is not None and self.bpe.id_to_token(dense) is None:
-            return dense  # the usual case, without a table of every token
+        if all(map(self.bpe.id_to_token, range(dense))):
+            return dense  # so many tokens have as many ids, none of them larger; in less time than a table of them takes
         return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -60,6 +60,12 @@ class Tokenizer:
             return list(self.bpe.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:
             raise PromptError("The text holds half of a surrogate pair, which is not a character; pass valid Unicode.") from error
+        except BaseException as error:  # see `open`
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            raise TokenizerError(
+                f"{self.origin}: the tokenizer fails at a text ({str(error)[:200]}); fetch or convert the model again."
+            ) from error
 
     def special(self, name: str) -> int:
         """Id of a special token."""

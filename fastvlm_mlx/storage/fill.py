@@ -68,7 +68,8 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
                 f"{opened.name}: {name!r} has shape {array.shape}, its config.json calls for {shape}; convert it again."
             )
         floating = mx.issubdtype(array.dtype, mx.floating)
-        if settings is None and floating != mx.issubdtype(expected.dtype, mx.floating):
+        right = floating if mx.issubdtype(expected.dtype, mx.floating) else array.dtype == expected.dtype
+        if settings is None and not right:
             raise CheckpointError(f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again.")
         batch.append((name, array.astype(dtype) if floating else array, array))
         waiting += batch[-1][1].nbytes

@@ -12,6 +12,7 @@ import mlx.core as mx
 from ..config import MODEL_TYPE, ModelConfig
 from ..errors import CheckpointError, TokenizerError, listed
 from ..files import safetensors, shards
+from ..files.adapters import check_whole
 from ..files.jsonfile import read_table
 from ..inputs.tokenizer import Tokenizer
 
@@ -43,7 +44,8 @@ def is_ours(folder: Path) -> bool:
 
 
 def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
-    """Open our folder; raises CheckpointError where a file is missing or contradicts another."""
+    """Open our folder; raises CheckpointError where a file is missing or contradicts another, or an adapter lies beside them."""
+    check_whole(folder)
     config = ModelConfig.from_dict(read_table(folder / "config.json"))
     tensors = shards.read_headers(folder)
     if not tensors:
@@ -64,8 +66,8 @@ def check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
     if len(tokenizer) > config.text.vocab_size:
         raise TokenizerError(
-            f"{tokenizer.origin}: its {len(tokenizer)} tokens are more than the model's {config.text.vocab_size}, so it belongs "
-            "to another model; name the right one as `tokenizer`."
+            f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has {config.text.vocab_size} tokens, "
+            "so it belongs to another model; name the right one as `tokenizer`."
         )
     ordinary = [token for token in config.eos_token_ids if not tokenizer.is_special(token)]
     if ordinary:

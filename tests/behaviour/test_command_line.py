@@ -37,7 +37,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_generate_prints_the_answer_and_nothing_else(apple: Path, picture: Path) -> None:
     expected = load(str(apple)).generate(str(picture), "What is it?", max_tokens=12).text
     done = run("generate", "--model", apple, "--image", picture, "--prompt", "What is it?", "--max-tokens", 12)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, done.stderr.count(b"\n")) == (0, 1) and b"cut at its limit of 12 tokens" in done.stderr
     assert done.stdout.decode() == expected + "\n"
 
 
@@ -163,3 +163,22 @@ def test_info(apple: Path) -> None:
 def test_the_built_in_model_is_ours(tmp_path: Path) -> None:
     done = run("info", "tiny")
     assert done.returncode == 0 and b" mit, see " in done.stdout and b"apple-amlr" not in done.stdout
+
+
+def test_an_answer_cut_by_its_limit_says_so(apple: Path, picture: Path) -> None:
+    cut = run("generate", "-m", apple, "-p", "Hi", "--max-tokens", 1)
+    assert cut.stderr.decode() == (
+        "fastvlm-mlx: Note: the answer was cut at its limit of 1 token; a larger --max-tokens lets it go on.\n"
+    )
+    done = run("generate", "-m", "tiny", "-p", "How many shapes are there?", "-i", "examples/shapes.png")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_bits_of_none(apple: Path) -> None:
+    plain, none = (run("generate", "-m", apple, "-p", "Hi", "--max-tokens", 4, *bits) for bits in ([], ["--bits", 0]))
+    assert none.returncode == 0 and none.stdout == plain.stdout
+
+
+def test_a_revision_belongs_to_the_hub(apple: Path) -> None:
+    done = run("generate", "-m", apple, "-p", "Hi", "--revision", "main")
+    assert done.returncode == 1 and b"has no revisions; leave --revision out" in done.stderr

@@ -3,15 +3,18 @@
 import ast
 import re
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 
 import pytest
 
 import fastvlm_mlx
+from fastvlm_mlx import progress
 from fastvlm_mlx.cli import messages
 from fastvlm_mlx.cli.app import COMMANDS, flags
+from fastvlm_mlx.cli.generate import _cut
 from fastvlm_mlx.decoding.request import Options
-from fastvlm_mlx.errors import FastVLMError, OptionError
+from fastvlm_mlx.errors import FastVLMError, OptionError, counted
 
 PACKAGE = Path(fastvlm_mlx.__file__).parent
 FLAG = re.compile(r"(?:^|[\s(])--[a-z]")
@@ -92,3 +95,81 @@ def test_an_error_knows_its_argument() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(fastvlm_mlx, name) is not None
     assert name in dir(fastvlm_mlx)
+
+
+def test_singular_and_plural() -> None:
+    assert [counted(count, "image") for count in (0, 1, 2, 5000)] == ["0 images", "1 image", "2 images", "5000 images"]
+    assert [counted(count, "entry", "entries") for count in (1, 2)] == ["1 entry", "2 entries"]
+
+
+def test_what_is_said_of_an_answer_that_was_cut() -> None:
+    assert _cut(1, 1) == "Note: the answer was cut at its limit of 1 token; a larger `max_tokens` lets it go on."
+    assert _cut(207, 1024) == "Note: the answer was cut after 207 tokens, where the model's context is full."
+
+
+HOSTILE = "a\x1b[2J\x9b31m\u202e\x07 b\u00a0c\u3000\u202fd\n\t\u00e9\u5feb"
+
+
+def test_what_a_model_says_never_steers_a_terminal() -> None:
+    assert messages.printable(HOSTILE) == "a\ufffd[2J\ufffd31m\ufffd\ufffd b\u00a0c\u3000\u202fd\n\t\u00e9\u5feb"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_raw_into_pipes(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Out:
+        def isatty(self) -> bool:
+            return terminal
+
+    monkeypatch.setattr("sys.stdout", Out())
+    assert messages.for_stdout(HOSTILE) == (messages.printable(HOSTILE) if terminal else HOSTILE)
+
+
+class Terminal(StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def lines_shown(written: str) -> list[str]:
+    """The lines of a terminal, each as it is after carriage returns and erasures."""
+    shown = []
+    for line in re.sub(r"\x1b\[\?25[lh]", "", written).split("\n"):
+        cells: list[str] = []
+        place = 0
+        for token in re.findall(r"\r|\x1b\[K|.", line):
+            if token == "\r":
+                place = 0
+            elif token == "\x1b[K":
+                del cells[place:]
+            else:
+                cells[place : place + 1] = [token]
+                place += 1
+        shown.append("".join(cells).rstrip())
+    return shown
+
+
+def test_notes_stand_on_lines_of_their_own_beside_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    with messages.bar("Converting") as drawn:
+        messages.note("Layout: llava")
+        drawn.update(500)
+        messages.say("Note: one.")
+        drawn.update(500)
+    messages.say("Note: two.")
+    shown = lines_shown(err.getvalue())
+    assert shown[:2] == ["Layout: llava", "fastvlm-mlx: Note: one."] and shown[3:] == ["fastvlm-mlx: Note: two.", ""]
+    assert shown[2].startswith("Converting") and "100%" in shown[2]
+
+
+def test_notes_beside_the_bar_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = Terminal()
+    monkeypatch.setattr("sys.stderr", err)
+    monkeypatch.setattr(progress, "PATIENCE", 0)
+    monkeypatch.setattr(progress, "INTERVAL", 0)
+    with progress.bar("Loading", 3) as track:
+        for item in track(range(3)):
+            if item:
+                messages.say(f"Note: {item}.")
+    messages.say("Note: 3.")
+    assert [line for line in lines_shown(err.getvalue()) if line] == [f"fastvlm-mlx: Note: {i}." for i in (1, 2, 3)]
+    assert err.getvalue().count("Loading [") == 3

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from ...decoding.answer import Answer, Chunk
 from ...errors import FastVLMError, PromptError
 from .. import process
-from ..messages import say
+from ..messages import for_stdout, printable, say
 
 MAX_LINE = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
@@ -47,7 +47,7 @@ class Plain:
         answer = None
         try:
             for chunk in chunks:
-                print(printable(chunk.text) if self.typing else chunk.text, end="", flush=True)
+                print(for_stdout(chunk.text), end="", flush=True)
                 answer = chunk.answer
         finally:
             print(flush=True)
@@ -66,11 +66,6 @@ class Plain:
         """Write what is wrong with a line."""
         self.failed = True
         say(text)
-
-
-def printable(text: str) -> str:
-    """Text without the characters that would steer a terminal; what a model or a file says is never a command to it."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _read() -> str | None:

@@ -25,9 +25,10 @@ from rich.console import Console
 
 from ...decoding.answer import Answer, Chunk
 from .. import process
+from ..messages import printable
 from . import typed
 from .markdown import MarkdownWriter
-from .plain import Plain, printable
+from .plain import Plain
 
 LONG_PASTE = 1000  # characters; more is shown by its length, or editing the line would crawl
 PASTE = re.compile(r"\[pasted text \d+, [\d,]+ characters\]")
