@@ -333,8 +333,8 @@ def test_a_model_larger_than_the_gpus_share_is_said_beforehand(apple: Path, monk
 
 
 @pytest.fixture
-def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The limits of resident memory that are set, the one in force last."""
+def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The limits of resident memory that are set, the one in force last; at the end that is the first again."""
     found = [7]
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1 << 40})
@@ -344,7 +344,9 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found[-2]
 
     monkeypatch.setattr(mx, "set_wired_limit", set_limit)
-    return found
+    yield found
+    gc.collect()  # conversations hold it
+    assert found[-1] == 7
 
 
 def test_a_conversation_asks_for_residency_once(general: VLM, limits: list[int]) -> None:
