@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import mlx.core as mx
 
@@ -241,6 +241,9 @@ class VLM:
             raise ImageError("There is no image; give a path, bytes, a PIL image, an array, or a list of these.")
         embeddings = encode_all(self.engine, as_list(image))
         return embeddings if isinstance(image, (list, tuple)) else embeddings[0]
+
+    def __reduce__(self) -> NoReturn:
+        raise FastVLMError("A loaded model cannot be copied or sent to another process; load it there again, by its name.")
 
     def __repr__(self) -> str:
         return repr(self.engine).replace("Engine(", "VLM(", 1)

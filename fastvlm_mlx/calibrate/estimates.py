@@ -19,7 +19,7 @@ PUBLISHED = re.compile(
     r"apple/FastVLM-(0\.5B|1\.5B|7B)|mlx-community/FastVLM-(0\.5B|1\.5B|7B)-bf16|llava-fastvithd_(0\.5b|1\.5b|7b)_stage[23](?:\.zip)?",
     re.IGNORECASE,
 )
-GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and keeps wide copies (cpu.py)
+GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and keeps wide copies (backend/ready.py)
 
 
 @dataclass(frozen=True)

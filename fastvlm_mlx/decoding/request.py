@@ -43,8 +43,12 @@ class Options:
             raise OptionError(f"`top_p` is {shown(self.top_p)}, expected a number above 0 and up to 1 (everything).")
         if self.seed is not None and (not is_whole(self.seed) or not 0 <= self.seed < 1 << 64):
             raise OptionError(f"`seed` is {shown(self.seed)}, expected a whole number from 0 to 2**64 - 1.")
-        if self.stop_tokens is not None and not all(is_whole(token) and token >= 0 for token in self.stop_tokens):
-            raise OptionError(f"`stop_tokens` is {shown(self.stop_tokens)}, expected token ids, whole numbers from 0 on.")
+        if self.stop_tokens is not None and not (
+            isinstance(self.stop_tokens, (list, tuple)) and all(is_whole(token) and token >= 0 for token in self.stop_tokens)
+        ):
+            raise OptionError(
+                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole numbers from 0 on."
+            )
         self._use_pythons_own()
 
     def _use_pythons_own(self) -> None:
@@ -64,6 +68,7 @@ class Options:
         key = mx.random.key(self.seed if self.seed is not None else time.time_ns())
         while True:
             key, drawn = mx.random.split(key)
+            mx.async_eval(key)  # a reader's next thread cannot compute what this one has left undone
             yield drawn
 
 

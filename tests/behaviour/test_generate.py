@@ -1,6 +1,7 @@
 """The Python contract: answers, streams, seeds, several pictures, and limits."""
 
 import json
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fastvlm_mlx.decoding.answer import finish
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options
-from fastvlm_mlx.errors import CheckpointError, HubError, ImageError, OptionError, PromptError
+from fastvlm_mlx.errors import CheckpointError, FastVLMError, HubError, ImageError, OptionError, PromptError
 from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.quantize import rounding
 from fastvlm_mlx.quantize.recipes import choose, plan
@@ -207,6 +208,31 @@ def test_the_commonest_mistakes(apple: Path, tmp_path: Path, small: VLM) -> None
     (apple / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
     with pytest.raises(CheckpointError, match="'llama'"):
         load(str(apple))
+
+
+@pytest.mark.parametrize("stop_tokens", [5, "5", (1.5,), (-1,)])
+def test_stop_tokens_that_are_none(stop_tokens: object) -> None:
+    with pytest.raises(OptionError, match="list or tuple of token ids"):
+        Options(stop_tokens=stop_tokens)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_token_may_be_read_in_another_thread(small: VLM, temperature: float) -> None:
+    alone = small.generate(RED, "What is it?", max_tokens=6, temperature=temperature, seed=1)
+    chunks = small.stream(RED, "What is it?", max_tokens=6, temperature=temperature, seed=1)
+    text = ""
+    while True:
+        with ThreadPoolExecutor(1) as pool:
+            chunk = pool.submit(next, chunks, None).result()
+        if chunk is None:
+            break
+        text += chunk.text
+    assert text == alone.text
+
+
+def test_a_model_is_not_pickled(small: VLM) -> None:
+    with pytest.raises(FastVLMError, match="load it"):
+        pickle.dumps(small)
 
 
 @pytest.mark.parametrize("image", [RED, None], ids=["a picture", "no picture"])
