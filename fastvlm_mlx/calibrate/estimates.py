@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from ..backend.ops import Backend
 from ..config import ModelConfig, check_resolution
 from ..decoding.engine import Engine
-from ..diagnostics import memory, random_model
+from ..diagnostics import random_model
 from ..errors import HubError, OptionError
 from ..hub.names import hub_model
+from ..network import memory
 from ..network.model import FastVLM
 from ..quantize.recipes import RECIPES, Recipe, plan
 

@@ -12,8 +12,8 @@ import mlx.core as mx
 
 from ..config import Dtype, ModelConfig, check_dtype
 from ..decoding.engine import Engine
-from ..diagnostics.memory import weight_bytes
 from ..errors import CheckpointError, OutputError, counted
+from ..network.memory import weight_bytes
 from ..network.model import FastVLM
 from ..quantize.recipes import Plan, Recipe, plan
 from ..quantize.rounding import quantized, scale_type

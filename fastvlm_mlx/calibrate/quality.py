@@ -13,8 +13,8 @@ import numpy as np
 from ..config import ModelConfig, QuantConfig
 from ..decoding.engine import Engine
 from ..diagnostics import bench
-from ..diagnostics.memory import weight_bytes
 from ..errors import OptionError
+from ..network.memory import weight_bytes
 from ..network.model import FastVLM
 from ..quantize import recipes
 from ..quantize.layers import packed_layers

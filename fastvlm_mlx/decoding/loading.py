@@ -15,13 +15,12 @@ from ..config import Dtype, ModelConfig, check_dtype
 from ..errors import FastVLMWarning, OptionError
 from ..hub import licence
 from ..hub.names import Found
+from ..network import memory
 from ..network.model import FastVLM
 from ..quantize import layers, recipes
 from ..quantize.recipes import Plan
 from ..storage.fill import fill
 from ..storage.open import OpenModel, is_ours, open_ours
-
-POSITIONS = 1024  # beside the picture's: a question and an answer of some length
 
 
 def open_model(found: Found, tokenizer: Path | None = None, *, name: str | None = None, **how: Any) -> OpenModel:
@@ -58,7 +57,8 @@ def read_weights(
     backend = backend or ops.current()
     check_dtype(dtype)
     licence.announce(opened.config.source.license)
-    kind: mx.Dtype = getattr(mx, dtype or ("float32" if backend == "cpu" else opened.config.dtype))
+    computed: Dtype = dtype or ("float32" if backend == "cpu" else opened.config.dtype)
+    kind: mx.Dtype = getattr(mx, computed)
     config = opened.settle()
     model = FastVLM(config, backend)
     if bits is not None:
@@ -69,7 +69,7 @@ def read_weights(
         config = replace(config, quantization=plan)
     layers.apply(model, config.quantization)
     residency.bound_cache(backend)
-    _warn_of_size(model, config, kind)
+    _warn_of_size(config, backend, computed)
     places = model.places()
     check_address_space(
         opened.name,
@@ -81,21 +81,16 @@ def read_weights(
     return model, config
 
 
-def _warn_of_size(model: FastVLM, config: ModelConfig, kind: mx.Dtype) -> None:
-    """Say beforehand where a GPU's share of the memory is too small for the weights and one picture's conversation.
-
-    `model` has its layers in place, and no weights yet.
-    """
-    working_set = residency.working_set() if model.backend != "cpu" else None
+def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
+    """Say beforehand where a GPU's share of the memory is too small for the model and a conversation about one picture."""
+    working_set = residency.working_set() if backend != "cpu" else None
     if working_set is None:
         return
-    packed = (mx.uint32, mx.uint8)
-    weights = sum(place.size * (place.dtype if place.dtype in packed else kind).size for place in model.places().values())
-    cache = model.text.cache_bytes(config.image.tokens + POSITIONS, kind)
-    if weights + cache > working_set:
+    needed = memory.estimate(config, backend=backend, dtype=dtype).total
+    if needed > working_set:
         advice = "" if config.quantization else "`bits=4` or "
         warnings.warn(
-            f"The model takes {(weights + cache) / 1e9:.1f} GB with one picture, and the system recommends at most "
+            f"The model takes about {needed / 1e9:.1f} GB with one picture, and the system recommends at most "
             f"{working_set / 1e9:.1f} GB for the GPU: expect it to be slow, or to end; use {advice}a smaller model.",
             FastVLMWarning,
             stacklevel=4,

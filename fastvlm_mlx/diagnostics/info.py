@@ -11,9 +11,9 @@ from ..decoding.engine import Engine
 from ..errors import counted
 from ..hub.find import find
 from ..hub.licence import AGREEMENT, APPLE, FILES
-from . import memory
+from ..network import memory
+from ..network.memory import Memory
 from .machine import Lines, in_bytes, usable_memory
-from .memory import Memory
 
 EASY = 0.8  # of the memory there is; above, other programs may have to give way
 

@@ -14,7 +14,7 @@ from ..backend.linear import Linear
 from ..backend.ops import Backend, causal_attention, linear, swiglu
 from ..config import TextConfig
 from ..quantize.layers import QuantizedEmbedding
-from .kv_cache import BatchCache, KVCache, buffered
+from .kv_cache import BatchCache, KVCache
 
 Cache = KVCache | BatchCache
 
@@ -125,8 +125,3 @@ class Qwen2(nn.Module):
     def make_cache(self) -> list[KVCache]:
         """An empty cache, one entry per layer."""
         return [KVCache() for _ in self.layers]
-
-    def cache_bytes(self, positions: int, dtype: mx.Dtype) -> int:
-        """What the caches of all layers take at so many positions."""
-        one = self.layers[0].self_attn
-        return 2 * len(self.layers) * one.kv_heads * one.head_dim * buffered(positions) * dtype.size

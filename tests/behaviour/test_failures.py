@@ -20,11 +20,13 @@ import pytest
 
 from fastvlm_mlx import VLM, DeviceError, FastVLMWarning, OutOfMemoryError, load
 from fastvlm_mlx.backend import forks, residency
+from fastvlm_mlx.config import DTYPES
 from fastvlm_mlx.decoding import generate
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.prefix import Prefix
 from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.errors import CheckpointError, ImageError, PromptError
+from fastvlm_mlx.network import memory
 
 from .. import checkpoint
 
@@ -311,10 +313,10 @@ def test_batches_and_embeddings_give_back_what_the_tower_took(fresh: VLM, monkey
 
 def test_a_model_larger_than_the_gpus_share_is_said_beforehand(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
-    bytes_of = {"float32": 4, "bfloat16": 2}
-    size = sum(place.size for place in load(str(apple), dtype="float32").model.places().values())
-    for dtype, width in bytes_of.items():
-        for working_set, too_large in ((width * size, True), (width * size + 2_000_000, False)):
+    config = load(str(apple), dtype="float32").config
+    for dtype in DTYPES:
+        needed = memory.estimate(config, backend="metal", dtype=dtype).total
+        for working_set, too_large in ((needed - 1, True), (needed, False)):
             monkeypatch.setattr(mx, "device_info", lambda size=working_set: {"max_recommended_working_set_size": size})
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always", FastVLMWarning)

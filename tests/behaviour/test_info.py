@@ -12,10 +12,10 @@ import pytest
 
 from fastvlm_mlx.convert import convert
 from fastvlm_mlx.diagnostics import info, random_model
-from fastvlm_mlx.diagnostics.memory import PARTS
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.files import digests
 from fastvlm_mlx.hub import caches
+from fastvlm_mlx.network.memory import PARTS
 
 from .conftest import Run
 

@@ -14,7 +14,8 @@ from fastvlm_mlx.decoding.answer import finish
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options
-from fastvlm_mlx.diagnostics import memory, random_model
+from fastvlm_mlx.diagnostics import random_model
+from fastvlm_mlx.network import memory
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.quantize import layers, recipes
 

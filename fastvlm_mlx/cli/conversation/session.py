@@ -14,7 +14,7 @@ from ...chat.transcript import FORMAT, LeftOut, Picture, pictures_in
 from ...decoding.answer import Answer
 from ...decoding.engine import Engine
 from ...decoding.request import Options
-from ...errors import FastVLMError, ImageError, OptionError, OutputError, PromptError
+from ...errors import FastVLMError, ImageError, OptionError, OutOfMemoryError, OutputError, PromptError
 from ...files.regular import size_of
 from ...inputs.prompt import SYSTEM
 from .. import process
@@ -22,6 +22,7 @@ from . import typed
 from .front import Front
 
 QUOTED = 60  # characters of a question that is mentioned
+FREES = "/clear frees the memory of this conversation"
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,14 @@ class Session:
                 getattr(self, f"_{said.command}")(said)
             elif said.text or said.pictures:
                 self._image(said)
+        except OutOfMemoryError as error:
+            self._front.complain(f"{str(error).rstrip('.')}; {FREES}.")
         except FastVLMError as error:
             self._front.complain(str(error))
         except (MemoryError, RuntimeError) as error:  # MLX, where memory runs out
             if not isinstance(error, MemoryError) and type(error) is not RuntimeError:
                 raise
-            self._front.complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); /clear frees memory.")
+            self._front.complain(f"This could not be computed ({str(error)[:200] or 'out of memory'}); {FREES}.")
         return True
 
     @property

@@ -10,7 +10,7 @@ from ...decoding.answer import Stats, finish
 from ...decoding.engine import Engine
 from ...decoding.generate import stream
 from ...decoding.request import Options
-from .. import memory
+from ...network import memory
 from ..machine import in_bytes
 from .finding import Finding, at_most, holds
 from .setting import Setting

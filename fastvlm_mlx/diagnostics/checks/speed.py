@@ -16,8 +16,8 @@ import numpy as np
 from ...backend import ops
 from ...config import ATTENTION_STAGES, Dtype, ModelConfig
 from ...inputs.prompt import PROMPT, Turn, render
+from ...network import memory
 from ...network.model import FastVLM
-from .. import memory
 from ..bench import seconds as in_words
 from .finding import Finding, at_least
 from .setting import Setting, open_model

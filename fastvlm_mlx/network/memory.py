@@ -19,8 +19,8 @@ from ..backend.cpu.convolution import TILE, WINDOWS
 from ..backend.cpu.softmax import SCORES
 from ..backend.ops import Backend
 from ..config import ATTENTION_STAGES, DTYPES, HEAD_DIM, Dtype, ModelConfig, QuantConfig, TextConfig, VisionConfig
-from ..network.kv_cache import STEP
-from ..network.model import PREFILL_CHUNK, FastVLM
+from .kv_cache import buffered
+from .model import PREFILL_CHUNK, FastVLM
 
 PARTS = ("tower", "projector", "embeddings", "decoder")
 SCALE_BYTES = 2  # of a scale in a folder
@@ -113,9 +113,8 @@ def _part(name: str) -> str:
 
 
 def _cache(config: TextConfig, context: int, dtype: Dtype) -> int:
-    """Keys and values of every layer, in buffers that grow by STEP positions."""
-    positions = -(-context // STEP) * STEP
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions * BYTES[dtype]
+    """Keys and values of every layer."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * buffered(context) * BYTES[dtype]
 
 
 def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
