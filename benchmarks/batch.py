@@ -25,7 +25,7 @@ from fastvlm_mlx.diagnostics.machine import machine
 from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.inputs.image import Images
 
-ROWS = (2, 4, 8, 16)
+BATCH_SIZES = (2, 4, 8, 16)
 WORDS = ["what", "colour", "is", "the", "thing", "on", "the", "left", "side", "of", "the", "picture", "and", "where", "others"]
 SIZE = 128  # pixels that random models are shown
 
@@ -89,7 +89,7 @@ def main() -> None:
     engine.load_weights()
     print("| questions | decoder, times as fast as one by one | from lowest to highest | everything | equal ids |")
     print("|---:|---:|---:|---:|---|")
-    for rows in options.rows or ROWS:
+    for rows in options.rows or BATCH_SIZES:
         pairs = measure(engine, questions(rows), options.max_tokens, options.rounds)
         decode = sorted(pair.decode for pair in pairs)
         whole = statistics.median(pair.whole for pair in pairs)

@@ -42,9 +42,9 @@ def measure(engine: Engine, questions: int, rounds: int, answer_tokens: int) -> 
     bare, follow_up = [], []
     for _ in range(rounds + 1):
         chat.undo()
-        prefix.settle(held)
+        prefix.commit(held)
         bare.append(_bare(engine, chat, own))
-        prefix.settle(held)
+        prefix.commit(held)
         started = time.perf_counter()
         answer = chat.ask(QUESTION, max_tokens=1)
         follow_up.append(time.perf_counter() - started)
@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     opened = open_random(options.random, options.layers) if options.random else open_model(find(options.model or "tiny"))
-    config = replace(opened.settle(), eos_token_ids=())  # nothing ends an answer early
-    engine = Engine(replace(opened, config=config, settle=lambda: config))
+    config = replace(opened.resolve(), eos_token_ids=())  # nothing ends an answer early
+    engine = Engine(replace(opened, config=config, resolve=lambda: config))
     engine = engine.at(options.resolution) if options.resolution else engine
     engine.load_weights()
     results = [measure(engine, number, options.rounds, options.answer_tokens) for number in options.questions or (2, 8, 32)]

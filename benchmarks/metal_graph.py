@@ -45,7 +45,7 @@ RULES = {
 # mlx-vlm's own graph at 1024 pixels, 0.5B, counted by `--mlx-vlm`: change the figures together with the version.
 MLX_VLM_VERSION = "0.7.10"
 MLX_VLM_KERNELS = {"tower and projector": 866, "decode step": 414}
-MOST = {"tower and projector": 0.5, "decode step": 0.77}  # of mlx-vlm's kernels that ours may take
+MAX_SHARE = {"tower and projector": 0.5, "decode step": 0.77}  # of mlx-vlm's kernels that ours may take
 
 Shape = tuple[int, ...]
 
@@ -450,7 +450,7 @@ def _elementwise(inputs: list[Layout], shape: Shape) -> Layout:
 # ---- the models ------------------------------------------------------------------------------------------------------------
 
 SEEN = 300  # positions in the cache before the decode step that is recorded
-ROWS = (300, 260, 281, 300)  # positions of the rows of a batch
+BATCH_POSITIONS = (300, 260, 281, 300)  # positions of the rows of a batch
 CHAT_BITS = 8  # what chat quantises the decoder to on a GPU (`quantize.recipes.usual_bits`)
 
 
@@ -501,8 +501,8 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
             "prefill": record(recorder, lambda embeddings: _likeliest(model.prefill(embeddings, model.text.make_cache())), prompt),
             "decode step": one_token(model),
             f"decode step, {CHAT_BITS} bits": one_token(model_of(CHAT_BITS)),
-            "batch step": batch_step(model, ROWS),
-            "batch step, rows alike": batch_step(model, (SEEN,) * len(ROWS)),
+            "batch step": batch_step(model, BATCH_POSITIONS),
+            "batch step, rows alike": batch_step(model, (SEEN,) * len(BATCH_POSITIONS)),
         }
 
 
@@ -578,8 +578,8 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
             found.append(f"{name}: {names['GreaterEqual']} masks are made, one step needs one, or none where nothing is padded")
         if name in MLX_VLM_KERNELS and resolution == 1024 and size == "0.5b":
             kernels, theirs = sum(graph.kernels.values()), MLX_VLM_KERNELS[name]
-            if kernels > MOST[name] * theirs:
-                found.append(f"{name}: {kernels} kernels, more than {MOST[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
+            if kernels > MAX_SHARE[name] * theirs:
+                found.append(f"{name}: {kernels} kernels, more than {MAX_SHARE[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
     return found
 
 

@@ -81,7 +81,7 @@ def main() -> int:
         opened = open_random(args.random, args.layers)
         if args.resolution:
             config = replace(opened.config, image=replace(opened.config.image, size=args.resolution))
-            opened = replace(opened, config=config, settle=lambda: config)
+            opened = replace(opened, config=config, resolve=lambda: config)
         questions, calibration = made(args.pictures), made(args.pictures + 2)[len(made(args.pictures)) :]
     else:
         opened = open_model(find(args.model))

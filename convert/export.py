@@ -34,7 +34,7 @@ from .pipeline import Progress, check_place, open_foreign
 from .unfold import unfold
 
 IMAGE = "<image>"
-ROWS = 64  # the vocabulary's matrices are padded to a multiple of this many rows, as transformers does
+VOCAB_MULTIPLE = 64  # the vocabulary's matrices are padded to a multiple of this many rows, as transformers does
 NORM = ".convffn.conv.bn.weight"
 
 # What prompt.py renders: pictures on lines of their own before the text of their turn.
@@ -86,32 +86,32 @@ def to_transformers(
         opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
     else:
         opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from)
-    settled = opened.settle()
-    if settled.image.size % STRIDE:
+    resolved = opened.resolve()
+    if resolved.image.size % STRIDE:
         raise CheckpointError(
-            f"{name}: its pictures of {settled.image.size} pixels are no whole number of tokens of {STRIDE}, which transformers' "
+            f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which transformers' "
             "processor cannot count; choose another model."
         )
     words, image = _with_image_token(opened)
-    vocab = settled.text.vocab_size if image < settled.text.vocab_size else image + 1 + -(image + 1) % ROWS
+    vocab = resolved.text.vocab_size if image < resolved.text.vocab_size else image + 1 + -(image + 1) % VOCAB_MULTIPLE
     config = replace(
-        settled,
-        dtype=dtype or settled.dtype,
-        text=replace(settled.text, vocab_size=vocab),
-        image=replace(settled.image, fit=fit or settled.image.fit),
+        resolved,
+        dtype=dtype or resolved.dtype,
+        text=replace(resolved.text, vocab_size=vocab),
+        image=replace(resolved.image, fit=fit or resolved.image.fit),
         quantization={},
     )
     kind: mx.Dtype = getattr(mx, config.dtype)
 
     tensors = dict(opened.weights())
-    _check(tensors, settled, name)
-    if settled.quantization:
-        coarse = f"{name} has {len(settled.quantization)} quantised layers: what is written of them is what quantising left"
+    _check(tensors, resolved, name)
+    if resolved.quantization:
+        coarse = f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
         warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         total = len(tensors)
-        for target, array in unfold(tensors, settled):
+        for target, array in unfold(tensors, resolved):
             if target in ("text.embed_tokens.weight", "text.lm_head.weight"):
                 array = _with_rows(array, vocab)
             stored = array.astype(kind)
@@ -125,8 +125,8 @@ def to_transformers(
 
     announce(config.source.license)
     texts = _settings(config, image) | _tokenizer_files(words, config)
-    texts |= {"README.md": transformers_card(config, len(settled.quantization)), "LICENSE": licence_text(folder, config)}
-    nbytes = kind.size * sum(place.size for place in FastVLM(config, "cpu").places().values())
+    texts |= {"README.md": transformers_card(config, len(resolved.quantization)), "LICENSE": licence_text(folder, config)}
+    nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config, "cpu").flat_parameters().values())
     with new_folder(out, nbytes, force) as partial:
         if say:
             say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)
@@ -140,12 +140,12 @@ def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None
     """Raise CheckpointError unless names, shapes and types of our tensors are what the config calls for."""
     model = FastVLM(config, "cpu")
     layers.apply(model, config.quantization)
-    places = model.places()
-    wrong = places.keys() ^ tensors.keys() or {
+    parameters = model.flat_parameters()
+    wrong = parameters.keys() ^ tensors.keys() or {
         path
-        for path, place in places.items()
-        if tensors[path].shape != place.shape
-        or mx.issubdtype(tensors[path].dtype, mx.floating) != mx.issubdtype(place.dtype, mx.floating)
+        for path, parameter in parameters.items()
+        if tensors[path].shape != parameter.shape
+        or mx.issubdtype(tensors[path].dtype, mx.floating) != mx.issubdtype(parameter.dtype, mx.floating)
     }
     if wrong:
         raise CheckpointError(f"{name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again.")

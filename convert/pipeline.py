@@ -65,19 +65,19 @@ def open_foreign(
     config = replace(config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers)
 
     @cache
-    def settle() -> ModelConfig:
+    def resolve() -> ModelConfig:
         return _settle_head(config, source)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
-        settled = settle()
+        resolved = resolve()
         tensors = {target: array for each in sources for target, array in each.tensors().items()}
-        if settled.text.tie_word_embeddings:
+        if resolved.text.tie_word_embeddings:
             for part in packed.PARTS:
                 tensors.pop(f"{HEAD}.{part}", None)
         packed.unpack(tensors, kept.unpacked)
-        yield from fold(tensors, settled)
+        yield from fold(tensors, resolved)
 
-    return OpenModel(name, config, words, weights, settle)
+    return OpenModel(name, config, words, weights, resolve)
 
 
 def convert(
@@ -108,29 +108,29 @@ def convert(
         raise CheckpointError(f"{folder} is converted already; use it as it is, or convert it with `to='transformers'`.")
     check_place(folder, out)
     opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
-    config = opened.settle()
+    config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
     kind: mx.Dtype = getattr(mx, config.dtype)
     model = FastVLM(config, "cpu")
     layers.apply(model, config.quantization)
-    places = model.places()
-    nbytes = sum(place.size * kind.size if mx.issubdtype(place.dtype, mx.floating) else place.nbytes for place in places.values())
-    total = len(places)
+    parameters = model.flat_parameters()
+    nbytes = model.nbytes_in(kind)
+    total = len(parameters)
 
     def cast() -> Iterator[tuple[str, mx.array]]:
         if say:
             say(config.source.layout)
         for done, (name, array) in enumerate(opened.weights(), start=1):
             stored = array.astype(kind) if mx.issubdtype(array.dtype, mx.floating) else array
-            if places.pop(name).shape != stored.shape:
+            if parameters.pop(name).shape != stored.shape:
                 raise AssertionError(f"folding made {name} {stored.shape}")
             check_finite(str(folder), [(name, stored, array)])
             if progress:
                 progress(done, total)
             yield name, stored
-        if places:
-            raise AssertionError(f"folding left out {listed(places)}")
+        if parameters:
+            raise AssertionError(f"folding left out {listed(parameters)}")
 
     texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder, config)}
     save(out, config, cast(), texts, nbytes=nbytes, force=force)

@@ -10,7 +10,7 @@ from fastvlm_mlx.errors import CheckpointError, listed
 from fastvlm_mlx.network.vision import SE_RATIO
 
 Shapes = dict[str, tuple[int, ...]]
-ROWS = ("text.embed_tokens.weight", "text.lm_head.weight")  # one per token
+VOCAB_MATRICES = ("text.embed_tokens.weight", "text.lm_head.weight")  # one per token
 
 
 def network_indices(stages: int) -> list[tuple[int, int, int]]:
@@ -42,7 +42,7 @@ def check(found: Shapes, config: ModelConfig, source_name: Callable[[str], str])
     if surplus:
         raise CheckpointError(f"tensors {listed(surplus)} are more than config.json's sizes call for; do the two belong together?")
     for name, shape in expected.items():
-        if found[name] != shape and name in ROWS and found[name][1:] == shape[1:]:
+        if found[name] != shape and name in VOCAB_MATRICES and found[name][1:] == shape[1:]:
             raise CheckpointError(
                 f"{source_name(name)!r} has {found[name][0]} rows, config.json says vocab_size {shape[0]}; where training has "
                 f"resized the embedding, write {found[name][0]} there."

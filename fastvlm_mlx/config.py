@@ -18,7 +18,7 @@ STAGES = 5
 ATTENTION_STAGES = (3, 4)  # the others mix tokens with a depthwise convolution (RepMixer)
 HEAD_DIM = 32  # of the tower's attention
 MAX_BLOCKS = 1000  # layers of the decoder, blocks of a stage: bounds what a lying config can make us build
-LONGEST = 500  # characters of a message, where a key of the file is one
+MAX_MESSAGE_CHARS = 500  # characters of a message, where a key of the file is one
 MAX_IMAGE = 4096  # pixels of a side
 STRIDE = 64  # pixels of the image per image token, along each side: stem 4, then four downsamplers of 2
 RESOLUTIONS = range(STRIDE, MAX_IMAGE + 1, STRIDE)  # sides that pictures may be brought to, in pixels
@@ -32,7 +32,7 @@ DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 def check(condition: bool, message: str) -> None:
     """Raise CheckpointError about config.json unless the condition holds."""
     if not condition:
-        message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+        message = message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}..."
         raise CheckpointError(f"config.json: {message}; fetch or convert the model again.")
 
 

@@ -105,7 +105,7 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None, backend: Backen
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None, backend: Backend) -> mx.array:
     """x (..., I) with a quantised matrix (O, I), bias (O,) -> (..., O)."""
     if _on_cpu(backend) and (matrix.keeps_wide or x.size > x.shape[-1]):
-        return linear(x, cpu.widened(matrix), bias, backend)
+        return linear(x, cpu.dequantised(matrix), bias, backend)
     y = mx.quantized_matmul(
         x, matrix.weight, matrix.scales, getattr(matrix, "biases", None),
         group_size=matrix.group_size, bits=matrix.bits, mode=matrix.mode,

@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten
 from ..errors import FastVLMWarning
 from . import blas, ops
 from .cpu.memory import keep_memory, memory_bytes
-from .cpu.packed import Packed, keep_wide
+from .cpu.packed import Packed, keep_dequantised
 
 LARGE = 100_000_000  # parameters
 
@@ -23,5 +23,5 @@ def make_ready(model: nn.Module, packed: Iterable[Packed]) -> None:
     size = sum(array.size for array in parameters.values())
     if blas.is_slow() and size > LARGE:  # minutes where it could take seconds
         warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=5)
-    keep_wide(packed, memory_bytes())
+    keep_dequantised(packed, memory_bytes())
     keep_memory()  # of activations only: what loading frees goes back

@@ -20,7 +20,7 @@ from ..quantize.layers import layer_at
 from ..quantize.rounding import rounded
 
 RATIOS = tuple(n / 20 for n in range(20))  # exponents of the mean input tried; 0 leaves a layer as it is
-ROWS = 512  # inputs of a layer that are looked at, about
+SAMPLED_INPUTS = 512  # inputs of a layer that are looked at, about
 LEAST = 1e-4  # of a scale before it is centred
 
 
@@ -78,8 +78,8 @@ class Recorder(nn.Module):
 
 
 def gathered(recorder: Recorder) -> mx.array:
-    """Up to ROWS of the inputs (T, I) that were recorded, spread over all of them, float32; the rest is let go of."""
-    every = max(1, sum(map(len, recorder.inputs)) // ROWS)
+    """Up to SAMPLED_INPUTS of the inputs (T, I) that were recorded, spread over all of them, float32; the rest is let go of."""
+    every = max(1, sum(map(len, recorder.inputs)) // SAMPLED_INPUTS)
     rows = mx.concatenate([x[::every].astype(mx.float32) for x in recorder.inputs])
     mx.eval(rows)
     recorder.inputs.clear()

@@ -22,7 +22,7 @@ from ..network.model import LEVELS, FastVLM
 from .examples import Example, Examples
 
 POSITIONS = 4096  # of a batch, filled ones counted: bounds the memory of a step
-ROWS = 64  # tokens whose logits are there at a time, each for the whole vocabulary
+LOGIT_ROWS = 64  # tokens whose logits are there at a time, each for the whole vocabulary
 
 State = list[mx.array]
 
@@ -48,10 +48,10 @@ class Scores:
     head: Callable[[mx.array], mx.array]
 
     def rows(self) -> Iterator[mx.array]:
-        """Logits (up to ROWS, V), float32, of one token after another."""
+        """Logits (up to LOGIT_ROWS, V), float32, of one token after another."""
         for states in self.hidden:
-            for row in range(0, len(states), ROWS):
-                yield self.head(states[row : row + ROWS]).astype(mx.float32)
+            for row in range(0, len(states), LOGIT_ROWS):
+                yield self.head(states[row : row + LOGIT_ROWS]).astype(mx.float32)
 
 
 class Chain:

@@ -84,7 +84,7 @@ def quantize(
         questions = questions_for(opened, pictures)
     if opened.config.quantization:
         raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.")
-    config = opened.settle()
+    config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     chosen, left = plan(FastVLM(config, "cpu"), recipe)
     nbytes = sum(weight_bytes(replace(config, quantization=chosen)).values())
@@ -106,7 +106,7 @@ def quantize(
         )
         state = search.SearchState.open(state_file(out), search.fingerprint(exact, examples, recipe))
         chosen = _calibrated(exact, examples, recipe, state, partial(step, "Calibrating"))
-        weights = exact.model.places().items  # with the scales folded in
+        weights = exact.model.flat_parameters().items  # with the scales folded in
     config = replace(config, quantization=chosen)
 
     scaled = state is not None
@@ -117,7 +117,7 @@ def quantize(
     }
     qualities: list[quality.Quality] = []
     with new_folder(out, nbytes, force) as unfinished:
-        total = len(FastVLM(config, "cpu").places())
+        total = len(FastVLM(config, "cpu").flat_parameters())
         write(unfinished, config, _stored(weights(), config, str(folder), lambda done: step("Writing", done, total)), texts)
         if reference is not None:
             del exact, weights
@@ -134,13 +134,13 @@ def quantize(
 
 def trial(opened: OpenModel, recipe: Recipe, questions: Sequence[Question]) -> Engine:
     """A model quantised in memory; a recipe with a budget is calibrated on `questions`."""
-    config = opened.settle()
+    config = opened.resolve()
     chosen, _ = plan(FastVLM(config, "cpu"), recipe)
     if recipe.target_bits is not None:
         exact = Engine(opened)
         exact.load_weights()
         chosen = search.calibrate(exact, answered(exact, questions), recipe, search.SearchState(None, ""))
-        opened = replace(opened, weights=exact.model.places().items)
+        opened = replace(opened, weights=exact.model.flat_parameters().items)
         del exact
     engine = Engine(opened)
     engine.load_weights(plan=chosen)

@@ -106,7 +106,7 @@ def fingerprint(engine: Engine, examples: Examples, recipe: Recipe) -> str:
     """What identifies a calibration: the model's weights, the examples and the recipe."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((engine.config, recipe)).encode() + examples.fingerprint().encode())
-    for name, array in engine.model.places().items():
+    for name, array in engine.model.flat_parameters().items():
         digest.update(f"{name} {mx.abs(array).astype(mx.float32).sum().item()!r}".encode())
     return digest.hexdigest()
 

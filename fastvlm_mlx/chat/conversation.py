@@ -28,7 +28,9 @@ from ..inputs.imagefile import MAX_PIXELS
 from ..inputs.prompt import Turn, check_text
 from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
 
-SPARE = 4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
+FREE_CONTEXT_SHARE = (
+    4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
+)
 
 
 class Chat:
@@ -215,7 +217,7 @@ class Chat:
             LeftOut(spoken, number) for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
         ]
         self._engine.render(self._turns(question, shown[-1]), self._system)
-        for cuts, room in product((words, shown), (self.context // SPARE, answer)):
+        for cuts, room in product((words, shown), (self.context // FREE_CONTEXT_SHARE, answer)):
             first = bisect(cuts, False, key=lambda cut, room=room: self._length(question, cut) + room <= self.context)  # type: ignore[misc]
             if first < len(cuts):
                 return cuts[first]
@@ -261,7 +263,7 @@ class Chat:
 
     def _answer_room(self, max_tokens: int) -> int:
         """Positions to be kept for an answer: what it may take, but no more than an eighth of the context."""
-        return min(max_tokens, self.context // SPARE // 2)
+        return min(max_tokens, self.context // FREE_CONTEXT_SHARE // 2)
 
     def _length(self, question: Turn | None, cut: LeftOut) -> int:
         """Positions of the conversation with a question."""

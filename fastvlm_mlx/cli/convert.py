@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from . import quantising
-from .messages import MOST, bar, note
+from .messages import BAR_STEPS, bar, note
 from .options import Out, TokenizerPath, Yes, agree_to_download
 
 
@@ -96,7 +96,7 @@ def convert(
             fit=fit,  # type: ignore[arg-type]  # checked by convert
             force=force,
             say=lambda name: note(f"Layout: {name}"),
-            progress=lambda done, total: drawn.update(done * MOST // total - drawn.pos),
+            progress=lambda done, total: drawn.update(done * BAR_STEPS // total - drawn.pos),
         )
     size = sum(file.stat().st_size for file in target.iterdir())
     if upload is not None:

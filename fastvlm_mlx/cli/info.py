@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..errors import counted
-from .messages import MOST, bar, one_line, with_flags
+from .messages import BAR_STEPS, bar, one_line, with_flags
 from .options import TokenizerPath
 
 
@@ -65,7 +65,7 @@ def info(
     table["verdict"] = with_flags(found.verdict)
     if verify:
         with bar("Verifying") as drawn:
-            result = compare(found.folder, lambda done, total: drawn.update(done * MOST // max(1, total) - drawn.pos))
+            result = compare(found.folder, lambda done, total: drawn.update(done * BAR_STEPS // max(1, total) - drawn.pos))
         unknown = f"; nothing is known of {', '.join(result.unknown)}" if result.unknown else ""
         lines.append(
             (

@@ -13,8 +13,8 @@ from typing import Any
 
 from .. import progress
 
-LONGEST = 1000  # characters of a message
-MOST = 1000  # steps of a bar
+MAX_MESSAGE_CHARS = 1000  # characters of a message
+BAR_STEPS = 1000  # steps of a bar
 ERASE = "\r\x1b[K"  # back to the line's beginning, and nothing after it
 BLANKS = frozenset("\n\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000")
 ARGUMENT = re.compile(r"(?<![^\s(])`([A-Za-z_]\w*)(?:=([^`]*))?`(?![\w/])")  # a word of its own: not within a path
@@ -41,11 +41,11 @@ def note(line: str) -> None:
 
 @contextmanager
 def bar(label: str) -> Iterator[Any]:
-    """A progress bar (typer's) of MOST steps on a terminal's stderr, which makes way for notes."""
+    """A progress bar (typer's) of BAR_STEPS steps on a terminal's stderr, which makes way for notes."""
     import typer
 
     seen = sys.stderr.isatty()
-    with typer.progressbar(length=MOST, label=label, file=sys.stderr, hidden=not seen) as drawn:
+    with typer.progressbar(length=BAR_STEPS, label=label, file=sys.stderr, hidden=not seen) as drawn:
         progress.stands((lambda: print(ERASE, end="", file=sys.stderr)) if seen else None)
         try:
             yield drawn
@@ -57,7 +57,7 @@ def one_line(text: str) -> str:
     """A text that may come from outside as one line for a terminal."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
-    return line if len(line) <= LONGEST else f"{line[: LONGEST * 3 // 4]} ... {line[-LONGEST // 4 :]}"
+    return line if len(line) <= MAX_MESSAGE_CHARS else f"{line[: MAX_MESSAGE_CHARS * 3 // 4]} ... {line[-MAX_MESSAGE_CHARS // 4 :]}"
 
 
 def printable(text: str) -> str:

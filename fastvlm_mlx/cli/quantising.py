@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .messages import MOST, bar, note
+from .messages import BAR_STEPS, bar, note
 
 if TYPE_CHECKING:
     from ..config import Dtype
@@ -53,7 +53,7 @@ def run(
 
         def progress(label: str, share: float) -> None:
             drawn.label = label
-            drawn.update(int(MOST * share) - drawn.pos)
+            drawn.update(int(BAR_STEPS * share) - drawn.pos)
 
         try:
             result = pipeline.quantize(

@@ -26,7 +26,7 @@ from .prefix import Prefix, positions
 from .request import Options, Request
 from .sampling import choose
 
-ROWS = 16  # answers under way at a time; bounds the memory of their caches
+MAX_BATCH_ROWS = 16  # answers under way at a time; bounds the memory of their caches
 
 Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer
 
@@ -85,7 +85,7 @@ def answer_all(
 def answer_all(
     engine: Engine, requests: Sequence[Request], options: Options, *, go_on: bool = False
 ) -> Iterator[tuple[int, Answer | FastVLMError]]:
-    """Answer requests ROWS at a time; each answer comes with its request's index, as soon as it is finished.
+    """Answer requests MAX_BATCH_ROWS at a time; each answer comes with its request's index, as soon as it is finished.
 
     To `go_on` is to give an error of this package, but for a DeviceError, in place of the answer instead of raising it. Where
     MLX fails, none of the pictures is left in the cache, and what it means is raised.
@@ -98,10 +98,10 @@ def answer_all(
     started = time.perf_counter()
     backend = engine.model.backend
     with explaining(), wired(backend), forgetting(engine.images, list(known.values())):
-        for start in range(0, len(order), ROWS):
+        for start in range(0, len(order), MAX_BATCH_ROWS):
             mx.reset_peak_memory()
             rows = []
-            for i in order[start : start + ROWS]:
+            for i in order[start : start + MAX_BATCH_ROWS]:
                 try:
                     rows.append(_begin(engine, i, requests[i], digests[i], options, prefix, started))
                 except FastVLMError as error:

@@ -59,7 +59,7 @@ def read_weights(
     licence.announce(opened.config.source.license)
     computed: Dtype = dtype or ("float32" if backend == "cpu" else opened.config.dtype)
     kind: mx.Dtype = getattr(mx, computed)
-    config = opened.settle()
+    config = opened.resolve()
     model = FastVLM(config, backend)
     if bits is not None:
         plan, _ = recipes.plan(model, recipes.choose(bits=bits, group_size=group_size))
@@ -70,12 +70,9 @@ def read_weights(
     layers.apply(model, config.quantization)
     residency.bound_cache(backend)
     _warn_of_size(config, backend, computed)
-    places = model.places()
-    check_address_space(
-        opened.name,
-        sum(place.size * kind.size if mx.issubdtype(place.dtype, mx.floating) else place.nbytes for place in places.values()),
-    )
-    with progress.bar("Loading", len(places)) as track:
+    parameters = model.flat_parameters()
+    check_address_space(opened.name, model.nbytes_in(kind))
+    with progress.bar("Loading", len(parameters)) as track:
         fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
     ready.make_ready(model, layers.packed_layers(model).values())
     return model, config
@@ -101,7 +98,7 @@ def tower_in(dtype: mx.Dtype, model: FastVLM, config: ModelConfig) -> FastVLM:
     """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no weights."""
     other = FastVLM(config, model.backend)
     layers.apply(other, config.quantization)
-    parts = [(path, place) for path, place in model.places().items() if path.startswith(("vision.", "projector."))]
+    parts = [(path, parameter) for path, parameter in model.flat_parameters().items() if path.startswith(("vision.", "projector."))]
     floating = (mx.float16, mx.bfloat16, mx.float32)
     other.load_weights([(path, p.astype(dtype) if p.dtype in floating else p) for path, p in parts], strict=False)
     other.text.norm.weight = other.text.norm.weight.astype(dtype)  # which says what to compute in

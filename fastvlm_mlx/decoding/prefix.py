@@ -68,7 +68,7 @@ class Prefix:
                     if latest and spoilt:
                         self.forget()
                     elif latest:
-                        self.settle(known)
+                        self.commit(known)
         finally:
             if state is None:
                 self.claim.end(begun)
@@ -86,10 +86,10 @@ class Prefix:
             if ours != theirs:
                 break
             shared += 1
-        self.settle(self.held[:shared])
+        self.commit(self.held[:shared])
         return shared
 
-    def settle(self, known: Sequence[Position]) -> None:
+    def commit(self, known: Sequence[Position]) -> None:
         """Say what the caches hold, after something was computed: `known` positions, as far as every layer has come.
 
         An answer may be broken off at any moment; what some layer lacks, or nobody can name, is forgotten.

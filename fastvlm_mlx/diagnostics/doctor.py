@@ -32,7 +32,7 @@ CHECKS: Mapping[str, Check] = {
     "desk": desk.check,
 }  # fmt: skip
 FORMAT = 1  # of the object for programs; another one where a key changes its meaning
-LONGEST = 300  # characters of what was found, where it comes from outside
+MAX_FOUND_CHARS = 300  # characters of what was found, where it comes from outside
 EXACT = "MLX_ENABLE_TF32"  # 0 makes products of float32 exact on chips that would round their factors to 10 bits
 # A path in quotes, which may hold blanks, or one that ends at a blank; "GB/s" and "1/45" are none.
 PATH = re.compile(r"""(?<=['"])(?:~|/|[A-Za-z]:\\)[^'"\n]*|(?<![\w.)])(?:~[\w-]*|[A-Za-z]:(?=\\))?[/\\]+[^\s'"(),;]+|~(?![\w/])""")
@@ -167,7 +167,7 @@ def _line(text: str) -> str:
     """A text, perhaps from outside, as a part of a line."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else "?" for c in line)
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}..."
+    return line if len(line) <= MAX_FOUND_CHARS else f"{line[:MAX_FOUND_CHARS]}..."
 
 
 def _number(count: int, noun: str) -> str:

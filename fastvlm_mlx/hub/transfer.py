@@ -39,7 +39,7 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt that follows one without progress
 PROGRESS = 1 << 16  # bytes that count as such
 REDIRECTS = 5
-MOST = 40_000_000_000  # bytes; the largest archive, 7B in bfloat16, takes about 15 GB
+MAX_DOWNLOAD_BYTES = 40_000_000_000  # bytes; the largest archive, 7B in bfloat16, takes about 15 GB
 CHUNK = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -136,7 +136,7 @@ def _go_on(url: str, file: IO[bytes], part: Path, progress: Progress | None) -> 
 
 def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progress: Progress | None) -> None:
     """Write what comes after the first `start` bytes, up to `size`; raises Interrupted where that is not everything."""
-    have, limit = start, MOST if size is None else size
+    have, limit = start, MAX_DOWNLOAD_BYTES if size is None else size
     while have < limit:
         try:
             data = response.read1(min(CHUNK, limit - have))
@@ -150,8 +150,10 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
         if progress:
             progress(have, size)
     file.flush()
-    if size is None and have == MOST:
-        raise HubError(f"The server sends more than {MOST:,} bytes without end, which is no model; check the address.")
+    if size is None and have == MAX_DOWNLOAD_BYTES:
+        raise HubError(
+            f"The server sends more than {MAX_DOWNLOAD_BYTES:,} bytes without end, which is no model; check the address."
+        )
     if have < size if size is not None else have == start:  # without a size, nothing may mean a header that broke off
         raise Interrupted("the connection was closed")
 
@@ -195,7 +197,7 @@ def _tag(response: Any) -> str:
 def _check_room(url: str, part: Path, start: int, size: int | None) -> None:
     if size is None:
         return
-    if size > MOST:
+    if size > MAX_DOWNLOAD_BYTES:
         raise HubError(f"{url} is said to take {size:,} bytes, more than any FastVLM; check the address.")
     free = shutil.disk_usage(part.parent).free
     if size - start > free:

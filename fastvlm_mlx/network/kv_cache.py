@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-STEP = 256  # positions added each time the buffer is full
+CACHE_GROWTH = 256  # positions added each time the buffer is full
 
 
 class KVCache:
-    """Keys and values (B, kv_heads, length, head_dim) of the positions so far, in a buffer that grows by STEP."""
+    """Keys and values (B, kv_heads, length, head_dim) of the positions so far, in a buffer that grows by CACHE_GROWTH."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -144,7 +144,7 @@ class BatchCache:
 
 def buffered(positions: int) -> int:
     """Positions that a buffer holding so many has room for."""
-    return -(-positions // STEP) * STEP
+    return -(-positions // CACHE_GROWTH) * CACHE_GROWTH
 
 
 def _padded(row: mx.array, length: int) -> mx.array:

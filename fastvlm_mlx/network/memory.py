@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..backend.cpu.activations import HIDDEN, ROWS
+from ..backend.cpu.activations import HIDDEN, MIN_ROWS
 from ..backend.cpu.convolution import TILE, WINDOWS
 from ..backend.cpu.softmax import SCORES
 from ..backend.ops import Backend
@@ -100,8 +100,8 @@ def _quantized_bytes(count: int, settings: QuantConfig, item: int) -> int:
 
 def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every parameter of the model before quantising; MLX makes no array before it is asked for its values."""
-    for name, place in FastVLM(config, "cpu").places().items():
-        yield name, place.shape
+    for name, parameter in FastVLM(config, "cpu").flat_parameters().items():
+        yield name, parameter.shape
 
 
 def _part(name: str) -> str:
@@ -137,7 +137,7 @@ def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
             mixer = 8 * x + (min(SCORES, width // HEAD_DIM * side**4) if backend == "cpu" else 0)  # the scores
         hidden = 2 * side * side * wide
         if backend == "cpu":
-            hidden = x + min(side * side * wide, max(ROWS * wide, HIDDEN))
+            hidden = x + min(side * side * wide, max(MIN_ROWS * wide, HIDDEN))
         peak = max(peak, 4 * x + max(mixer, _depthwise(side, width, 7, 1, backend) + hidden))
     return peak
 

@@ -37,9 +37,16 @@ class FastVLM(nn.Module):
         weight: mx.array = self.text.norm.weight
         return weight.dtype
 
-    def places(self) -> dict[str, mx.array]:
+    def flat_parameters(self) -> dict[str, mx.array]:
         """Every parameter by its path, as our folder names it."""
         return dict(tree_flatten(self.parameters()))
+
+    def nbytes_in(self, dtype: mx.Dtype) -> int:
+        """Bytes of all parameters, those that are floating point in this dtype."""
+        return sum(
+            parameter.size * dtype.size if mx.issubdtype(parameter.dtype, mx.floating) else parameter.nbytes
+            for parameter in self.flat_parameters().values()
+        )
 
     def encode(self, pixels: mx.array) -> mx.array:
         """Image embeddings (B, N, D) of pixels (B, H, W, 3), RGB, uint8."""

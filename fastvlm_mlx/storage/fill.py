@@ -39,7 +39,7 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
     A few hundred megabytes at a time, so that no more than the model itself is ever in memory for long. Raises
     CheckpointError unless names, shapes and types match exactly.
     """
-    places, done = model.places(), set[str]()
+    parameters, done = model.flat_parameters(), set[str]()
     batch: list[tuple[str, mx.array, mx.array]] = []
     waiting = 0  # bytes
 
@@ -56,7 +56,7 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
 
     for name, array in opened.weights():
         path = name.removesuffix(".weight")
-        expected = places.get(name)
+        expected = parameters.get(name)
         if expected is None or name in done:
             raise CheckpointError(
                 f"{opened.name}: it holds {shown(name)}, which its config.json does not call for; convert it again."
@@ -77,7 +77,7 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
             put()
             waiting = 0
     put()
-    missing = places.keys() - done
+    missing = parameters.keys() - done
     if missing:
         raise CheckpointError(f"{opened.name}: {listed(sorted(missing))} are missing from its weights; convert it again.")
 

@@ -23,7 +23,7 @@ Named = Iterable[tuple[str, mx.array]]
 class OpenModel:
     """A model folder whose small files have been read and checked.
 
-    `weights` reads the large ones, in our names. `settle` gives the config they fit, which may take a look at them.
+    `weights` reads the large ones, in our names. `resolve` gives the config they fit, which may take a look at them.
     `built_in` says that it is the model inside this package.
     """
 
@@ -31,7 +31,7 @@ class OpenModel:
     config: ModelConfig
     tokenizer: Tokenizer
     weights: Callable[[], Named]
-    settle: Callable[[], ModelConfig]
+    resolve: Callable[[], ModelConfig]
     built_in: bool = False
 
 

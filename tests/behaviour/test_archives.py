@@ -329,7 +329,7 @@ def test_a_digest_once_seen_is_expected_again(server: type[Handler], model: Path
 
 
 def test_more_than_any_model_without_a_length(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "MOST", 100_000)
+    monkeypatch.setattr(transfer, "MAX_DOWNLOAD_BYTES", 100_000)
     server.script.append(lambda handler: handler.send(200, {}, b"x" * 200_000))
     with pytest.raises(HubError, match=r"without end"):
         find(NAME, agree=agree)

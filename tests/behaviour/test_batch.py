@@ -38,8 +38,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = checkpoint.write(tmp_path_factory.mktemp("batch") / "model", tokenizer_files, **MODELS[request.param])
     opened = open_model(find(folder))
     stops = tuple(random.Random(request.param).sample(range(opened.config.text.vocab_size), 40))
-    config = replace(opened.settle(), eos_token_ids=stops)
-    engine = Engine(replace(opened, config=config, settle=lambda: config))
+    config = replace(opened.resolve(), eos_token_ids=stops)
+    engine = Engine(replace(opened, config=config, resolve=lambda: config))
     engine.load_weights(dtype="float32")
     return VLM(engine)
 
@@ -53,7 +53,7 @@ def random_questions(rng: random.Random) -> list[tuple[Any, str]]:
 @pytest.mark.parametrize("seed", range(8))
 def test_a_batch_answers_as_one_by_one(model: VLM, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
-    monkeypatch.setattr(batch, "ROWS", rng.choice([2, 3, 16]))
+    monkeypatch.setattr(batch, "MAX_BATCH_ROWS", rng.choice([2, 3, 16]))
     questions = random_questions(rng)
     options: dict[str, Any] = {"max_tokens": rng.choice([1, 2, 9, 30])}
     if seed % 2:

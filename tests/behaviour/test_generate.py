@@ -138,7 +138,7 @@ def test_bits(apple: Path, small: VLM, bits: int) -> None:
     assert len(vlm.generate(RED, max_tokens=4).token_ids) == 4
     rounded = load(str(apple), dtype="float32").model  # the same rounding, kept in float32
     for path, settings in plan(rounded, choose(bits=bits, group_size=32))[0].items():
-        weight = rounded.places()[f"{path}.weight"]
+        weight = rounded.flat_parameters()[f"{path}.weight"]
         rounded.load_weights([(f"{path}.weight", rounding.rounded(weight, settings, mx.bfloat16))], strict=False)
     ids = [list(range(40, 70))]
     ours, same, exact = (

@@ -80,7 +80,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     monkeypatch.setattr(convolution, "WINDOWS", 1 << 14)
     monkeypatch.setattr(products, "LEAST", 1)
     monkeypatch.setattr("fastvlm_mlx.backend.cpu.LITTLE", 1)
-    monkeypatch.setattr(activations, "ROWS", 100)
+    monkeypatch.setattr(activations, "MIN_ROWS", 100)
     monkeypatch.setattr(activations, "HIDDEN", 1)
     monkeypatch.setattr("fastvlm_mlx.backend.cpu.softmax.SCORES", 1000)
     return found
@@ -105,7 +105,7 @@ def test_every_parameter_against_the_general_forms(pair: tuple[Any, VLM, Source]
         general_loss, general = gradients(model)
     assert not calls
     assert abs(loss - general_loss) < LOSS * general_loss
-    assert ours.keys() == general.keys() == model.places().keys()
+    assert ours.keys() == general.keys() == model.flat_parameters().keys()
     assert [name for name, gradient in ours.items() if not gradient.any()] == []
     assert {name: d for name in ours if (d := difference(ours[name], general[name])) > GRADIENT} == {}
 

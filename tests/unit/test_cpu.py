@@ -88,7 +88,7 @@ def test_swiglu_far_from_zero(little: int, monkeypatch: pytest.MonkeyPatch) -> N
 def test_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows at a time, and the input stays as it was."""
     monkeypatch.setattr(activations, "HIDDEN", 1)
-    monkeypatch.setattr(activations, "ROWS", 7)
+    monkeypatch.setattr(activations, "MIN_ROWS", 7)
     fc1, fc2 = Linear(6, 24, backend="cpu"), Linear(24, 6, backend="cpu")
     for layer in (fc1, fc2):
         layer.weight, layer.bias = mx.random.normal(layer.weight.shape), mx.random.normal(layer.bias.shape)

@@ -75,7 +75,7 @@ def test_the_peak_of_tiny(tiny: Engine, size: int, words: int) -> None:
     tiny = tiny.at(size)
     gc.collect()
     mx.clear_cache()
-    held = sum(array.nbytes for array in tiny.model.places().values())
+    held = sum(array.nbytes for array in tiny.model.flat_parameters().values())
     others = mx.get_active_memory() - held  # what other tests keep in this process
     picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     stats = finish(stream(tiny, tiny.prepare(picture, "a " * words + "?"), Options(2))).stats

@@ -126,7 +126,7 @@ def test_a_quantised_product_is_that_of_the_weights_it_stands_for(settings: Quan
 
 def test_what_is_kept_wide_fits_its_share_of_the_memory() -> None:
     matrices = [layers.QuantizedEmbedding(64, 64, QuantConfig(4, 64), "cpu") for _ in range(3)]
-    cpu.keep_wide(matrices, packed_matrices.WIDE_SHARE * 64 * 64 * 4 * 2)
+    cpu.keep_dequantised(matrices, packed_matrices.WIDE_SHARE * 64 * 64 * 4 * 2)
     assert [matrix.keeps_wide for matrix in matrices] == [True, True, False]
 
 
@@ -173,7 +173,7 @@ def test_a_group_size_no_layer_can_take(tmp_path: Path, tokenizer_files: Path) -
 
 
 def tensors(vlm: VLM) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in vlm.model.places().items()}
+    return {name: np.array(array) for name, array in vlm.model.flat_parameters().items()}
 
 
 @pytest.mark.parametrize(

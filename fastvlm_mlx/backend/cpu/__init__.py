@@ -11,7 +11,7 @@ from .. import blas
 from .activations import LITTLE, feed_forward, gelu, swiglu
 from .convolution import depthwise
 from .memory import keep_memory, memory_bytes
-from .packed import keep_wide, widened
+from .packed import dequantised, keep_dequantised
 from .products import FEW_ROWS, row_product
 from .softmax import attention
 from .sums import total
@@ -23,13 +23,13 @@ __all__ = [
     "LITTLE",
     "attention",
     "depthwise",
+    "dequantised",
     "feed_forward",
     "gelu",
+    "keep_dequantised",
     "keep_memory",
-    "keep_wide",
     "memory_bytes",
     "row_product",
     "swiglu",
     "total",
-    "widened",
 ]

@@ -17,7 +17,7 @@ LOGIT = np.array(
 )
 HIDDEN = 1 << 21  # numbers between the two layers of an MLP at a time: they stay in the processor's cache, and BLAS has its fill
 LITTLE = 1 << 14  # numbers for whose SwiGLU MLX, which does not have to wait for them, is as fast
-ROWS = 256  # but at least so many rows, below which products slow down
+MIN_ROWS = 256  # but at least so many rows, below which products slow down
 
 
 @with_gradient_of(nn.gelu)
@@ -36,7 +36,7 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
     """fc2(gelu(fc1(x))) for x (R, I), some rows at a time; each is finished before the next, which then can have its memory."""
     plain = _is_plain(fc1) and _is_plain(fc2)
     weights = [fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]] if plain else []
-    step = max(ROWS, HIDDEN // (len(weights[0]) if plain else 4 * x.shape[-1]))
+    step = max(MIN_ROWS, HIDDEN // (len(weights[0]) if plain else 4 * x.shape[-1]))
     parts = []
     for start in range(0, len(x), step):
         rows = x[start : start + step]

@@ -24,7 +24,7 @@ class Packed(Protocol):
     _wide: mx.array | None
 
 
-def keep_wide(matrices: Iterable[Packed], memory: int) -> None:
+def keep_dequantised(matrices: Iterable[Packed], memory: int) -> None:
     """Decide which quantised matrices are kept in float32 once they were turned back: the first that fit in a share of `memory`.
 
     A kept matrix answers as fast as one that was never quantised; the others are turned back for every prompt, and MLX's own
@@ -37,7 +37,7 @@ def keep_wide(matrices: Iterable[Packed], memory: int) -> None:
         room -= size if matrix.keeps_wide else 0
 
 
-def widened(matrix: Packed) -> mx.array:
+def dequantised(matrix: Packed) -> mx.array:
     """A quantised matrix in float32 (O, I)."""
     if matrix._wide is not None:
         return matrix._wide

@@ -35,7 +35,7 @@ PICTURES = (
     ".mp4",
 )  # fmt: skip
 PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
-LONGEST = 1024  # characters of a path
+MAX_PATH_CHARS = 1024  # characters of a path
 PASTED = 20_000  # characters from which a line is a pasted text, in which nobody looks for pictures
 TRIES = 4  # how many pictures' names may be passed over until a path with spaces ends
 WORDS = tuple(
@@ -142,7 +142,7 @@ def _word_start(line: str, place: int) -> int:
 
 def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
     """(the picture's path, or None; where the word ends) for the word that begins at `start`."""
-    words = [word.match(line, start, min(len(line), start + LONGEST)) for word in WORDS]
+    words = [word.match(line, start, min(len(line), start + MAX_PATH_CHARS)) for word in WORDS]
     for raw in dict.fromkeys(word[0] for word in words if word is not None):
         for cut in (raw, raw.rstrip(SENTENCE_END)):
             unquoted = _unquoted(cut)
@@ -161,7 +161,7 @@ def _unescaped(line: str, start: int) -> tuple[str, int] | None:
     """The existing picture whose path, with spaces as they are, begins at `start`, and where it ends."""
     if not line.startswith(("/", "~/"), start):
         return None
-    ends = NAME_END.finditer(line, start, min(len(line), start + LONGEST))
+    ends = NAME_END.finditer(line, start, min(len(line), start + MAX_PATH_CHARS))
     for end in islice(ends, TRIES):
         path = paths.find(line[start : end.end()])
         if os.path.isfile(path):

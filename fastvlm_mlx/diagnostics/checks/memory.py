@@ -98,7 +98,7 @@ def estimated(engine: Engine, setting: Setting) -> Finding:
     gc.collect()
     mx.clear_cache()
     engine.images.clear()
-    own = sum(array.nbytes for array in engine.model.places().values())
+    own = sum(array.nbytes for array in engine.model.flat_parameters().values())
     others = mx.get_active_memory() - own
     stats = ask(engine, 1)
     context = stats.prompt_tokens + stats.completion_tokens

@@ -14,7 +14,7 @@ from .finding import Finding, holds
 from .setting import Setting
 
 PATIENCE = 5.0  # seconds that one thread waits for another
-LONGEST = 60.0  # seconds for an answer of the built-in model; it takes a fraction of one
+ANSWER_SECONDS = 60.0  # seconds for an answer of the built-in model; it takes a fraction of one
 OPTIONS = Options(max_tokens=12)
 QUESTION = "Describe the image."
 
@@ -57,7 +57,7 @@ def outcome(work: Callable[[], str]) -> str:
 
 def in_thread(work: Callable[[], str]) -> Callable[[], str]:
     """Start work in a thread of its own; gives a function that waits for its answer, or for what went wrong in words."""
-    result = [f"no answer after {LONGEST:.0f} s"]
+    result = [f"no answer after {ANSWER_SECONDS:.0f} s"]
 
     def run() -> None:
         result[0] = outcome(work)
@@ -66,7 +66,7 @@ def in_thread(work: Callable[[], str]) -> Callable[[], str]:
     thread.start()
 
     def answer() -> str:
-        thread.join(LONGEST)
+        thread.join(ANSWER_SECONDS)
         return result[0]
 
     return answer
