@@ -92,7 +92,7 @@ def to_transformers(
             f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which transformers' "
             "processor cannot count; choose another model."
         )
-    words, image = _with_image_token(opened)
+    exported, image = _with_image_token(opened)
     vocab = resolved.text.vocab_size if image < resolved.text.vocab_size else image + 1 + -(image + 1) % VOCAB_MULTIPLE
     config = replace(
         resolved,
@@ -124,7 +124,7 @@ def to_transformers(
                 yield theirs.removesuffix("weight") + "num_batches_tracked", mx.array(0, dtype=mx.int64)
 
     announce(config.source.license)
-    texts = _settings(config, image) | _tokenizer_files(words, config)
+    texts = _settings(config, image) | _tokenizer_files(exported, config)
     texts |= {"README.md": transformers_card(config, len(resolved.quantization)), "LICENSE": licence_text(folder, config)}
     nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config, "cpu").flat_parameters().values())
     with new_folder(out, nbytes, force) as partial:
@@ -153,14 +153,14 @@ def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None
 
 def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
     """The tokenizer with `<image>` in it, and its id."""
-    words = BPETokenizer.from_str(opened.tokenizer.to_json())
-    words.encode_special_tokens = False
-    if words.token_to_id(IMAGE) is None:
-        words.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
-    image = words.token_to_id(IMAGE)
-    if image is None or not words.get_added_tokens_decoder().get(image, AddedToken("")).special:
+    tokenizer = BPETokenizer.from_str(opened.tokenizer.to_json())
+    tokenizer.encode_special_tokens = False
+    if tokenizer.token_to_id(IMAGE) is None:
+        tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    image = tokenizer.token_to_id(IMAGE)
+    if image is None or not tokenizer.get_added_tokens_decoder().get(image, AddedToken("")).special:
         raise CheckpointError(f"{opened.name}: {IMAGE!r} is an ordinary word of its vocabulary; name another `tokenizer`.")
-    return words, int(image)
+    return tokenizer, int(image)
 
 
 def _with_rows(array: mx.array, rows: int) -> mx.array:
@@ -252,11 +252,11 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
     return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
 
 
-def _tokenizer_files(words: BPETokenizer, config: ModelConfig) -> dict[str, str]:
+def _tokenizer_files(tokenizer: BPETokenizer, config: ModelConfig) -> dict[str, str]:
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",
-        "pad_token": END_OF_TEXT if words.token_to_id(END_OF_TEXT) is not None else "<|im_end|>",
+        "pad_token": END_OF_TEXT if tokenizer.token_to_id(END_OF_TEXT) is not None else "<|im_end|>",
         "unk_token": None,
         "model_max_length": config.text.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
@@ -265,11 +265,11 @@ def _tokenizer_files(words: BPETokenizer, config: ModelConfig) -> dict[str, str]
         "added_tokens_decoder": {
             str(i): {"content": token.content, "special": token.special, "normalized": token.normalized,
                      "lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
-            for i, token in sorted(words.get_added_tokens_decoder().items())
+            for i, token in sorted(tokenizer.get_added_tokens_decoder().items())
         },
     }  # fmt: skip
     return {
-        "tokenizer.json": words.to_str(),
+        "tokenizer.json": tokenizer.to_str(),
         "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
         "chat_template.jinja": CHAT_TEMPLATE,
     }

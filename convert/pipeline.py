@@ -16,7 +16,7 @@ from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT, Tokenizer
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.quantize import layers
 from fastvlm_mlx.storage.fill import check_finite
-from fastvlm_mlx.storage.open import OpenModel, check_words, is_ours
+from fastvlm_mlx.storage.open import OpenModel, check_tokenizer, is_ours
 from fastvlm_mlx.storage.save import save
 
 from . import packed, published
@@ -56,7 +56,7 @@ def open_foreign(
     config = source.config(name, fit)
     if tower is not None:
         config = replace(config, vision=tower.config(name, fit).vision)
-    check_words(words, config)
+    check_tokenizer(words, config)
     _check_shapes(config, sources)
     kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})
     if kept.unpacked:

@@ -122,22 +122,22 @@ def apply_fold(model: nn.Module, fold: Fold, scales: mx.array, stored: mx.Dtype)
     A source that is not quantised itself is stored in 16 bits: it is rounded to them here, and the layer takes what is left.
     """
     layer, source = layer_at(model, fold.layer), layer_at(model, fold.source)
-    kind = layer.weight.dtype
+    dtype = layer.weight.dtype
     part = slice(fold.first, None if fold.count is None else fold.first + fold.count)
     if isinstance(source, (nn.RMSNorm, nn.LayerNorm)):
         before = source.weight.astype(mx.float32)
         after = (before / scales).astype(stored).astype(mx.float32)
         usable = (mx.abs(after) > 0) & mx.isfinite(after)
         scales = mx.where(usable, before / mx.where(usable, after, 1), 1)
-        source.weight = mx.where(usable, after, before).astype(kind)
+        source.weight = mx.where(usable, after, before).astype(dtype)
     else:
         weight = source.weight.astype(mx.float32)
         shape = (-1, *(1,) * (weight.ndim - 1))
         weight[part] = weight[part] / scales.reshape(shape)
-        source.weight = weight.astype(kind)
+        source.weight = weight.astype(dtype)
     if "bias" in source:
         bias = source.bias.astype(mx.float32)
         bias[part] = bias[part] / scales
-        source.bias = bias.astype(kind)
-    layer.weight = (layer.weight.astype(mx.float32) * spread(scales, fold)).astype(kind)
+        source.bias = bias.astype(dtype)
+    layer.weight = (layer.weight.astype(mx.float32) * spread(scales, fold)).astype(dtype)
     mx.eval(layer.parameters(), source.parameters())

@@ -51,7 +51,7 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
     if not tensors:
         raise CheckpointError(f"{folder}: no weights in it; expected model.safetensors or its shards; convert the model again.")
     words = Tokenizer.open(tokenizer or folder / "tokenizer.json")
-    check_words(words, config)
+    check_tokenizer(words, config)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         for file in sorted({tensor.file for tensor in tensors.values()}):
@@ -62,7 +62,7 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
     return OpenModel(name, config, words, weights, lambda: config)
 
 
-def check_words(tokenizer: Tokenizer, config: ModelConfig) -> None:
+def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
     if len(tokenizer) > config.text.vocab_size:
         raise TokenizerError(
