@@ -15,7 +15,7 @@ from ..errors import DeviceError, FastVLMError, OutOfMemoryError, shown
 NOT_ENOUGH_MEMORY = "There is not enough memory; use a smaller model, `bits=4` or a lower `resolution`."
 OUT_OF_MEMORY = re.compile(r"malloc\]|out ?of ?memory|insufficient memory|(unable to|cannot) allocate|bad_alloc", re.IGNORECASE)
 MLX = re.compile(r"\[[\w:. ]+\] |There is no Stream\(")
-DEVICE = re.compile(r"^\[(metal|cuda|gpu|event|fence|residency)\b|^cu(da|blas|dnn)\w*.* failed: ", re.IGNORECASE)
+DEVICE = re.compile(r"^\[(metal|cuda|gpu|event|fence|residency)\b|^cu\w*\(.* failed: ", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -105,7 +105,8 @@ class Chat:
                         ids = chunk.answer.token_ids
                         ended = chunk.answer.finish_reason == "stop"
                         with self._claim.complete(state):
-                            exchange = Exchange(prompt, pictures, chunk.answer.text, tuple(ids[:-1] if ended else ids))
+                            said = tuple(ids[:-1] if ended else ids)
+                            exchange = Exchange(prompt, pictures, chunk.answer.text, said, self._left_out)
                             chunk = replace(chunk, answer=replace(chunk.answer, left_out=cut.beyond(self._left_out)))
                             self._exchanges.append(exchange)
                             self._left_out = cut
@@ -118,12 +119,15 @@ class Chat:
         return Picture.open(source, self._engine, max_pixels=max_pixels)
 
     def undo(self) -> Exchange:
-        """Take back the last question and its answer, and return them; raises PromptError where there is none."""
+        """Take back the last question and its answer, and return them; what was left out for it is seen again.
+
+        Raises PromptError where there is no question.
+        """
         with self._claim.change():
             if not self._exchanges:
                 raise PromptError("There is nothing to undo: the conversation has not begun.")
             last = self._exchanges.pop()
-            self._left_out = self._left_out.within(self._exchanges)
+            self._left_out = (last.before or self._left_out).within(self._exchanges)
             return last
 
     def edit(self, number: int, *, prompt: str | None = None, answer: str | None = None) -> None:
@@ -183,7 +187,8 @@ class Chat:
     @property
     def tokens(self) -> int:
         """Positions that the conversation takes so far, of the model's `context`."""
-        return self._length(None, self._left_out)
+        carried = 0 if self._exchanges[self._left_out.exchanges :] else len(self._shown(self._left_out))
+        return self._length(None, self._left_out) + carried * self._engine.image_tokens
 
     @property
     def context(self) -> int:

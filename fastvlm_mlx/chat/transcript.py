@@ -7,9 +7,11 @@ generated beside their text: text alone would be cut into other tokens about one
 import base64
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -67,6 +69,7 @@ class Exchange:
     pictures: tuple[Picture, ...]
     answer: str
     answer_ids: tuple[int, ...]
+    before: "LeftOut | None" = field(default=None, compare=False, repr=False)  # what was left out until it was asked
 
     @property
     def turn(self) -> Turn:
@@ -132,16 +135,21 @@ class Transcript:
             "exchanges": exchanges,
         }
         target = Path(paths.local(path))
-        partial = target.parent / f"{target.name}.partial"
+        unfinished: Path | None = None
         try:
-            partial.write_text(json.dumps(data, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            partial.replace(target)
+            target = Path(os.path.realpath(target))  # a link stays one
+            unfinished = target.parent / f".{target.name[:100]}.{secrets.token_hex(8)}.partial"
+            unfinished.write_bytes(_encoded(data))
+            if target.exists():
+                shutil.copymode(target, unfinished)
+            unfinished.replace(target)
         except (OSError, ValueError) as error:  # ValueError for a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else error
             raise OutputError(f"{target} cannot be written ({reason}); choose another place.") from error
         finally:
-            with suppress(OSError, ValueError):
-                partial.unlink(missing_ok=True)
+            if unfinished is not None:
+                with suppress(OSError):
+                    unfinished.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], engine: Engine, *, max_pixels: int = MAX_PIXELS) -> "Transcript":
@@ -163,6 +171,14 @@ class Transcript:
         if not whole or LeftOut(*gone) != LeftOut(*gone).within(exchanges):
             raise _damaged(source, f"left_out is {shown(gone)}")
         return cls(system, exchanges, LeftOut(*gone))
+
+
+def _encoded(data: dict[str, Any]) -> bytes:
+    """JSON in UTF-8; names of files that are no UTF-8 are escaped, and everything else with them."""
+    try:
+        return f"{json.dumps(data, ensure_ascii=False, indent=2)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(data, indent=2)}\n".encode()
 
 
 def _read(source: Path) -> dict[str, Any]:

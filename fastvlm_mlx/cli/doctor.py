@@ -9,7 +9,7 @@ from .messages import one_line, with_flags
 
 
 def doctor(
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long: seconds instead of a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long, about half of it.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead, without paths or user names, to send with a report.")
     ] = False,

@@ -5,7 +5,7 @@ decoder read from, not why it answered as it did (arXiv:1902.10186).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..backend.failures import explaining
+from ..config import is_whole
 from ..errors import ImageError, OptionError, PromptError, listed, shown
 from ..inputs.image import Pixels
 from ..inputs.pieces import ImageSlot, Piece, outside
@@ -73,18 +74,23 @@ def attention_map(
         raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
     if not request.pixels:
         raise ImageError("There is no picture whose attention could be shown; give the one that was asked about.")
-    _check_answer(engine, request, answer)
+    ids = _ids(engine, request, answer)
     digests = [digest(pixels) for pixels in request.pixels]
     with explaining(), forgetting(engine.images, digests):
         pictures = Encoding(engine, request, digests)
         pictures.wait()
-        return _attention_map(engine.model, request.pieces, pictures.shown, request.pixels, answer.token_ids, layers, heads)
+        return _attention_map(engine.model, request.pieces, pictures.shown, request.pixels, ids, layers, heads)
 
 
-def _check_answer(engine: Engine, request: Request, answer: Answer) -> None:
-    """Raise PromptError unless this model could have given the answer to the request: its token ids, and room for them."""
-    vocabulary, ids = engine.config.text.vocab_size, answer.token_ids
-    if not len(ids):
+def _ids(engine: Engine, request: Request, answer: Answer) -> list[int]:
+    """The answer's token ids; raises PromptError unless this model has them, and had room for them after the request."""
+    vocabulary, given = engine.config.text.vocab_size, answer.token_ids
+    ids = given.tolist() if isinstance(given, (np.ndarray, mx.array)) else given
+    if not isinstance(ids, (list, tuple)):
+        raise PromptError(
+            f"The answer's token ids are {shown(given)}, expected a list; give the Answer that this question was given."
+        )
+    if not ids:
         raise PromptError("The answer holds no tokens; give the Answer that this question was given.")
     if foreign := outside(ids, vocabulary):
         raise PromptError(
@@ -97,6 +103,7 @@ def _check_answer(engine: Engine, request: Request, answer: Answer) -> None:
             f"The question and its answer take {tokens} tokens, and the model has room for {engine.context}, so it was given by "
             "another model; give the Answer that this model gave to the question."
         )
+    return [int(token) for token in ids]
 
 
 def _attention_map(
@@ -146,7 +153,9 @@ def _weights(queries: mx.array, keys: mx.array) -> mx.array:
 
 
 def _checked(name: str, given: Sequence[int] | None, default: Sequence[int], count: int) -> list[int]:
+    if given is not None and not isinstance(given, Iterable):
+        raise OptionError(f"`{name}s` is {shown(given)}, expected a list of numbers from 0 to {count - 1}.")
     chosen = list(default if given is None else given)
-    if not chosen or not all(isinstance(each, int) and 0 <= each < count for each in chosen):
+    if not chosen or not all(is_whole(each) and 0 <= each < count for each in chosen):
         raise OptionError(f"`{name}s` is {shown(given)}, expected numbers from 0 to {count - 1}, at least one.")
-    return chosen
+    return sorted({int(each) for each in chosen})

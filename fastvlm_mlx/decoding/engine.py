@@ -153,6 +153,8 @@ class Engine:
 
     def _preparations(self, questions: Iterable[tuple[Images, str]], system: str | None) -> Iterator[Callable[[], Request]]:
         """What prepares each question, to be called before the next one is asked for."""
+        if not isinstance(questions, Iterable) or isinstance(questions, (str, bytes, dict)):
+            raise PromptError(f"The questions are {shown(questions)}, expected a list of pairs (image, prompt).")
         seen: dict[object, Pixels] = {}
         held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
 

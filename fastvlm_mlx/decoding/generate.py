@@ -76,20 +76,24 @@ def _stream(
     if not queue:
         pictures.wait()
         seen = time.perf_counter()
-    ids = prefill()
-    thumbnails = notebook.thumbnails(request.pixels)  # while a GPU is at the first token
+    usable = not queue
+    try:
+        ids = prefill()
+        thumbnails = notebook.thumbnails(request.pixels)  # while a GPU is at the first token
+        if queue:
+            usable = not pictures.wait()
+            seen = time.perf_counter()
+            mx.clear_cache()  # what the tower took is larger than what decoding needs
+    finally:
+        if not usable:  # what is queued came from elements that had overflowed, or nobody has looked at them
+            for layer in cache:
+                layer.trim(kept)
+    if not usable:
+        ids = prefill()
 
     decoder = engine.tokenizer.decoder()
     tokens: list[int] = []
     text, reason = "", "length"
-    if queue:
-        replaced = pictures.wait()
-        seen = time.perf_counter()
-        mx.clear_cache()  # what the tower took is larger than what decoding needs
-        if replaced:  # what is queued came from numbers that had overflowed
-            for layer in cache:
-                layer.trim(kept)
-            ids = prefill()
     answered = seen
     for token in ids:
         if not tokens:

@@ -9,6 +9,8 @@ import os
 import re
 import unicodedata
 
+from ..errors import OptionError, shown
+
 FILE_ADDRESS = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)  # one of this machine
 MAX_PATH_CHARS = 4096  # of a path that is looked for in other spellings
 COMPANION = "._"  # how the name begins that macOS gives a file's attributes where the disk (exFAT, a network's) cannot hold them
@@ -16,7 +18,10 @@ COMPANION = "._"  # how the name begins that macOS gives a file's attributes whe
 
 def local(path: str | os.PathLike[str]) -> str:
     """A path with its ~ and file:// resolved; whatever else it is stays."""
-    text = os.fsdecode(path)
+    try:
+        text = os.fsdecode(path)
+    except TypeError as error:
+        raise OptionError(f"`path` is {shown(path)}, expected the path of a file.") from error
     if (address := FILE_ADDRESS.match(text)) is not None:
         from urllib.parse import unquote_to_bytes
 

@@ -12,7 +12,7 @@ from ..errors import HubError, OptionError, shown
 from ..files import paths
 from ..files.digests import check_digest
 from .consent import Agree
-from .names import ARCHIVE, BUILT_IN, Found, hub_model
+from .names import ARCHIVE, BUILT_IN, REVISION, Found, hub_model
 
 
 def find(
@@ -32,6 +32,8 @@ def find(
     if not isinstance(model, (str, os.PathLike)):
         raise HubError(f"`model` is {shown(model)}, expected a folder, a Hub name (OWNER/NAME) or 'tiny'.")
     model = os.fsdecode(model)
+    if revision is not None and not (isinstance(revision, str) and REVISION.fullmatch(revision)):
+        raise OptionError(f"`revision` is {shown(revision)}, expected a branch, tag or commit.")
     sha256 = check_digest(sha256)
     if sha256 is not None and (not ARCHIVE.fullmatch(model) or revision is not None):
         raise OptionError("`sha256` is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'.")

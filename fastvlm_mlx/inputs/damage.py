@@ -14,6 +14,7 @@ from PIL import Image
 PNG = b"\x89PNG\r\n\x1a\n"
 END_MARKER = b"\xff\xd9"
 PADDING = 64  # bytes, more than a block of a picture takes
+DECODED = (b"tRNS", b"sBIT", b"eXIf")  # chunks that are not critical, and say how the pixels are meant
 SHOWS = (b"tRNS",)  # chunks a picture can be decoded without, and would not look the same
 
 
@@ -25,6 +26,8 @@ def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
     if not data.startswith(b"\xff\xd8"):
         return None
     body = data.rstrip(b"\0")  # what fills the rest of a file whose end was not written
+    if body.endswith(b"\xff\xff"):  # a filling too, of which any length may stand before a marker (B.1.1.2)
+        body = body.rstrip(b"\xff")
     if body.endswith(b"\xff"):
         body = body + b"\0" if len(body) < len(data) else body[:-1]  # a byte of the picture, or half an end marker
     first, second = (body + filling * PADDING + END_MARKER for filling in (b"\x55", b"\xaa"))
@@ -47,6 +50,19 @@ def without_damaged_chunks(data: bytes) -> tuple[bytes, list[str]] | None:
         else:
             removed.append(name.decode("latin-1"))
     return (b"".join(kept), removed) if removed else None
+
+
+def without_extras(data: bytes) -> bytes | None:
+    """A PNG of the chunks that its pixels are decoded from, and no others; None where one of these is damaged, or it is no PNG."""
+    if not data.startswith(PNG):
+        return None
+    kept = [PNG]
+    for name, content, sound in _chunks(data):
+        if name[:1].isupper() or name in DECODED:
+            if not sound:
+                return None
+            kept.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name))))
+    return b"".join(kept)
 
 
 def unaligned(image: Image.Image, data: bytes) -> Image.Image:

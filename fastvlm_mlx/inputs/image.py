@@ -24,6 +24,7 @@ from .imagefile import MAX_PIXELS
 STRIP = 1 << 22  # pixels converted or resized at a time
 SLIM = 4  # height over width from which a padded picture is mostly black
 
+INVISIBLE = 3  # greatest alpha of what nobody has seen
 FAINT = 32  # levels of difference from the ground that nothing is told by
 
 Source = str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
@@ -78,7 +79,11 @@ def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _of_dict(source: Mapping[str, Any]) -> Source:
     """What a row of the library datasets has of a picture: its bytes or else its path."""
-    found: Source | None = source.get("bytes") or source.get("path")
+    found: Source | None = source.get("bytes")
+    if found is None or (isinstance(found, bytes) and not found):
+        found = source.get("path")
+    if isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.ndim == 1:  # as pyarrow has a file's bytes
+        found = found.tobytes()
     if not isinstance(found, (str, PathLike, bytes, bytearray, memoryview)):
         raise ImageError(f"The image is a dict of {shown(list(source))}, expected 'bytes' or 'path' of a picture in it.")
     return found
@@ -160,7 +165,7 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
         return composed
 
     white = _strip_by_strip(image, on_white)
-    if alphas[1] == 0:
+    if alphas[1] <= INVISIBLE:
         if all(low == high for low, high in colours):
             return white
         warnings.warn(

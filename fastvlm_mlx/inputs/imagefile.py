@@ -165,6 +165,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     return damage.unaligned(image, data) if image.mode.startswith("I;16") else image
 
 
+BOMB = re.compile(r"too (large|much)", re.IGNORECASE)  # how Pillow refuses texts and profiles that grow beyond measure
 MORE = "{} holds several pictures (frames or pages); only the first is used."
 
 
@@ -210,6 +211,9 @@ def _mended(
                 sound, removed = mended
                 image, more = _opened(sound, name, formats, max_pixels)
                 return image, more, f"is damaged beside its pixels ({listed(removed)}); these are whole, and it is used."
+            if not BOMB.search(str(error)) and (alone := damage.without_extras(data)) is not None:
+                image, more = _opened(alone, name, formats, max_pixels)
+                return image, more, "holds texts or settings that cannot be read; its pixels are whole, and it is used."
     except Exception:  # then it is more than that, and the first error says so
         return None
     return None

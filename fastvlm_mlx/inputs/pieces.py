@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ..config import is_whole
+
 
 @dataclass(frozen=True)
 class ImageSlot:
@@ -20,4 +22,4 @@ Piece = list[int] | ImageSlot
 
 def outside(ids: Iterable[object], vocabulary: int) -> list[object]:
     """Those of `ids` that are no token ids from 0 to `vocabulary` - 1, the rows of an embedding, beyond which nothing is read."""
-    return [token for token in ids if type(token) is not int or not 0 <= token < vocabulary]
+    return [token for token in ids if not is_whole(token) or not 0 <= token < vocabulary]

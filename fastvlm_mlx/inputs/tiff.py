@@ -12,7 +12,7 @@ import struct
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
@@ -27,8 +27,9 @@ START = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5  # photometric interpretations
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}  # samples of each
 SENSOR = (32803, 34892)  # photometric interpretations of what a camera's sensor saw, not yet a picture
-DNG_VERSION, SUB_IMAGES = 50706, 330
-UNSIGNED, SIGNED, FLOAT = 1, 2, 3  # sample formats
+DNG_VERSION, RAW_STANDARD, SUB_IMAGES = 50706, 37398, 330  # TIFF/EP (ISO 12234-2) has the second
+MAX_SUB_IMAGES = 16
+UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats; the last is for readers to take as the first
 KINDS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, among the extra samples
 DECLARED = {1023: 10, 4095: 12, 16383: 14}  # greatest levels of what cameras put into 16 bits, and their bits
@@ -84,7 +85,7 @@ class Layout:
         bits = numbers(258, (1,))
         if not 1 <= samples <= MAX_SAMPLES or width < 1 or height < 1:
             raise ValueError("size")
-        kinds = set(numbers(339, (UNSIGNED,))[:samples])
+        kinds = {UNSIGNED if kind == UNDEFINED else kind for kind in numbers(339, (UNSIGNED,))[:samples]}
         greatest = set(numbers(281, (0,))) if tags.get(281) is not None else {0}
         tiled = 324 in tags
         piece = (number(322), number(323)) if tiled else (width, min(number(278, height), height))
@@ -94,7 +95,7 @@ class Layout:
         reduced = bool(number(254, 0) & 1) or number(255, 0) == 2
         more = bool(getattr(tags, "next", 0))
         preview = None
-        if DNG_VERSION in tags or photometric in SENSOR:
+        if DNG_VERSION in tags or RAW_STANDARD in tags or photometric in SENSOR:
             preview = "a camera's raw picture"
         elif reduced and (SUB_IMAGES in tags or more):
             preview = "a camera's raw picture or the like, whose first image is a small preview"
@@ -157,7 +158,33 @@ def _layout(file: BytesIO, data: bytes) -> Layout:
     tags = ImageFileDirectory_v2(header)
     file.seek(tags.next)
     tags.load(file)
-    return Layout.of(tags, header)
+    layout = Layout.of(tags, header)
+    if layout.preview is None and _is_preview(layout, tags, header, file):
+        return replace(layout, preview="a camera's raw picture or the like, whose first image is a small preview")
+    return layout
+
+
+def _is_preview(first: Layout, tags: Any, header: bytes, file: BytesIO) -> bool:
+    """Whether an image that the first one's directory leads to is what a sensor saw, or a subordinate one that is larger."""
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+    inner = tags.get(SUB_IMAGES, ())
+    inner = inner if isinstance(inner, tuple) else (inner,)
+    for place in (*inner[:MAX_SUB_IMAGES], tags.next):
+        if not isinstance(place, int) or not place:
+            continue
+        other = ImageFileDirectory_v2(header)
+        try:
+            file.seek(place)
+            other.load(file)
+            if other.get(262) in SENSOR:
+                return True
+            larger = other.get(256, 0) * other.get(257, 0) > first.width * first.height
+        except Exception:  # a damaged directory
+            continue
+        if place in inner and larger and not other.get(254, 0) & 1:
+            return True
+    return False
 
 
 def check_opened(image: Image.Image, name: str) -> None:

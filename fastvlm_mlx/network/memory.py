@@ -2,10 +2,12 @@
 
 Enters: a `ModelConfig`, with the quantisation of each layer where there is one. Leaves: counts and bytes. No weights are made.
 
-Weights and cache are exact. Activations are estimated: MLX queues operations ahead of their execution, so everything that the
-stem, one block of the tower or one layer of the decoder computes is taken to be in memory at the same time; the CPU's own
-operations (`cpu`) finish before the next begin. There the sum comes out from 10 % below to 25 % above MLX's own peak
-(tests/unit/test_memory.py; the activations of 0.5B's tower at 1024 pixels: 2 % below). What a GPU takes has not been measured.
+Weights and cache are exact; of quantised matrices a CPU may keep float32 copies besides, in up to a quarter of the machine's
+memory (`backend.cpu.packed`), which are not counted. Activations are estimated: MLX queues operations ahead of their execution,
+so everything that the stem, one block of the tower or one layer of the decoder computes is taken to be in memory at the same
+time; the CPU's own operations (`cpu`) finish before the next begin. There the sum comes out from 10 % below to 25 % above MLX's
+own peak (tests/unit/test_memory.py; the activations of 0.5B's tower at 1024 pixels: 2 % below). What a GPU takes has not been
+measured.
 
 This is for answering: converting while loading (a folder that is not ours) can take more for a moment.
 """

@@ -106,6 +106,7 @@ def choose(
             raise OptionError(f"`recipe` {name!r} and `mode` {mode!r} were given together; choose one.")
     elif group_size is not None and group_size not in GROUP_SIZES:
         raise OptionError(f"`group_size` is {shown(group_size)}, expected one of {listed(GROUP_SIZES)}.")
+    bits, group_size = bits and int(bits), group_size and int(group_size)  # Python's own: NumPy's wrap around
     recipe = RECIPES[name or "4bit"]
     if bits is not None:
         recipe = replace(RECIPES["4bit"], name=f"{bits}bit", bits=bits)

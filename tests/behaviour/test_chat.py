@@ -1,6 +1,7 @@
 """Conversations: the answer with reuse is the answer from scratch, and a follow-up computes its own tokens only."""
 
 import json
+import os
 import random
 import sys
 import threading
@@ -19,7 +20,7 @@ from fastvlm_mlx.chat.transcript import LeftOut, Transcript, pictures_in
 from fastvlm_mlx.decoding import generate
 from fastvlm_mlx.decoding.image_cache import ImageCache
 from fastvlm_mlx.decoding.request import Options, Request
-from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OutputError, PromptError
+from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OptionError, OutputError, PromptError
 from fastvlm_mlx.inputs.prompt import Turn
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(4)]
@@ -220,6 +221,23 @@ def test_saved_and_reopened(small: VLM, tmp_path: Path) -> None:
     assert again.messages == chat.messages
     assert again.ask("Why?", max_tokens=8).token_ids == chat.ask("Why?", max_tokens=8).token_ids
     assert sorted(p.name for p in tmp_path.iterdir()) == ["chat.json", "picture.png"]
+
+
+def test_saving_leaves_other_files_alone(small: VLM, tmp_path: Path) -> None:
+    other, link, target = tmp_path / "chat.json.partial", tmp_path / "chat.json", tmp_path / "kept.json"
+    other.write_text("mine")
+    link.symlink_to(target)
+    name = b"\xe9.png" if sys.platform == "linux" else b"e.png"  # elsewhere names are UTF-8
+    picture = os.fsdecode(os.fsencode(tmp_path / "x")[:-1] + name)
+    Image.fromarray(PICTURES[0]).save(picture)
+    chat = small.chat()
+    chat.ask("What is it?", picture, max_tokens=4)
+    chat.save(link)
+    assert other.read_text() == "mine" and link.is_symlink() and target.is_file()
+    assert small.chat().load(link).messages == chat.messages
+    for wrong in (None, 5):
+        with pytest.raises(OptionError, match="`path` is"):
+            chat.save(wrong)  # type: ignore[arg-type]
 
 
 def test_a_conversation_is_taken_up_in_one_line(small: VLM, tmp_path: Path) -> None:
@@ -473,6 +491,12 @@ def test_asking_on_a_full_context_leaves_the_oldest_words_out_and_says_so(small:
     assert answer.left_out == f"the oldest {cut.exchanges} questions with their answers"
     assert json.loads(answer.to_json(model="m"))["left_out"] == answer.left_out
     assert chat.ask("And?", max_tokens=4).left_out == ""
+
+    chat.undo()
+    chat.undo()
+    assert chat.left_out == LeftOut()  # what the question had pushed out is seen again
+    chat.leave_out(LeftOut(len(chat.exchanges), 0))
+    assert chat.tokens > small.engine.image_tokens  # the picture that is still seen is counted
     assert chat.tokens < chat.context
 
 

@@ -282,6 +282,12 @@ def test_a_screenshot_as_macos_names_it(run: Run, small: VLM, model: Path, photo
         "data:image/png;base64,iVBORw0KGgo= What is it?",
         "www.example.org/a.png What is it?",
         "S3://bucket/a.png What is it?",
+        '"https://example.org/a.png" What is it?',
+        "i.example.org/a.jpg",
+        "https:example.org/a.jpg",
+        "smb://server/share/x.png What is it?",
+        "What is https\uff1a//example.org/b?",
+        "\u770bhttps://example.org/b",
     ],
 )
 def test_a_web_address_is_refused_and_never_answered(run: Run, model: Path, line: str) -> None:

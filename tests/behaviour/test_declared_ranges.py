@@ -158,6 +158,27 @@ def test_refused_by_name(data: bytes, says: str) -> None:
     assert "no image" not in str(raised.value) and ("save" in str(raised.value) or "export" in str(raised.value))
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["in the first directory", "after it"])
+@pytest.mark.parametrize(
+    "entries", [{262: 32803}, {262: 34892}, {256: 4000, 257: 3000, 262: 2}], ids=["sensor", "linear", "larger"]
+)
+def test_a_picture_before_the_raw_one(inside: bool, entries: dict[int, int]) -> None:
+    """As cameras write them, without saying that the first image is a preview."""
+    if not inside and 32803 not in entries.values() and 34892 not in entries.values():
+        return  # a larger page of a document is no raw picture
+    make = lambda place: tiff(levels(3, 8), photometric=2, bits=8, **({"t330": (4, [place])} if inside else {}))  # noqa: E731
+    place = len(make(0)) + len(make(0)) % 2
+    data = make(place).ljust(place, b"\0")
+    if not inside:
+        start = struct.unpack_from("<I", data, 4)[0]
+        following = start + 2 + 12 * struct.unpack_from("<H", data, start)[0]
+        data = data[:following] + struct.pack("<I", place) + data[following + 4 :]
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(entries.items())) + bytes(4)
+    with pytest.raises(ImageError, match="raw picture or the like"):
+        load_image(data + directory)
+
+
 def test_a_small_picture_that_is_all_there_is() -> None:
     drawn = levels(3, 8)
     assert np.array_equal(read(tiff(drawn, photometric=2, bits=8, t254=(4, [1]))), drawn)
@@ -293,9 +314,21 @@ def test_alpha_that_is_zero_everywhere_was_never_meant(encode: Callable[[np.ndar
     clear = np.dstack([colours, np.zeros_like(colours[..., :1])])
     with pytest.warns(FastVLMWarning, match="transparent everywhere"):
         assert np.array_equal(np.asarray(load_image(encode(clear))), colours)
-    clear[3, 5, 3] = 1
+    clear[3, 5, 3] = 3  # which nobody sees
+    with pytest.warns(FastVLMWarning, match="transparent everywhere"):
+        assert np.array_equal(np.asarray(load_image(encode(clear))), colours)
+    clear[3, 5, 3] = 4
     found = np.asarray(load_image(encode(clear)))
     assert found.min() > 250
+
+
+@pytest.mark.parametrize(("name", "content"), [(b"pHYs", b"\0\1"), (b"gAMA", b"\0"), (b"zTXt", b"a\0\1x"), (b"cHRM", b"\0")])
+def test_a_sound_chunk_of_broken_content(name: bytes, content: bytes) -> None:
+    colours = pictures.pixels()
+    whole = png(colours)
+    chunk = struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    with pytest.warns(FastVLMWarning, match="its pixels are whole"):
+        assert np.array_equal(np.asarray(load_image(whole[:33] + chunk + whole[33:])), colours)
 
 
 def test_nothing_but_transparency_is_white() -> None:

@@ -272,6 +272,33 @@ def test_an_overflow_that_float32_does_not_mend_is_said(apple: Path) -> None:
     assert len(vlm.images) == 0
 
 
+def test_nothing_is_kept_of_a_prefill_queued_behind_an_overflow(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU gets it: the positions are in the caches before anybody has looked at the picture's elements."""
+    monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
+    vlm = load(overflowing(apple, "conv_exp.reparam_conv", "mm_projector.0", "mm_projector.2"), dtype="float16")
+    chat = vlm.chat()
+    for _ in range(2):  # the second would find them there
+        with pytest.raises(CheckpointError, match=r"overflow.*bfloat16"):
+            chat.ask("What is it?", PICTURES[0], max_tokens=4)
+
+
+def test_nothing_is_kept_of_a_prefill_whose_picture_was_interrupted(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
+    vlm = load(overflowing(apple, "conv_exp.reparam_conv"), dtype="float16")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    chat = vlm.chat()
+    with monkeypatch.context() as broken:
+        broken.setattr("fastvlm_mlx.decoding.pictures.encode_again", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            chat.ask("What is it?", PICTURES[0], max_tokens=4)
+    with pytest.warns(FastVLMWarning, match="encoded again"):
+        answer = chat.ask("What is it?", PICTURES[0], max_tokens=4)
+    assert answer.token_ids == vlm.generate(PICTURES[0], "What is it?", max_tokens=4).token_ids
+
+
 # ---- memory ----------------------------------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ class Session:
         """Ask, showing the pictures that wait; an answer that is stopped is as if never begun."""
         options = options or self._options
         question = Question(prompt, tuple(self.waiting))
-        self._make_room(question, options)
+        self._note_of_what_goes(question, options)
         chunks = self.chat.stream(
             prompt, question.pictures, max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p,
             seed=options.seed,
@@ -120,11 +120,10 @@ class Session:
         self._stopped, self.waiting = None, []
         self._warn(question, options)
 
-    def _make_room(self, question: Question, options: Options) -> None:
+    def _note_of_what_goes(self, question: Question, options: Options) -> None:
         cut = self.chat.crowded_out(question.prompt, len(question.pictures), max_tokens=options.max_tokens)
         if cut != self.chat.left_out:
             self._front.note(f"The context is full: the model no longer sees {self._going(cut)}; {self._staying(cut)}.")
-            self.chat.leave_out(cut)
 
     def _warn(self, question: Question, options: Options) -> None:
         """Say beforehand what another question of this length will cost."""

@@ -43,12 +43,19 @@ WORDS = tuple(
     for blanks in (r" \t\r\n\f\v", r"\s")  # the second for a path with a wide space after it
 )
 WORD = WORDS[0]
+ABSOLUTE = re.compile(r"(?:~?/[^/\s]+/|~/|file:/)\S")  # a path into a folder, which no command begins like
 BLANK = re.compile(r"\s")
 QUOTED = re.compile(r"""\\(.)|'([^']*)'|"((?:\\.|[^"\\])*)"|([^'"\\]+)""", re.DOTALL)
 SENTENCE_END = ",.;:!?)]>»。，？！：；"
 # A web address that is not quoted: asked about, its picture would be answered as if it had been seen.
 ADDRESS = re.compile(
-    r"""(?<![\w'"`“‘«])(?:(?:https?|ftps?|s3|gs)://[^\s/]\S*|data:image/\S*|www\.[\w.-]+\.\w+/\S+)""", re.IGNORECASE
+    r"""(?<![A-Za-z0-9_'"`“‘«])(?:(?!file:)[a-z][a-z0-9+.-]*[:：]//?[^\s/'"]\S*|data:image/\S*|www\.[\w.-]+\.\w+/\S+)""",
+    re.IGNORECASE,
+)
+# One that ends as a picture does, scheme or not: "i.example.com/x.jpg". A relative path has no dot in its first folder.
+PICTURE_ADDRESS = re.compile(
+    rf"""(?:[a-z][a-z0-9+.-]*:/*|(?<![\w./~-])(?:[a-z0-9-]+\.)+[a-z]{{2,}}/)[^\s'"`]*(?:{"|".join(map(re.escape, PICTURES))})\b""",
+    re.IGNORECASE,
 )
 NAME_END = re.compile(f"(?:{'|'.join(map(re.escape, PICTURES))})(?=[\\s{re.escape(SENTENCE_END)}]|$)", re.IGNORECASE)
 
@@ -85,7 +92,10 @@ def parse(line: str) -> Typed:
 
 def check_addresses(text: str) -> None:
     """Raise ImageError for a web address, which stands for a picture or a page that the model would not see."""
-    if len(text) <= PASTED and (address := ADDRESS.search(text)) is not None:
+    if len(text) > PASTED:
+        return
+    address = ADDRESS.search(text) or PICTURE_ADDRESS.search(text)
+    if address is not None:
         raise ImageError(
             f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save the "
             "picture and give its path. If it is a text to ask about, put it in quotes."
@@ -158,15 +168,17 @@ def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
 
 
 def _unescaped(line: str, start: int) -> tuple[str, int] | None:
-    """The existing picture whose path, with spaces as they are, begins at `start`, and where it ends."""
+    """The picture whose path, with spaces as they are, begins at `start`, and where it ends: one that exists, or may be meant."""
     if not line.startswith(("/", "~/"), start):
         return None
     ends = NAME_END.finditer(line, start, min(len(line), start + MAX_PATH_CHARS))
+    missing: tuple[str, int] | None = None
     for end in islice(ends, TRIES):
         path = paths.find(line[start : end.end()])
         if os.path.isfile(path):
             return path, end.end()
-    return None
+        missing = missing or (path, end.end())
+    return missing if missing is not None and ABSOLUTE.match(line, start) else None
 
 
 def _unquoted(word: str) -> str:
