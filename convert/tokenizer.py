@@ -33,6 +33,9 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if (folder / "tokenizer.json").exists():
         return Tokenizer.open(folder / "tokenizer.json")
     vocab, merges = _vocab(folder / "vocab.json"), _merges(folder / "merges.txt")
+    made = {left + right for left, right in merges}
+    if not made and any(len(token) > 1 for token in vocab):
+        raise TokenizerError(f"{folder / 'merges.txt'}: no merges in it; fetch it again.")
     try:
         bpe = BPETokenizer(BPE(vocab=vocab, merges=merges))
     except Exception as error:  # the Rust side raises plain Exception

@@ -51,7 +51,7 @@ def of(model: str, *, tokenizer: str | None = None, resolution: int | None = Non
             size = _published(model)
             if size is None:
                 sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
-                raise HubError(f"{error} Published sizes are {sizes}.") from error
+                raise HubError(f"{str(error).rstrip('.')}. Published sizes are {sizes}.") from error
             config = _of_size(size, resolution)
     if config.quantization:
         raise OptionError(f"{model} is quantised already; name the model it was made from.")

@@ -17,6 +17,7 @@ BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
 }  # fmt: skip
 UNREAD = ("F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "C64")  # MLX lacks them
+POINTER = b"version https://git-lfs"  # what lies in the place of a large file that Git LFS has not fetched
 MAX_HEADER = 20_000_000  # bytes; 7B's takes a hundredth of that
 MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
 
@@ -39,7 +40,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
     try:
         size = files.size_of(path)
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(len(POINTER))
+            if start == POINTER:
+                raise CheckpointError(f"{path}: a pointer of Git LFS, not the file itself; fetch it by 'git lfs pull'.")
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise CheckpointError(
                     f"{path}: truncated or not a safetensors file ({size} bytes, a header of {length} bytes announced); "

@@ -26,6 +26,7 @@ class HubModel(NamedTuple):
 
 def hub_model(text: str) -> HubModel | None:
     """The repository that a name (OWNER/NAME, OWNER/NAME@REVISION) or an address of the Hub stands for; None for anything else."""
+    text = text.strip()
     address = ADDRESS.match(text)
     if address is None:
         name, _, revision = text.partition("@")
@@ -48,6 +49,7 @@ def hub_model(text: str) -> HubModel | None:
 
 
 def _hub_model(name: str, revision: str | None) -> HubModel | None:
+    name = name.removesuffix(".git")  # as what is cloned is written
     right = revision is None or (REVISION.fullmatch(revision) and ".." not in revision)
     return HubModel(name, revision) if right and HUB_NAME.fullmatch(name) else None
 

@@ -55,7 +55,9 @@ def _levels(values: npt.NDArray[Any], described: str) -> npt.NDArray[np.uint8]:
         return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise ImageError(f"{described}, {EXPECTED}; if its levels are 0 to 255, use `.astype('uint8')`.")
-    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+    if not np.isfinite(values).all():
+        raise ImageError(f"{described} and holds values that are not finite numbers; replace them.")
+    if not (values.min() >= 0 and values.max() <= 1):
         raise ImageError(f"{described} and reaches beyond 0 to 1; divide by its greatest possible level, or clip it.")
     return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
 

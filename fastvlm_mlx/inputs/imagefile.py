@@ -49,6 +49,8 @@ SIGNATURES = (
 PICTURE, DRAWING = "save it as PNG or JPEG", "export it as PNG"
 FOREIGN = (
     (rb"II\*\0....CR|IIR[OS]|MMOR|IIU\0|FUJIFILMCCD-RAW|FOVb|\0MRM|....ftypcrx ", "a camera's raw picture", DRAWING),
+    (rb"IIII|MMMM|II\x1a\0\0\0HEAPCCDR", "a camera's raw picture", DRAWING),
+    (rb"version https://git-lfs", "a pointer of Git LFS, not the file itself", "fetch it by 'git lfs pull'"),
     (rb"8BPS", "a Photoshop document", "export it as PNG or JPEG"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "an EPS or PostScript document", DRAWING),
     (rb"SIMPLE  =", "a FITS file", "export it as PNG with a brightness scale of your choice"),

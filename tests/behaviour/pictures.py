@@ -114,6 +114,8 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
         b'<?xml version="1.0"?><!DOCTYPE s [<!ENTITY x SYSTEM "file:///etc/passwd">]><svg>&x;</svg>',
         "SVG",
     ),
+    "CRW": (b"II\x1a\0\0\0HEAPCCDR" + bytes(100), "raw picture"),
+    "a pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "Git LFS"),
     "PSD": (b"8BPS\0\1" + bytes(100), "Photoshop"),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) (r) file\n", "EPS"),
     "EPS of Windows": (b"\xc5\xd0\xd3\xc6" + bytes(60), "EPS"),

@@ -129,7 +129,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "int64": (lambda: PIXELS.astype(np.int64), "astype"),
     "floats to 255": (lambda: PIXELS.astype(np.float32), "beyond 0 to 1"),
     "floats below 0": (lambda: PIXELS / 255 - 0.5, "beyond 0 to 1"),
-    "no numbers": (lambda: PIXELS * np.nan, "beyond 0 to 1"),
+    "no numbers": (lambda: PIXELS * np.nan, "not finite"),
     "words": (lambda: np.array([["a"]]), "expected"),
     "objects": (lambda: np.array([[None]]), "expected"),
     "empty": (lambda: np.zeros((0, 5), np.uint8), "expected"),

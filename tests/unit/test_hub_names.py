@@ -14,6 +14,7 @@ from fastvlm_mlx.hub.names import hub_model
 NAME = "apple/FastVLM-0.5B"
 PLACE = "huggingface.co/apple/FastVLM-0.5B"
 UNDERSTOOD = {
+    f" {NAME} ": None, f"https://{PLACE}.git": None,
     NAME: None, f"{NAME}/": None, f"{NAME}@main": "main", f"{NAME}@refs/pr/3": "refs/pr/3", f"{NAME}/@v1.2": "v1.2",
     f"https://{PLACE}": None, f"http://{PLACE}/": None, PLACE: None, f"HTTPS://www.{PLACE}": None, f"hf://{NAME}": None,
     "https://hf.co/apple/FastVLM-0.5B": None, f"https://{PLACE}?library=transformers#usage": None, f"https://{PLACE}@v2": "v2",

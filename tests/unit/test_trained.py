@@ -221,6 +221,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "quantised by 'bitsandbytes'.*dequantize",
     ),
+    "bitsandbytes by its older settings": (config(quantization_config={"load_in_4bit": True}), "quantised by 'bitsandbytes'"),
     "bitsandbytes by its tensors": (weights(bitsandbytes), "quantised by bitsandbytes"),
     "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by 'gptq'.*bfloat16"),
     "int8": (put(DOWN, mx.int8), f"'{DOWN}' is stored as 'I8' without the scales.*bfloat16"),
