@@ -65,6 +65,11 @@ def without_extras(data: bytes) -> bytes | None:
     return b"".join(kept)
 
 
+def declares_bits(data: bytes) -> bool:
+    """Whether it is a PNG that says how many bits of its levels mean something."""
+    return data.startswith(PNG) and any(name == b"sBIT" and sound for name, _, sound in _chunks(data))
+
+
 def unaligned(image: Image.Image, data: bytes) -> Image.Image:
     """A 16-bit grey PNG's image with its levels at full range, where they are right-aligned against the specification.
 

@@ -13,6 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..config import is_whole
@@ -160,11 +161,30 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         warnings.warn(f"{name} {note}", FastVLMWarning, stacklevel=4)
     if more:
         warnings.warn(MORE.format(name), FastVLMWarning, stacklevel=4)
-    if image.format != "PNG":
+    if image.mode.startswith("I;16"):
+        image = damage.unaligned(image, data) if image.format == "PNG" else image
+        if not damage.declares_bits(data):
+            _note_of_few_levels(image, name)
         return image
-    if image.mode == "RGB" and data[PNG_DEPTH] == 16 and isinstance(key := image.info.get("transparency"), tuple):
+    if (
+        image.format == "PNG"
+        and image.mode == "RGB"
+        and data[PNG_DEPTH] == 16
+        and isinstance(key := image.info.get("transparency"), tuple)
+    ):
         image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow has brought the levels to 8 bits
-    return damage.unaligned(image, data) if image.mode.startswith("I;16") else image
+    return image
+
+
+def _note_of_few_levels(image: Image.Image, name: str) -> None:
+    """Warn of a 16-bit grey picture that uses 14 bits or fewer: it may be dark, or its file may not say how many bits are meant."""
+    greatest = int(np.asarray(image).max())
+    if 0 < greatest < 1 << 14:
+        warnings.warn(
+            f"{name} has 16-bit grey levels, none above {greatest:,} of 65,535, and is dark; if fewer bits are meant, save it with "
+            "levels up to 65,535.",
+            FastVLMWarning, stacklevel=5,
+        )  # fmt: skip
 
 
 BOMB = re.compile(r"too (large|much)", re.IGNORECASE)  # how Pillow refuses texts and profiles that grow beyond measure

@@ -42,6 +42,12 @@ def read(data: bytes) -> np.ndarray:
         return np.asarray(load_image(data))
 
 
+def dark(data: bytes) -> np.ndarray:
+    """A picture that may be meant brighter, which is said."""
+    with pytest.warns(FastVLMWarning, match="of 65,535, and is dark"):
+        return np.asarray(load_image(data))
+
+
 STORED: list[dict[str, Any]] = [
     {}, {"rows": 4}, {"tile": 16}, {"deflate": True, "rows": 5}, {"deflate": True, "tile": 16}, {"reverse": True},
     {"deflate": True, "reverse": True},
@@ -126,8 +132,8 @@ def test_alpha(extra: int, photometric: int, colours: int, bits: int, planar: bo
 def test_bits_that_the_greatest_level_declares() -> None:
     drawn = levels(1, 12)
     assert np.array_equal(read(tiff(drawn, photometric=1, bits=16, t281=(3, [4095])))[..., 0], eighths(drawn, 12)[..., 0])
-    assert read(tiff(drawn, photometric=1, bits=16))[..., 0].max() == 16  # nothing declared: a dark picture
-    assert read(tiff(drawn, photometric=1, bits=16, t281=(3, [3000])))[..., 0].max() == 16  # what it holds, not what it may hold
+    assert dark(tiff(drawn, photometric=1, bits=16))[..., 0].max() == 16  # nothing declared: a dark picture
+    assert dark(tiff(drawn, photometric=1, bits=16, t281=(3, [3000])))[..., 0].max() == 16  # what it holds, not what it may hold
 
 
 @pytest.mark.parametrize(
@@ -179,6 +185,16 @@ def test_a_picture_before_the_raw_one(inside: bool, entries: dict[int, int]) -> 
         load_image(data + directory)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_few_levels_in_16_bits_are_said(kind: str) -> None:
+    """Nothing says whether 12 bits were meant."""
+    drawn = pictures.pixels()[..., 0].astype(np.uint16) << 4
+    with pytest.warns(FastVLMWarning, match=f"none above {drawn.max():,} of 65,535"):
+        load_image(pictures.encoded(Image.fromarray(drawn), kind))
+    read(pictures.encoded(Image.fromarray(drawn << 4), kind))
+    read(pictures.encoded(Image.fromarray(drawn * 0), kind))
+
+
 def test_a_small_picture_that_is_all_there_is() -> None:
     drawn = levels(3, 8)
     assert np.array_equal(read(tiff(drawn, photometric=2, bits=8, t254=(4, [1]))), drawn)
@@ -223,9 +239,9 @@ def test_significant_bits(bits: int) -> None:
     scaled = np.rint(drawn * (65535 / ((1 << bits) - 1))).astype(int)
     assert np.array_equal(read(grey_png(scaled, declared))[..., 0], full)
     assert np.array_equal(read(grey_png(drawn, declared))[..., 0], full)
-    assert np.array_equal(read(grey_png(drawn))[..., 0], eighths(drawn, 16)[..., 0])  # nothing declared: a dark picture
-    dark = scaled >> 8 << (16 - bits)
-    assert np.array_equal(read(grey_png(dark, declared))[..., 0], eighths(dark, 16)[..., 0])
+    assert np.array_equal(dark(grey_png(drawn))[..., 0], eighths(drawn, 16)[..., 0])  # nothing declared: a dark picture
+    darker = scaled >> 8 << (16 - bits)
+    assert np.array_equal(read(grey_png(darker, declared))[..., 0], eighths(darker, 16)[..., 0])
 
 
 def test_grey_and_alpha_of_sixteen_bits() -> None:
