@@ -25,6 +25,7 @@ STRIP = 1 << 22  # pixels converted or resized at a time
 SLIM = 4  # height over width from which a padded picture is mostly black
 
 INVISIBLE = 3  # greatest alpha of what nobody has seen
+NEARLY_ALL = 0.9  # of a drawing's pixels
 FAINT = 32  # levels of difference from the ground that nothing is told by
 
 Source = str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
@@ -149,19 +150,22 @@ def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.I
 def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
     """A picture with transparency on white; `convert` makes of a strip what can be made RGBA.
 
-    Where nothing stands out from white, but a drawing lies there, it is put on black. Where everything is transparent, and
-    colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning says so.
+    Where a drawing lies there that does not stand out from white, but for specks, it is put on black. Where everything is
+    transparent, and colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning says so.
     """
-    colours, alphas, darkest = [(255, 0)] * 3, (255, 0), 255
+    colours, alphas, darkest, drawn, faint = [(255, 0)] * 3, (255, 0), 255, 0, 0
 
     def on_white(strip: Image.Image) -> Image.Image:
-        nonlocal colours, alphas, darkest
+        nonlocal colours, alphas, darkest, drawn, faint
         rgba = convert(strip).convert("RGBA")
         *bands, alpha = rgba.getextrema()
         colours = [_wider(*pair) for pair in zip(colours, bands, strict=True)]  # type: ignore[arg-type]
         alphas = _wider(alphas, alpha)  # type: ignore[arg-type]
         composed = _composed(rgba, "white")
         darkest = min(darkest, *(low for low, _ in composed.getextrema()))  # type: ignore[misc]
+        visible = np.asarray(rgba.getchannel("A")) > FAINT
+        drawn += int(np.count_nonzero(visible))
+        faint += int(np.count_nonzero(visible & (np.asarray(composed).min(axis=-1) >= 255 - FAINT)))
         return composed
 
     white = _strip_by_strip(image, on_white)
@@ -173,7 +177,8 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
             FastVLMWarning, stacklevel=5,
         )  # fmt: skip
         return _strip_by_strip(image, lambda strip: convert(strip).convert("RGBA").convert("RGB"))
-    if alphas[0] < 255 and alphas[1] > FAINT and darkest >= 255 - FAINT:
+    lines = drawn < image.width * image.height / 2  # a drawing, not things on a white ground of their own
+    if alphas[0] < 255 and alphas[1] > FAINT and (darkest >= 255 - FAINT or (lines and faint >= NEARLY_ALL * drawn)):
         warnings.warn(f"{name} is white on transparency; it is shown on black.", FastVLMWarning, stacklevel=5)
         return _strip_by_strip(image, lambda strip: _composed(convert(strip).convert("RGBA"), "black"))
     return white

@@ -347,6 +347,18 @@ def test_a_sound_chunk_of_broken_content(name: bytes, content: bytes) -> None:
         assert np.array_equal(np.asarray(load_image(whole[:33] + chunk + whole[33:])), colours)
 
 
+def test_a_white_drawing_with_a_speck_is_put_on_black() -> None:
+    drawn = np.zeros((40, 40, 4), np.uint8)
+    drawn[10:14, 5:35] = drawn[25:27, 5:35] = 255
+    drawn[11, 7] = (128, 128, 128, 255)
+    with pytest.warns(FastVLMWarning, match="white on transparency"):
+        found = np.asarray(load_image(png(drawn)))
+    assert [found[0, 0, 0], found[12, 20, 0], found[11, 7, 0]] == [0, 255, 128]
+    drawn[~drawn[..., 3].astype(bool)] = 255  # on a white ground of its own, but for a corner
+    drawn[0, 0] = 0
+    assert read(png(drawn))[20, 20].tolist() == [255, 255, 255]
+
+
 def test_nothing_but_transparency_is_white() -> None:
     assert (read(png(np.zeros((4, 5, 4), np.uint8))) == 255).all()
 
