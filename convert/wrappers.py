@@ -63,7 +63,7 @@ def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
             "here; merge it (merge_and_unload), save the result, and use that."
         )
     table = config.get("quantization_config")
-    method = table.get("quant_method") if isinstance(table, dict) else table
+    method = table.get("quant_method") if isinstance(table, dict) else None
     if isinstance(table, dict) and method is None and any(table.get(key) is True for key in ("load_in_4bit", "load_in_8bit")):
         method = "bitsandbytes"  # as its older versions wrote it
     found = shown(method) if method is not None else next((FOREIGN[part] for part in sorted(parts & FOREIGN.keys())), None)

@@ -439,7 +439,10 @@ def test_a_clipboard_nobody_can_read_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert desk.clipboard().status == "right"
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(desk, "OSASCRIPT", "/bin/false")
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
     assert desk.clipboard().status == "wrong"
+    monkeypatch.setenv("SSH_CONNECTION", "1")  # from afar there may be no desktop
+    assert desk.clipboard().status == "note"
 
 
 def test_a_terminal_that_loses_characters_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,14 +73,15 @@ def _by_sips(picture: Image.Image) -> bytes | None:
 def clipboard() -> Finding:
     """Whether there is a way to the clipboard; what lies on it is not looked at."""
     if sys.platform == "darwin":
+        remote = "SSH_CONNECTION" in os.environ  # then there may be no desktop to ask
         try:
             done = subprocess.run(
                 [OSASCRIPT, "-e", "count of (clipboard info)"], capture_output=True, text=True, timeout=PATIENCE, check=False
             )
+            said, right = "osascript" if not done.returncode else done.stderr, not done.returncode
         except subprocess.TimeoutExpired:
-            return Finding("clipboard", "note", f"no answer in {PATIENCE} s", "osascript answers, but where there is no desktop")
-        said = "osascript" if not done.returncode else done.stderr
-        return holds("clipboard", done.returncode == 0, said, "osascript answers, but where there is no desktop", otherwise="note")
+            said, right = f"no answer in {PATIENCE:.0f} s", False
+        return holds("clipboard", right, said, "osascript answers", otherwise="note" if remote else "wrong")
     tools = [tool for tool in ("wl-paste", "xclip") if shutil.which(tool)]
     if not any(os.environ.get(name) for name in ("WAYLAND_DISPLAY", "DISPLAY")):
         return Finding("clipboard", "measured", "no desktop here", "")
