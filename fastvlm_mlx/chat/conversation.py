@@ -28,9 +28,8 @@ from ..inputs.imagefile import MAX_PIXELS
 from ..inputs.prompt import Turn, check_text
 from .transcript import Exchange, LeftOut, Picture, Transcript, pictures_in
 
-FREE_CONTEXT_SHARE = (
-    4  # a crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question
-)
+# A crowded conversation is cut until a quarter of the context is free, so that it is not cut at every question.
+FREE_CONTEXT_SHARE = 4
 
 
 class Chat:

@@ -70,9 +70,8 @@ def read_weights(
     layers.apply(model, config.quantization)
     residency.bound_cache(backend)
     _warn_of_size(config, backend, computed)
-    parameters = model.flat_parameters()
     check_address_space(opened.name, model.nbytes_in(kind))
-    with progress.bar("Loading", len(parameters)) as track:
+    with progress.bar("Loading", len(model.flat_parameters())) as track:
         fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
     ready.make_ready(model, layers.packed_layers(model).values())
     return model, config

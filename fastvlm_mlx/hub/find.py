@@ -12,7 +12,7 @@ from ..errors import HubError, OptionError, shown
 from ..files import paths
 from ..files.digests import check_digest
 from .consent import Agree
-from .names import ARCHIVE, BUILT_IN, REVISION, Found, hub_model
+from .names import ARCHIVE, BUILT_IN, Found, hub_model, is_revision
 
 
 def find(
@@ -32,7 +32,7 @@ def find(
     if not isinstance(model, (str, os.PathLike)):
         raise HubError(f"`model` is {shown(model)}, expected a folder, a Hub name (OWNER/NAME) or 'tiny'.")
     model = os.fsdecode(model)
-    if revision is not None and not (isinstance(revision, str) and REVISION.fullmatch(revision)):
+    if revision is not None and not (isinstance(revision, str) and is_revision(revision)):
         raise OptionError(f"`revision` is {shown(revision)}, expected a branch, tag or commit.")
     sha256 = check_digest(sha256)
     if sha256 is not None and (not ARCHIVE.fullmatch(model) or revision is not None):

@@ -48,9 +48,14 @@ def hub_model(text: str) -> HubModel | None:
     return _hub_model(f"{owner}/{last}", "/".join(view[1 : 1 + length]))
 
 
+def is_revision(text: str) -> bool:
+    """Whether a branch, tag or commit can be called so."""
+    return REVISION.fullmatch(text) is not None and ".." not in text
+
+
 def _hub_model(name: str, revision: str | None) -> HubModel | None:
     name = name.removesuffix(".git")  # as what is cloned is written
-    right = revision is None or (REVISION.fullmatch(revision) and ".." not in revision)
+    right = revision is None or is_revision(revision)
     return HubModel(name, revision) if right and HUB_NAME.fullmatch(name) else None
 
 

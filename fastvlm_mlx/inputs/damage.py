@@ -46,7 +46,7 @@ def without_damaged_chunks(data: bytes) -> tuple[bytes, list[str]] | None:
         if not sound and (name[:1].isupper() or name in SHOWS):
             return None
         if sound:
-            kept.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name))))
+            kept.append(_chunk(name, content))
         else:
             removed.append(name.decode("latin-1"))
     return (b"".join(kept), removed) if removed else None
@@ -61,7 +61,7 @@ def without_extras(data: bytes) -> bytes | None:
         if name[:1].isupper() or name in DECODED:
             if not sound:
                 return None
-            kept.append(struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name))))
+            kept.append(_chunk(name, content))
     return b"".join(kept)
 
 
@@ -93,13 +93,21 @@ def unaligned(image: Image.Image, data: bytes) -> Image.Image:
     return out
 
 
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + _checksum(name, content)
+
+
+def _checksum(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
+
+
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """(name, content, whether its checksum is right) of each chunk of a PNG, up to its end."""
     place = len(PNG)
     while place + 12 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")
         name, content = data[place + 4 : place + 8], data[place + 8 : place + 8 + size]
-        sound = data[place + 8 + size : place + 12 + size] == struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
+        sound = data[place + 8 + size : place + 12 + size] == _checksum(name, content)
         yield name, content, sound
         if name == b"IEND":
             return
