@@ -336,6 +336,18 @@ def test_an_interrupt_while_mlx_is_imported_waits_until_it_is() -> None:
     assert (done.stdout.split(), done.stderr) == ([b"imported", b"interrupted", b"True"], b"")
 
 
+def test_an_interrupt_within_an_import_of_a_compiled_module_waits() -> None:
+    """Where a compiled module imports another and is interrupted in Python's code of that, it prints a traceback of its own."""
+    script = (
+        "import os, signal, time\nfrom fastvlm_mlx.cli import process\nprocess.watch()\n"
+        "code = 'os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(1000): pass\\nprint(\"imported\", flush=True)'\n"
+        "exec(compile(code, '<frozen importlib._bootstrap>', 'exec'))\n"
+        "try:\n    time.sleep(5)\nexcept KeyboardInterrupt:\n    print('interrupted', process.take())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, timeout=20)
+    assert (done.stdout.split(), done.stderr) == ([b"imported", b"interrupted", b"True"], b"")
+
+
 def test_interrupted_before_the_unfinished_folder_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = os.open
 
