@@ -26,7 +26,23 @@ from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.inputs.image import Images
 
 BATCH_SIZES = (2, 4, 8, 16)
-WORDS = ["what", "colour", "is", "the", "thing", "on", "the", "left", "side", "of", "the", "picture", "and", "where", "others"]
+WORDS = [
+    "what",
+    "colour",
+    "is",
+    "the",
+    "thing",
+    "on",
+    "the",
+    "left",
+    "side",
+    "of",
+    "the",
+    "picture",
+    "and",
+    "where",
+    "others",
+]
 SIZE = 128  # pixels that random models are shown
 
 Questions = Sequence[tuple[Images, str]]

@@ -56,7 +56,9 @@ def curves(title: str, below: str, x_label: str, y_label: str, lines: dict[str, 
 def _legend(names: Sequence[str], x: float, y: float) -> list[str]:
     parts = []
     for number, name in enumerate(names):
-        parts.append(f'<rect x="{x}" y="{y - 10}" width="10" height="10" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>')
+        parts.append(
+            f'<rect x="{x}" y="{y - 10}" width="10" height="10" rx="2" fill="{COLOURS[number % len(COLOURS)]}"/>'
+        )
         parts.append(_text(x + 15, y, name))
         x += 34 + 7.2 * len(name)
     return parts

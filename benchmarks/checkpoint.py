@@ -19,7 +19,14 @@ from fastvlm_mlx.convert.key_map import APPLE_TOWER
 from fastvlm_mlx.convert.tokenizer import WORDS
 from fastvlm_mlx.diagnostics import random_model
 
-TOKENIZER = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.json")
+TOKENIZER = (
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+)
 TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\n{prompt}<|im_end|>\n"
     "<|im_start|>assistant\n"
@@ -52,7 +59,9 @@ def write_random(folder: Path, size: str, layers: int | None = None) -> Path:
     config = random_model.config(size, layers)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(random_model.NOISE).astype(np.float32)
-    weights = {_apple_name(name): mx.array(_values(name, shape, noise)) for name, shape in published.shapes(config).items()}
+    weights = {
+        _apple_name(name): mx.array(_values(name, shape, noise)) for name, shape in published.shapes(config).items()
+    }
     weights[APPLE_TOWER + "head.proj"] = mx.zeros((config.vision.out_width, 768))
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
@@ -61,7 +70,9 @@ def write_random(folder: Path, size: str, layers: int | None = None) -> Path:
     return folder
 
 
-def prepare(name: str, source: Callable[[], Path], out: Path, resolution: int, dtype: Dtype = "float32") -> dict[str, Path]:
+def prepare(
+    name: str, source: Callable[[], Path], out: Path, resolution: int, dtype: Dtype = "float32"
+) -> dict[str, Path]:
     """Folders of the same weights for each of the three, by name, from the checkpoint that `source` finds or writes.
 
     Those that an earlier run made of a checkpoint of this `name` with the same settings are kept.
@@ -187,7 +198,9 @@ def _write_tokenizer(folder: Path) -> int:
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     words = [TEMPLATE.format(prompt="Describe the image. What is on the table?")] * 2
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(words, trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False))

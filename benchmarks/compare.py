@@ -28,7 +28,9 @@ from fastvlm_mlx.diagnostics.machine import Machine
 
 HERE = Path(__file__).parent
 OPENBLAS = "libopenblas.so.0"
-TOLERANCE = 1e-3  # of the largest feature: three orders of summation in float32 differ by 1e-5 or so, a wrong weight by 1e-1
+TOLERANCE = (
+    1e-3  # of the largest feature: three orders of summation in float32 differ by 1e-5 or so, a wrong weight by 1e-1
+)
 TOLERANCE_NARROW = 5e-2  # the same in bfloat16 or float16
 PHOTO = "photo.jpg"
 
@@ -113,7 +115,9 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             turn = number % len(processes)
             for process in processes[turn:] + processes[:turn]:  # nobody always goes first
                 figures = process.ask("run", image=str(picture), prompt=options.prompt, tokens=options.max_tokens)
-                say(f"{'warm-up' if number < 0 else f'round {number + 1}'}: {process.name} {figures['ttft_seconds']:.2f} s")
+                say(
+                    f"{'warm-up' if number < 0 else f'round {number + 1}'}: {process.name} {figures['ttft_seconds']:.2f} s"
+                )
                 if number >= 0:
                     rounds[process.name].append(figures)
         photos = {process.name: process.ask("photo", image=str(photo)) for process in processes}
@@ -125,7 +129,10 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         raise SystemExit(f"the prompts differ in length: {counts}")
     medians = {
         process.name: {
-            **{key: statistics.median(figures[key] for figures in rounds[process.name]) for key in rounds[process.name][0]},
+            **{
+                key: statistics.median(figures[key] for figures in rounds[process.name])
+                for key in rounds[process.name][0]
+            },
             "start_seconds": process.start["start_seconds"],
             **photos[process.name],
         }
@@ -176,7 +183,9 @@ def _check_features(processes: list[Process], work: Path, picture: Path, dtype: 
             raise SystemExit(f"{name} gives features of shape {theirs.shape}, ours are {ours.shape}")
         found[name] = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
         if not found[name] < tolerance:
-            raise SystemExit(f"{name}'s features differ from ours by {found[name]:.1e} of the largest, more than {tolerance}")
+            raise SystemExit(
+                f"{name}'s features differ from ours by {found[name]:.1e} of the largest, more than {tolerance}"
+            )
     return found
 
 
@@ -209,7 +218,13 @@ def _cell(key: str, medians: dict[str, dict[str, float]], name: str) -> str:
     value, ours = medians[name].get(key), medians.get("ours", {}).get(key)
     if value is None:
         return "-"
-    text = f"{value / 1e9:.2f} GB" if key.endswith("bytes") else bench.seconds(value) if key.endswith("seconds") else f"{value:.1f}"
+    text = (
+        f"{value / 1e9:.2f} GB"
+        if key.endswith("bytes")
+        else bench.seconds(value)
+        if key.endswith("seconds")
+        else f"{value:.1f}"
+    )
     return text if name == "ours" or not ours else f"{text} ({value / ours:.1f}x)"
 
 
@@ -223,7 +238,9 @@ def save(result: dict[str, Any], out: Path) -> Path:
     (out / f"{name}.md").write_text(markdown(result), encoding="utf-8")
     stages = [(label, {who: figures[key] for who, figures in result["medians"].items()}) for key, label in STAGES]
     title = f"One {settings['resolution']}x{settings['resolution']} picture, {settings['weights']}, {settings['dtype']}"
-    (out / f"{name}.svg").write_text(charts.bars(title, f"{machine['cpu']}, {machine['date'][:10]}", stages), encoding="utf-8")
+    (out / f"{name}.svg").write_text(
+        charts.bars(title, f"{machine['cpu']}, {machine['date'][:10]}", stages), encoding="utf-8"
+    )
     return out / f"{name}.md"
 
 
@@ -233,8 +250,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a folder in Apple's layout")
     parser.add_argument("--random", help="instead: random weights of this size, 0.5b, 1.5b or 7b")
     parser.add_argument("--layers", type=int, help="with --random: keep this many decoder layers")
-    parser.add_argument("--prepared", type=Path, help="keep the three folders made from the checkpoint here, for the next run")
-    parser.add_argument("--python-mlx-vlm", metavar="PYTHON", help="an interpreter that has mlx-vlm (left out: not compared)")
+    parser.add_argument(
+        "--prepared", type=Path, help="keep the three folders made from the checkpoint here, for the next run"
+    )
+    parser.add_argument(
+        "--python-mlx-vlm", metavar="PYTHON", help="an interpreter that has mlx-vlm (left out: not compared)"
+    )
     parser.add_argument("--python-torch", metavar="PYTHON", help="an interpreter that has transformers, torch and timm")
     parser.add_argument("--resolution", type=int, default=1024, help="pixels (default 1024)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))

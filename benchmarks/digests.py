@@ -76,12 +76,24 @@ def main() -> None:
         if way == 0:
             count([vlm.generate(file, text, max_tokens=MAX_TOKENS) for text in texts])
         elif way == 1:
-            count([vlm.generate(file, text, max_tokens=MAX_TOKENS, temperature=1.0, top_p=0.9, seed=number) for text in texts])
+            count(
+                [
+                    vlm.generate(file, text, max_tokens=MAX_TOKENS, temperature=1.0, top_p=0.9, seed=number)
+                    for text in texts
+                ]
+            )
         elif way == 2:
             count(vlm.batch([(file, text) for text in texts], max_tokens=MAX_TOKENS))
         else:
-            count([chat.ask(text, image=None if place else file, max_tokens=MAX_TOKENS) for place, text in enumerate(texts)])
-    json.dump({"pictures": args.pictures, "answers": asked, "pixels": pixels.hexdigest(), "ids": ids.hexdigest()}, sys.stdout)
+            count(
+                [
+                    chat.ask(text, image=None if place else file, max_tokens=MAX_TOKENS)
+                    for place, text in enumerate(texts)
+                ]
+            )
+    json.dump(
+        {"pictures": args.pictures, "answers": asked, "pixels": pixels.hexdigest(), "ids": ids.hexdigest()}, sys.stdout
+    )
     print()
 
 

@@ -68,22 +68,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--random", help="random weights of a published size: 0.5b, 1.5b, 7b (or small)")
     parser.add_argument("--layers", type=int, help="with --random: keep this many decoder layers")
     parser.add_argument("--resolution", type=int, help="pixels along a picture's side")
-    parser.add_argument("--questions", type=int, action="append", help="questions before the follow-up; repeatable [2, 8, 32]")
+    parser.add_argument(
+        "--questions", type=int, action="append", help="questions before the follow-up; repeatable [2, 8, 32]"
+    )
     parser.add_argument("--answer-tokens", type=int, default=24, help="tokens of each answer before it")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    opened = open_random(options.random, options.layers) if options.random else open_model(find(options.model or "tiny"))
+    opened = (
+        open_random(options.random, options.layers) if options.random else open_model(find(options.model or "tiny"))
+    )
     config = replace(opened.resolve(), eos_token_ids=())  # nothing ends an answer early
     engine = Engine(replace(opened, config=config, resolve=lambda: config))
     engine = engine.at(options.resolution) if options.resolution else engine
     engine.load_weights()
-    results = [measure(engine, number, options.rounds, options.answer_tokens) for number in options.questions or (2, 8, 32)]
+    results = [
+        measure(engine, number, options.rounds, options.answer_tokens) for number in options.questions or (2, 8, 32)
+    ]
     if options.json:
         print(json.dumps({"machine": asdict(machine()), "model": engine.name, "results": results}))
         return
     print(machine().describe(), f"\n\n{engine.name}\n")
-    print("| questions before | tokens held | own tokens | bare prefill, ms | follow-up, ms | ratio |\n|---|---|---|---|---|---|")
+    print(
+        "| questions before | tokens held | own tokens | bare prefill, ms | follow-up, ms | ratio |\n|---|---|---|---|---|---|"
+    )
     for result in results:
         print(
             f"| {result['questions']} | {result['held_tokens']} | {result['own_tokens']} | {result['bare_seconds'] * 1e3:.1f} | "

@@ -28,7 +28,9 @@ from unittest.mock import patch
 import mlx.core as mx
 import mlx.nn as nn
 
-COMMIT = "ml-explore/mlx 846d17622"  # 0.32.2 in development, 2026-08-22; the newest source there is for mlx 0.32.4's wheels
+COMMIT = (
+    "ml-explore/mlx 846d17622"  # 0.32.2 in development, 2026-08-22; the newest source there is for mlx 0.32.4's wheels
+)
 WHEEL = "mlx-metal 0.32.4, macosx_14_0_arm64"  # dispatch_conv_2D_gpu: depthwise from 8 channels on, grouped gemm with 8 per group
 RULES = {
     "convolution": "mlx/backend/metal/conv.cpp, dispatch_conv_2D_gpu and conv_2D_gpu",
@@ -181,7 +183,9 @@ class Recorder:
         attention = mx.fast.scaled_dot_product_attention
 
         def layer_norm(x: mx.array, weight: mx.array | None, bias: mx.array | None, eps: float, **_: Any) -> mx.array:
-            return self.mark("LayerNorm", (x.shape, x.dtype), [x, *(part for part in (weight, bias) if part is not None)])
+            return self.mark(
+                "LayerNorm", (x.shape, x.dtype), [x, *(part for part in (weight, bias) if part is not None)]
+            )
 
         def rms_norm(x: mx.array, weight: mx.array | None, eps: float, **_: Any) -> mx.array:
             return self.mark("RMSNorm", (x.shape, x.dtype), [x, *([weight] if weight is not None else [])])
@@ -197,9 +201,13 @@ class Recorder:
             masks = [mx.broadcast_to(mask, (*q.shape[:3], k.shape[2]))] if isinstance(mask, mx.array) else []
             return self.mark("Attention", ((*q.shape[:3], v.shape[3]), q.dtype), [q, k, v, *masks])
 
-        def dequantize(w: mx.array, scales: mx.array, biases: mx.array | None, group_size: int, bits: int, *_: Any) -> mx.array:
+        def dequantize(
+            w: mx.array, scales: mx.array, biases: mx.array | None, group_size: int, bits: int, *_: Any
+        ) -> mx.array:
             shape = (*w.shape[:-1], w.shape[-1] * 32 // bits)
-            return self.mark("Dequantize", (shape, scales.dtype), [w, scales, *([biases] if biases is not None else [])])
+            return self.mark(
+                "Dequantize", (shape, scales.dtype), [w, scales, *([biases] if biases is not None else [])]
+            )
 
         def compiled(name: str) -> Callable[..., mx.array]:
             return lambda *inputs: self.mark(name, (inputs[0].shape, inputs[0].dtype), list(inputs))
@@ -334,7 +342,9 @@ def _place(step: Step, shapes: list[Shape], layouts: dict[str, Layout]) -> Step:
 
     def wanted(condition: Callable[[Layout], bool], which: list[Layout], why: str) -> None:
         copies.extend(
-            f"{step.name} copies {array.shape} with strides {array.strides}: {why}" for array in which if not condition(array)
+            f"{step.name} copies {array.shape} with strides {array.strides}: {why}"
+            for array in which
+            if not condition(array)
         )
 
     if step.name in VIEWS:
@@ -469,7 +479,9 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
     def model_of(bits: int | None) -> Any:
         model = FastVLM(random_model.config(size, layers), "metal")
         if bits is not None:
-            packed_layers.apply(model, recipes.plan(model, recipes.choose(bits=bits, group_size=recipes.DEFAULT_GROUP))[0])
+            packed_layers.apply(
+                model, recipes.plan(model, recipes.choose(bits=bits, group_size=recipes.DEFAULT_GROUP))[0]
+            )
         weightless(model, mx.bfloat16)
         return model
 
@@ -489,7 +501,9 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
         for cache in caches:  # its first step makes room for more positions
             cache.update(*(mx.concatenate([seen(model.text.layers[0].self_attn, 1)] * len(lengths)) for _ in range(2)))
             mx.eval(cache.state)
-        return record(recorder, lambda token: _likeliest(model.step(token, caches)), constant((len(lengths),), mx.uint32))
+        return record(
+            recorder, lambda token: _likeliest(model.step(token, caches)), constant((len(lengths),), mx.uint32)
+        )
 
     with recorder.installed(), patch.object(backend, "_fused_swiglu", recorder.swiglu):
         model = model_of(None)
@@ -498,7 +512,9 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
         prompt = constant((1, tokens + 25, model.text.norm.weight.shape[0]), mx.bfloat16)
         return {
             "tower and projector": record(recorder, model.encode, pixels),
-            "prefill": record(recorder, lambda embeddings: _likeliest(model.prefill(embeddings, model.text.make_cache())), prompt),
+            "prefill": record(
+                recorder, lambda embeddings: _likeliest(model.prefill(embeddings, model.text.make_cache())), prompt
+            ),
             "decode step": one_token(model),
             f"decode step, {CHAT_BITS} bits": one_token(model_of(CHAT_BITS)),
             "batch step": batch_step(model, BATCH_POSITIONS),
@@ -567,19 +583,27 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
             )
         if len(graph.copies) - len(graph.layout_copies) > names["Pad"]:
             found.append(f"{name}: more cuts are copied than attentions are padded")
-        rows = 3 if names["Dequantize"] else 1  # of one token: its row of the embedding, or of its packed form and scales
+        rows = (
+            3 if names["Dequantize"] else 1
+        )  # of one token: its row of the embedding, or of its packed form and scales
         wanted = rows if name.startswith("decode step") else 0
         if graph.gathers_by_number > wanted:
             found.append(
                 f"{name}: {graph.gathers_by_number - wanted} arrays are indexed by a number, which gathers; slice or split"
             )
-        found += [f"{name}: {copy}" for copy in graph.layout_copies if not (name.startswith("batch step") and apart(copy))]
+        found += [
+            f"{name}: {copy}" for copy in graph.layout_copies if not (name.startswith("batch step") and apart(copy))
+        ]
         if name.startswith("batch step") and names["GreaterEqual"] > (name == "batch step"):
-            found.append(f"{name}: {names['GreaterEqual']} masks are made, one step needs one, or none where nothing is padded")
+            found.append(
+                f"{name}: {names['GreaterEqual']} masks are made, one step needs one, or none where nothing is padded"
+            )
         if name in MLX_VLM_KERNELS and resolution == 1024 and size == "0.5b":
             kernels, theirs = sum(graph.kernels.values()), MLX_VLM_KERNELS[name]
             if kernels > MAX_SHARE[name] * theirs:
-                found.append(f"{name}: {kernels} kernels, more than {MAX_SHARE[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s {theirs}")
+                found.append(
+                    f"{name}: {kernels} kernels, more than {MAX_SHARE[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s {theirs}"
+                )
     return found
 
 
@@ -593,7 +617,9 @@ def report(graphs: dict[str, Graph]) -> str:
     """Primitives, kernels and copies of each graph, for people."""
     lines = []
     for name, graph in graphs.items():
-        lines.append(f"{name}: {len(graph.steps)} primitives, {sum(graph.kernels.values())} kernels, {len(graph.copies)} copies")
+        lines.append(
+            f"{name}: {len(graph.steps)} primitives, {sum(graph.kernels.values())} kernels, {len(graph.copies)} copies"
+        )
         lines += [f"  {count:>5}  {kernel}" for kernel, count in graph.kernels.most_common()]
         lines += [f"  {count:>5} x {copy}" for copy, count in Counter(graph.copies).most_common()]
     return "\n".join(lines)

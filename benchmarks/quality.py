@@ -52,7 +52,9 @@ def bars(results: dict[str, quality.Quality]) -> list[tuple[str, bool]]:
         if each.accuracy is not None and each.reference_accuracy is not None:
             lost = each.reference_accuracy - each.accuracy
             found.append((f"{name} loses {100 * lost:.2f} points of accuracy, at most {100 * most:.1f}", lost <= most))
-    found.append((f"mixed takes {mixed.bytes:,} bytes, plain 4-bit rounding {plain.bytes:,}", mixed.bytes <= plain.bytes))
+    found.append(
+        (f"mixed takes {mixed.bytes:,} bytes, plain 4-bit rounding {plain.bytes:,}", mixed.bytes <= plain.bytes)
+    )
     ratio = mixed.kl / plain.kl
     found.append(
         (

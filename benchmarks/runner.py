@@ -44,7 +44,11 @@ class Ours:
         *_, last = stream(engine, engine.prepare(image, prompt), options)
         stats = last.answer.stats
         return _figures(
-            stats.prompt_tokens, stats.preprocess_seconds, stats.vision_seconds, stats.ttft_seconds, stats.decode_tokens_per_second
+            stats.prompt_tokens,
+            stats.preprocess_seconds,
+            stats.vision_seconds,
+            stats.ttft_seconds,
+            stats.decode_tokens_per_second,
         )
 
     def features(self, image: str) -> np.ndarray:
@@ -106,14 +110,18 @@ class MLXVLM:
     def features(self, image: str) -> np.ndarray:
         """Image embeddings (N, D)."""
         mx = self.mx
-        inputs = self.dispatch._prepare_generation_inputs(self.model, self.processor, _text(""), [image], None, None, {})
+        inputs = self.dispatch._prepare_generation_inputs(
+            self.model, self.processor, _text(""), [image], None, None, {}
+        )
         _, features, _ = self.model.vision_tower(mx.array(inputs[1]).transpose(0, 2, 3, 1))
         features = self.model.mm_projector(features.reshape(1, -1, features.shape[-1]))
         return np.array(features[0].astype(mx.float32))
 
     def photo(self, image: str) -> object:
         """The tensor of a picture, whatever its size."""
-        inputs = self.dispatch._prepare_generation_inputs(self.model, self.processor, _text(""), [image], None, None, {})
+        inputs = self.dispatch._prepare_generation_inputs(
+            self.model, self.processor, _text(""), [image], None, None, {}
+        )
         self.mx.eval(inputs[1])
         return inputs[1]
 
@@ -175,7 +183,9 @@ class Transformers:
         started = clock()
         pixels = self._pixels(image)
         image_tokens = self.model.config.image_seq_length
-        before, after = (self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in _text(prompt).split("<image>"))
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in _text(prompt).split("<image>")
+        )
         ids = torch.tensor([[*before, *[self.model.config.image_token_id] * image_tokens, *after]]).to(self.device)
         ready = clock()
         with torch.inference_mode():
@@ -184,12 +194,16 @@ class Transformers:
                 min_new_tokens=tokens, do_sample=False, streamer=Clock(), pad_token_id=0,
             )  # fmt: skip
         first, last = times[1], times[-1]  # the prompt itself is put first
-        return _figures(ids.shape[1], ready - started, self.seen - ready, first - started, (tokens - 1) / (last - first))
+        return _figures(
+            ids.shape[1], ready - started, self.seen - ready, first - started, (tokens - 1) / (last - first)
+        )
 
     def features(self, image: str) -> np.ndarray:
         """Image embeddings (N, D)."""
         with self.torch.inference_mode():
-            out = self.model.model.get_image_features(pixel_values=self._pixels(image).to(self.model.dtype), return_dict=True)
+            out = self.model.model.get_image_features(
+                pixel_values=self._pixels(image).to(self.model.dtype), return_dict=True
+            )
         return out.pooler_output[0].float().cpu().numpy()
 
     def photo(self, image: str) -> object:

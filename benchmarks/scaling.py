@@ -61,7 +61,10 @@ def measure(
     """Results by resolution with one picture, and by number of pictures at `side` pixels."""
     photos = [bench.made_photo(seed=number) for number in range(max(counts))]  # no two alike: a picture is encoded once
     sizes, several = [], []
-    for resolution, images, into in [*((size, 1, sizes) for size in resolutions), *((side, count, several) for count in counts)]:
+    for resolution, images, into in [
+        *((size, 1, sizes) for size in resolutions),
+        *((side, count, several) for count in counts),
+    ]:
         mx.clear_cache()
         result = bench.measure(
             engine, photos[:images], resolution=resolution, rounds=rounds, max_tokens=tokens,
@@ -100,7 +103,9 @@ def markdown(measured: dict[str, Any], vision: VisionConfig, machine: Machine) -
             "|---:|" + "---:|" * 8,
         ]
         for result, row in zip(results, growth(vision, results), strict=True):
-            times = " | ".join(bench.seconds(result[name]) for name in ("vision_seconds", "prefill_seconds", "ttft_seconds"))
+            times = " | ".join(
+                bench.seconds(result[name]) for name in ("vision_seconds", "prefill_seconds", "ttft_seconds")
+            )
             parts.append(
                 f"| {result['resolution' if label == 'pixels' else 'images']} | {result['image_tokens']} | {row['gmac']:.1f} "
                 f"| {row['attention']:.1%} | {times} | {result['mlx_peak_memory_bytes'] / 1e9:.2f} GB | {row['relative']:.2f}x |"
@@ -129,7 +134,9 @@ def save(measured: dict[str, Any], vision: VisionConfig, machine: Machine, out: 
         title = f"{results[0]['model']}: time to first token"
         (out / f"{name}-{axis}-time.svg").write_text(charts.curves(title, below, label, "s", times), encoding="utf-8")
         title = f"{results[0]['model']}: peak memory"
-        (out / f"{name}-{axis}-memory.svg").write_text(charts.curves(title, below, label, "GB", memory), encoding="utf-8")
+        (out / f"{name}-{axis}-memory.svg").write_text(
+            charts.curves(title, below, label, "GB", memory), encoding="utf-8"
+        )
     return out / f"{name}.md"
 
 

@@ -80,7 +80,9 @@ def main() -> int:
     for bar in BARS:
         (ours, ours_cpu), (theirs, theirs_cpu) = medians[bar.ours], medians[bar.theirs]
         met = theirs / ours >= bar.least
-        words = f"{bar.ours}: {theirs / ours:.2f} times as fast as {bar.theirs} (CPU seconds: {theirs_cpu / ours_cpu:.2f})"
+        words = (
+            f"{bar.ours}: {theirs / ours:.2f} times as fast as {bar.theirs} (CPU seconds: {theirs_cpu / ours_cpu:.2f})"
+        )
         print(f"{words}, at least {bar.least:.2f}: {'met' if met else 'MISSED'}")
         missed |= not met
     return int(missed)

@@ -9,7 +9,17 @@ from fastvlm_mlx.hub.licence import AGREEMENT, APPLE, ATTRIBUTION, FILES
 from fastvlm_mlx.hub.names import HUB_NAME
 
 # Those the Hub knows by name, of the ones FastVLM weights may come under; any other is "other" and named beside it.
-HUB_LICENCES = (APPLE, "mit", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
+HUB_LICENCES = (
+    APPLE,
+    "mit",
+    "apache-2.0",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+)
 TERMS = f"""{ATTRIBUTION}
 
 The checkpoint this folder was converted from carried no copy of the agreement. It is published with Apple's FastVLM:
@@ -68,7 +78,11 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 
 def transformers_card(config: ModelConfig, quantised: int = 0) -> str:
     """README.md of a folder written for transformers from a model with so many quantised layers."""
-    coarse = f"{quantised} layers had been quantised and hold the values that were left of their weights. " if quantised else ""
+    coarse = (
+        f"{quantised} layers had been quantised and hold the values that were left of their weights. "
+        if quantised
+        else ""
+    )
     return f"""---
 {_front_matter(config, "transformers")}---
 # {_plain(Path(config.source.name).name or "FastVLM")} for transformers

@@ -77,7 +77,9 @@ def from_llava(
     )
 
 
-def from_transformers(theirs: dict[str, Any], folder: Path, *, name: str, layout: str, fit: Fit | None = None) -> ModelConfig:
+def from_transformers(
+    theirs: dict[str, Any], folder: Path, *, name: str, layout: str, fit: Fit | None = None
+) -> ModelConfig:
     """Read transformers' settings, of the current and earlier releases; raises CheckpointError as `from_llava` does.
 
     `folder` is where its processor's settings are: the size of the picture and whether it is padded.
@@ -88,7 +90,10 @@ def from_transformers(theirs: dict[str, Any], folder: Path, *, name: str, layout
     _check_only(theirs, ONLY_TRANSFORMERS)
     _check_only(text, ONLY_QWEN2, "text_config.")
     architecture = str(vision.get("architecture")).split(".")[0]
-    check(architecture == ARCHITECTURE, f"vision_config.architecture is {shown(architecture)}, FastVLM has {ARCHITECTURE!r}")
+    check(
+        architecture == ARCHITECTURE,
+        f"vision_config.architecture is {shown(architecture)}, FastVLM has {ARCHITECTURE!r}",
+    )
     for key in model_args:
         check(key in MODEL_ARGS, f"vision_config.model_args has {shown(key)}, of which FastVLM knows nothing")
     tied = any(_flag(table, "tie_word_embeddings") for table in (theirs, text) if "tie_word_embeddings" in table)
@@ -189,7 +194,10 @@ def _transformers_image(theirs: dict[str, Any], processor: dict[str, Any], fit: 
     """The picture's size and fit: from the processor's settings, else the side of a square of `image_seq_length` tokens."""
     sides = _check_processor(processor)
     tokens = theirs.get("image_seq_length", 0)
-    check(type(tokens) is int and 0 <= tokens <= 1 << 20, f"image_seq_length is {shown(tokens)}, expected a number of tokens")
+    check(
+        type(tokens) is int and 0 <= tokens <= 1 << 20,
+        f"image_seq_length is {shown(tokens)}, expected a number of tokens",
+    )
     check(math.isqrt(tokens) ** 2 == tokens, f"image_seq_length is {tokens}, which is no square")
     size = sides[0] if sides else STRIDE * math.isqrt(tokens) or ImageConfig().size
     pad = processor.get("do_pad") is True
@@ -206,7 +214,10 @@ def _check_processor(processor: dict[str, Any]) -> list[Any]:
     ratio = processor.get("image_aspect_ratio")
     check(ratio in (None, "pad", "square"), f"image processor: image_aspect_ratio is {shown(ratio)}, FastVLM has 'pad'")
     sides = [side for key in ("size", "crop_size", "pad_size") for side in _sides(processor.get(key))]
-    check(all(side == sides[0] for side in sides), f"the image processor has sides of {shown(sides)} pixels, FastVLM's are one")
+    check(
+        all(side == sides[0] for side in sides),
+        f"the image processor has sides of {shown(sides)} pixels, FastVLM's are one",
+    )
     return sides
 
 

@@ -106,7 +106,9 @@ def to_transformers(
     tensors = dict(opened.weights())
     _check(tensors, resolved, name)
     if resolved.quantization:
-        coarse = f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
+        coarse = (
+            f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
+        )
         warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
@@ -125,7 +127,10 @@ def to_transformers(
 
     announce(config.source.license)
     texts = _settings(config, image) | _tokenizer_files(exported, config)
-    texts |= {"README.md": transformers_card(config, len(resolved.quantization)), "LICENSE": licence_text(folder, config)}
+    texts |= {
+        "README.md": transformers_card(config, len(resolved.quantization)),
+        "LICENSE": licence_text(folder, config),
+    }
     nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config, "cpu").flat_parameters().values())
     with new_folder(out, nbytes, force) as partial:
         if say:
@@ -148,7 +153,9 @@ def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None
         or mx.issubdtype(tensors[path].dtype, mx.floating) != mx.issubdtype(parameter.dtype, mx.floating)
     }
     if wrong:
-        raise CheckpointError(f"{name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again.")
+        raise CheckpointError(
+            f"{name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again."
+        )
 
 
 def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
@@ -159,7 +166,9 @@ def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
         tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     image = tokenizer.token_to_id(IMAGE)
     if image is None or not tokenizer.get_added_tokens_decoder().get(image, AddedToken("")).special:
-        raise CheckpointError(f"{opened.name}: {IMAGE!r} is an ordinary word of its vocabulary; name another `tokenizer`.")
+        raise CheckpointError(
+            f"{opened.name}: {IMAGE!r} is an ordinary word of its vocabulary; name another `tokenizer`."
+        )
     return tokenizer, int(image)
 
 

@@ -74,7 +74,9 @@ def _tower(source: Tensors, config: VisionConfig) -> Named:
             block = source.under(f"network.{blocks}.{i}")
             if stage in ATTENTION_STAGES:
                 yield from _attention(block, f"{ours}.blocks.{i}")
-                yield from _convffn(block.under("convffn"), block.exactly("layer_scale_2"), f"{ours}.blocks.{i}.convffn")
+                yield from _convffn(
+                    block.under("convffn"), block.exactly("layer_scale_2"), f"{ours}.blocks.{i}.convffn"
+                )
             else:
                 yield from _depthwise(block.under("token_mixer.reparam_conv"), f"{ours}.blocks.{i}.token_mixer")
                 yield from _convffn(block.under("convffn"), block.exactly("layer_scale"), f"{ours}.blocks.{i}.convffn")
@@ -112,7 +114,9 @@ def _downsample(source: Tensors, ours: str, widen: int) -> Named:
 
 
 def _convffn(source: Tensors, layer_scale: mx.array, ours: str) -> Named:
-    scale, shift = batch_norm({name: source.take(f"conv.bn.{name}") for name in ("weight", "bias", "running_mean", "running_var")})
+    scale, shift = batch_norm(
+        {name: source.take(f"conv.bn.{name}") for name in ("weight", "bias", "running_mean", "running_var")}
+    )
     yield f"{ours}.conv.weight", source.exactly("conv.conv.weight").transpose(0, 2, 3, 1) * scale[:, None, None, None]
     fc1 = source.exactly("fc1.weight").squeeze((2, 3))
     yield f"{ours}.fc1.bias", source.exactly("fc1.bias") + fc1 @ shift

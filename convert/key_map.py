@@ -79,7 +79,10 @@ def _decoder(source: str, head: str, part: str = "{p}", *, weight: str = "weight
 
 
 def _projector(first: str, second: str, part: str = "{p}") -> Table:
-    return (Rename(f"{first}.{part}", f"projector.linear_1.{part}"), Rename(f"{second}.{part}", f"projector.linear_2.{part}"))
+    return (
+        Rename(f"{first}.{part}", f"projector.linear_1.{part}"),
+        Rename(f"{second}.{part}", f"projector.linear_2.{part}"),
+    )
 
 
 # Apple's own: the tower as published, or with the branches it is trained with.
@@ -181,13 +184,17 @@ def _transformers_training_blocks() -> Iterable[Row]:
     mobile_one = _timm(MOBILE_ONE)
     yield Group(TIMM_TOWER + "stem.{i}", mobile_one, "vision.patch_embed.{i}.reparam_conv", branches.mobile_one)
     for stage, downsample, position, block in _stages():
-        yield Group(stage + "blocks.{b}.token_mixer", _timm(REP_MIXER), block + "token_mixer.reparam_conv", branches.rep_mixer)
+        yield Group(
+            stage + "blocks.{b}.token_mixer", _timm(REP_MIXER), block + "token_mixer.reparam_conv", branches.rep_mixer
+        )
         if downsample:
             theirs = stage + "downsample.proj."
             yield Group(theirs + "0", _timm(LARGE_KERNEL), downsample + "proj.0.lkb_reparam", branches.large_kernel)
             yield Group(theirs + "1", mobile_one, downsample + "proj.1.reparam_conv", branches.mobile_one)
         if position:
-            yield Group(stage + "pos_emb.pos_enc", _timm(("weight", "bias")), position + "reparam_conv", branches.rep_cpe)
+            yield Group(
+                stage + "pos_emb.pos_enc", _timm(("weight", "bias")), position + "reparam_conv", branches.rep_cpe
+            )
     yield Group(TIMM_TOWER + "final_conv", mobile_one, "vision.conv_exp.reparam_conv", branches.mobile_one)
 
 
@@ -205,7 +212,9 @@ def _convolution(source: str, target: str) -> Table:
 
 def _mlx_vlm() -> Iterable[Row]:
     ours = "vision."
-    yield from _convolution(MLX_VLM_TOWER + "patch_embed.blocks.{i}.reparam_conv", ours + "patch_embed.{i}.reparam_conv")
+    yield from _convolution(
+        MLX_VLM_TOWER + "patch_embed.blocks.{i}.reparam_conv", ours + "patch_embed.{i}.reparam_conv"
+    )
     for conv in (
         "network.{i}.{b}.token_mixer.reparam_conv", "network.{i}.{b}.convffn.fc1", "network.{i}.{b}.convffn.fc2",
         "network.{i}.proj.0.lkb_reparam", "network.{i}.proj.1.reparam_conv", "network.{i}.reparam_conv",

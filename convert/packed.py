@@ -32,11 +32,15 @@ def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
     `sources` leads from tensors of the published form to their names in the checkpoint, by which config.json makes exceptions.
     Raises CheckpointError for settings that are missing or that MLX does not have.
     """
-    layers = {target.removesuffix(".scales"): source for target, source in sources.items() if target.endswith(".scales")}
+    layers = {
+        target.removesuffix(".scales"): source for target, source in sources.items() if target.endswith(".scales")
+    }
     if not layers:
         return {}
     table = theirs.get("quantization") or theirs.get("quantization_config")
-    check(isinstance(table, dict), f"quantization is {shown(table)}, expected a table, since there are quantised tensors")
+    check(
+        isinstance(table, dict), f"quantization is {shown(table)}, expected a table, since there are quantised tensors"
+    )
     assert isinstance(table, dict)
     plan = {}
     for layer, source in layers.items():
@@ -45,8 +49,15 @@ def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
         check(isinstance(entry, dict), f"quantization says {shown(entry)} of {path}, which is quantised")
         bits, group_size, mode = ((table | entry).get(key) for key in ("bits", "group_size", "mode"))
         mode = "affine" if mode is None else mode
-        right = type(bits) is type(group_size) is int and isinstance(mode, str) and (bits, group_size) in FORMS.get(mode, ())
-        check(right, f"quantization of {path}: MLX has no {shown(bits)} bits in groups of {shown(group_size)}, mode {shown(mode)}")
+        right = (
+            type(bits) is type(group_size) is int
+            and isinstance(mode, str)
+            and (bits, group_size) in FORMS.get(mode, ())
+        )
+        check(
+            right,
+            f"quantization of {path}: MLX has no {shown(bits)} bits in groups of {shown(group_size)}, mode {shown(mode)}",
+        )
         plan[layer] = QuantConfig(bits, group_size, mode)
     return plan
 
@@ -64,7 +75,11 @@ def unpacked_shapes(found: Shapes, kinds: dict[str, str], plan: Plan, names: dic
         if missing:
             raise CheckpointError(f"{names[scales]!r} comes without its {missing[0]}; fetch the checkpoint again.")
         width = found[scales][-1] * q.group_size if found[scales] else 0
-        right = kinds[weight] == "U32" and found[weight] == (*found[scales][:-1], width * q.bits // 32) and len(found[weight]) == 2
+        right = (
+            kinds[weight] == "U32"
+            and found[weight] == (*found[scales][:-1], width * q.bits // 32)
+            and len(found[weight]) == 2
+        )
         for part in parts[1:]:
             kind = kinds[f"{layer}.{part}"]
             right &= kind == "U8" if q.mode != "affine" else kind in ("F32", "F16", "BF16")

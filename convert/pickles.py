@@ -17,7 +17,13 @@ from fastvlm_mlx.files.safetensors import MAX_DIMENSIONS, MAX_SIZE, Tensor
 from fastvlm_mlx.files.unzip import Bounded
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-OF_THE_TRAINING = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what Trainer leaves beside the weights
+OF_THE_TRAINING = (
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "rng_state",
+    "scaler",
+)  # what Trainer leaves beside the weights
 INSTEAD = "save the weights as safetensors instead"
 
 
@@ -36,7 +42,9 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
         header = {name: _described(path, name, tensor) for name, tensor in _open(path).items()}
         twice = tensors.keys() & header.keys()
         if twice:
-            raise CheckpointError(f"{folder}: {listed(sorted(twice))} are stored in two files; remove the files left over.")
+            raise CheckpointError(
+                f"{folder}: {listed(sorted(twice))} are stored in two files; remove the files left over."
+            )
         tensors |= header
     return tensors
 
@@ -69,9 +77,13 @@ def _open(path: Path) -> dict[str, Any]:
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    plain = isinstance(state, dict) and all(isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in state.items())
+    plain = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(t, torch.Tensor) for name, t in state.items()
+    )
     if not plain:
-        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a table of names and tensors; {INSTEAD}.")
+        raise CheckpointError(
+            f"{path}: holds a {type(state).__name__}, expected a table of names and tensors; {INSTEAD}."
+        )
     return dict(state)
 
 
@@ -97,10 +109,17 @@ def _check_archive(path: Path) -> None:
         with Bounded(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+        ) from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeError) as error:
-        raise CheckpointError(f"{path}: not an archive as PyTorch writes it, or damaged; {INSTEAD}, or fetch it again.") from error
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        raise CheckpointError(
+            f"{path}: not an archive as PyTorch writes it, or damaged; {INSTEAD}, or fetch it again."
+        ) from error
+    if (
+        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        or sum(entry.file_size for entry in entries) > size
+    ):
         raise CheckpointError(f"{path}: a compressed archive, which PyTorch does not write; {INSTEAD}.")
 
 

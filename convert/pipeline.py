@@ -27,9 +27,7 @@ from .source import Source, open_source, open_tower
 from .tokenizer import read_tokenizer
 
 HEAD, EMBEDDING = "text.lm_head", "text.embed_tokens"
-UNPACKED = (
-    "quantised layers whose columns stand in another order here, or that are stacked with others quantised otherwise, are unpacked"
-)
+UNPACKED = "quantised layers whose columns stand in another order here, or that are stacked with others quantised otherwise, are unpacked"
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
@@ -60,9 +58,13 @@ def open_foreign(
     _check_shapes(config, sources)
     kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})
     if kept.unpacked:
-        theirs = [each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked]
+        theirs = [
+            each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked
+        ]
         warnings.warn(f"{name}: {UNPACKED}: {listed(theirs)}.", FastVLMWarning, stacklevel=3)
-    config = replace(config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers)
+    config = replace(
+        config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers
+    )
 
     @cache
     def resolve() -> ModelConfig:
@@ -105,9 +107,13 @@ def convert(
     """
     check_dtype(dtype)
     if is_ours(folder):
-        raise CheckpointError(f"{folder} is converted already; use it as it is, or convert it with `to='transformers'`.")
+        raise CheckpointError(
+            f"{folder} is converted already; use it as it is, or convert it with `to='transformers'`."
+        )
     check_place(folder, out)
-    opened = open_foreign(folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
+    opened = open_foreign(
+        folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit
+    )
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
@@ -132,7 +138,11 @@ def convert(
         if parameters:
             raise AssertionError(f"folding left out {listed(parameters)}")
 
-    texts = {"tokenizer.json": opened.tokenizer.to_json(), "README.md": model_card(config), "LICENSE": licence_text(folder, config)}
+    texts = {
+        "tokenizer.json": opened.tokenizer.to_json(),
+        "README.md": model_card(config),
+        "LICENSE": licence_text(folder, config),
+    }
     save(out, config, cast(), texts, nbytes=nbytes, force=force)
     return config
 
@@ -182,7 +192,9 @@ def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
         shapes = source.shapes()
         found |= shapes
         holders |= dict.fromkeys(shapes, source)
-    if config.text.tie_word_embeddings and f"{HEAD}.weight" in found:  # stored all the same: equal or not is settled on loading
+    if (
+        config.text.tie_word_embeddings and f"{HEAD}.weight" in found
+    ):  # stored all the same: equal or not is settled on loading
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
 
     def name_of(target: str) -> str:

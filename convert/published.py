@@ -40,7 +40,9 @@ def check(found: Shapes, config: ModelConfig, source_name: Callable[[str], str])
         raise CheckpointError(f"tensors {listed(missing)} are missing; fetch the checkpoint again.")
     surplus = [source_name(name) for name in found if name not in expected]
     if surplus:
-        raise CheckpointError(f"tensors {listed(surplus)} are more than config.json's sizes call for; do the two belong together?")
+        raise CheckpointError(
+            f"tensors {listed(surplus)} are more than config.json's sizes call for; do the two belong together?"
+        )
     for name, shape in expected.items():
         if found[name] != shape and name in VOCAB_MATRICES and found[name][1:] == shape[1:]:
             raise CheckpointError(

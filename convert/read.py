@@ -60,9 +60,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     if not tensors:
         tensors, arrays = pickles.read_headers(folder), pickles.load
     if not tensors:
-        raise CheckpointError(f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}.")
+        raise CheckpointError(
+            f"{folder}: no *.safetensors in it; expected model.safetensors or shards with {shards.INDEX}."
+        )
     if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(f"{folder}: holds {len(tensors)} tensors, FastVLM has at most {MAX_TENSORS}; check the folder.")
+        raise CheckpointError(
+            f"{folder}: holds {len(tensors)} tensors, FastVLM has at most {MAX_TENSORS}; check the folder."
+        )
     check_plain(tensors, config)
     names = unwrapped(tensors)
     return Checkpoint(folder, config, {names[stored]: tensor for stored, tensor in tensors.items()}, names, arrays)

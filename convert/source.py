@@ -67,7 +67,9 @@ class Source(NamedTuple):
     @property
     def has_tower(self) -> bool:
         """Whether the image encoder is among the weights."""
-        return any(target.startswith(TOWER) for target in (*self.plan.renames, *(group.target for group in self.plan.merges)))
+        return any(
+            target.startswith(TOWER) for target in (*self.plan.renames, *(group.target for group in self.plan.merges))
+        )
 
     def tower(self) -> "Source":
         """The image encoder alone."""

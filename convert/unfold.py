@@ -81,7 +81,13 @@ def _block(source: Tensors, name: str, width: int, *, attention: bool) -> Named:
     scales = ("layer_scale_1", "layer_scale_2") if attention else ("layer_scale",)
     yield from ((f"{name}.{scale}", mx.ones((width, 1, 1))) for scale in scales)
     if attention:
-        for part in ("norm.weight", "norm.bias", "token_mixer.qkv.weight", "token_mixer.proj.weight", "token_mixer.proj.bias"):
+        for part in (
+            "norm.weight",
+            "norm.bias",
+            "token_mixer.qkv.weight",
+            "token_mixer.proj.weight",
+            "token_mixer.proj.bias",
+        ):
             yield f"{name}.{part}", source.take(part)
     else:
         yield from _convolution(source.under("token_mixer"), f"{name}.token_mixer.reparam_conv")

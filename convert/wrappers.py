@@ -8,14 +8,39 @@ from collections.abc import Iterable
 
 from fastvlm_mlx.errors import CheckpointError, counted, listed, shown
 
-WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "base_model"}
-ROOTS = {"model", "lm_head", "language_model", "vision_tower", "mm_projector", "multi_modal_projector"}  # where layouts begin
+WRAPPERS = {
+    "module",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",
+    "base_model",
+}
+ROOTS = {
+    "model",
+    "lm_head",
+    "language_model",
+    "vision_tower",
+    "mm_projector",
+    "multi_modal_projector",
+}  # where layouts begin
 OUTER = ("model.model.", "model.lm_head.")  # names of a model that is an attribute called model itself
 MAX_OUTER = 4  # trainers around each other
-TOWER, INNER = "model.vision_tower.vision_tower.", "model."  # which trainers that build the image encoder by themselves leave out
+TOWER, INNER = (
+    "model.vision_tower.vision_tower.",
+    "model.",
+)  # which trainers that build the image encoder by themselves leave out
 
 # Signs of what is no plain model, in the components of a name.
-ADAPTERS = {"lora_A", "lora_B", "lora_magnitude_vector", "lora_embedding_A", "lora_embedding_B", "base_layer", "modules_to_save"}
+ADAPTERS = {
+    "lora_A",
+    "lora_B",
+    "lora_magnitude_vector",
+    "lora_embedding_A",
+    "lora_embedding_B",
+    "base_layer",
+    "modules_to_save",
+}
 ADAPTERS |= {"lora_a", "lora_b"}  # MLX's
 FOREIGN = {
     "absmax": "bitsandbytes", "quant_map": "bitsandbytes", "quant_state": "bitsandbytes", "nested_absmax": "bitsandbytes",
@@ -32,7 +57,8 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
         clean = {name: inner.removeprefix(outer) for name, inner in clean.items()}
     if not any(inner.startswith(TOWER + INNER) for inner in clean.values()):
         clean = {
-            name: inner.replace(TOWER, TOWER + INNER, 1) if inner.startswith(TOWER) else inner for name, inner in clean.items()
+            name: inner.replace(TOWER, TOWER + INNER, 1) if inner.startswith(TOWER) else inner
+            for name, inner in clean.items()
         }
     if len(set(clean.values())) != len(clean):
         first: dict[str, str] = {}
@@ -64,9 +90,15 @@ def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
         )
     table = config.get("quantization_config")
     method = table.get("quant_method") if isinstance(table, dict) else None
-    if isinstance(table, dict) and method is None and any(table.get(key) is True for key in ("load_in_4bit", "load_in_8bit")):
+    if (
+        isinstance(table, dict)
+        and method is None
+        and any(table.get(key) is True for key in ("load_in_4bit", "load_in_8bit"))
+    ):
         method = "bitsandbytes"  # as its older versions wrote it
-    found = shown(method) if method is not None else next((FOREIGN[part] for part in sorted(parts & FOREIGN.keys())), None)
+    found = (
+        shown(method) if method is not None else next((FOREIGN[part] for part in sorted(parts & FOREIGN.keys())), None)
+    )
     if found is not None:
         raise CheckpointError(
             f"The weights are quantised by {found}, which MLX cannot read; save the model in bfloat16 (for bitsandbytes: "

@@ -85,7 +85,10 @@ class VisionConfig:
     def __post_init__(self) -> None:
         for name, sizes in (("depths", self.depths), ("widths", self.widths)):
             check(len(sizes) == STAGES, f"vision {name} has {len(sizes)} entries, expected {STAGES}")
-            _positive(MAX_BLOCKS if name == "depths" else 1 << 24, **{f"vision {name}[{i}]": size for i, size in enumerate(sizes)})
+            _positive(
+                MAX_BLOCKS if name == "depths" else 1 << 24,
+                **{f"vision {name}[{i}]": size for i, size in enumerate(sizes)},
+            )
         _positive(mlp_ratio=self.mlp_ratio)
         _real(layer_norm_eps=self.layer_norm_eps)
         for before, after in zip(self.widths, self.widths[1:], strict=False):
@@ -121,7 +124,10 @@ class TextConfig:
         _positive(MAX_BLOCKS, num_hidden_layers=self.num_hidden_layers)
         _real(rope_theta=self.rope_theta, rms_norm_eps=self.rms_norm_eps)
         heads, kv = self.num_attention_heads, self.num_key_value_heads
-        check(self.hidden_size % heads == 0, f"hidden_size {self.hidden_size} is not a multiple of its {heads} attention heads")
+        check(
+            self.hidden_size % heads == 0,
+            f"hidden_size {self.hidden_size} is not a multiple of its {heads} attention heads",
+        )
         check(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd; rotary positions need an even one")
         check(heads % kv == 0, f"{heads} attention heads cannot share {kv} key-value heads evenly")
 
@@ -220,7 +226,9 @@ class ModelConfig:
                 "vision": _build(VisionConfig, "vision.", data.get("vision", {})),
                 "image": _build(ImageConfig, "image.", data.get("image", {})),
                 "source": _build(SourceConfig, "source.", data.get("source", {})),
-                "quantization": {path: _build(QuantConfig, f"quantization.{path}.", q) for path, q in quantization.items()},
+                "quantization": {
+                    path: _build(QuantConfig, f"quantization.{path}.", q) for path, q in quantization.items()
+                },
             },
         )
 
@@ -231,7 +239,9 @@ def _build(cls: type[T], prefix: str, data: Any) -> T:
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     unknown = [prefix + name for name in data if name not in fields]
     check(not unknown, f"unknown entries {listed(unknown)}")
-    required = (f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+    required = (
+        f for f in fields.values() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    )
     missing = [prefix + f.name for f in required if f.name not in data]
     check(not missing, f"missing entries {listed(missing)}")
     kinds: dict[object, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}

@@ -182,7 +182,9 @@ class VLM:
 
         return answer_or_return(self.engine, self.engine.prepare_or_return(questions, system=system), options)
 
-    def _answer_all(self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None) -> Answers[Answer]:
+    def _answer_all(
+        self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None
+    ) -> Answers[Answer]:
         from .decoding.batch import answer_in_order  # not on the way to a first answer
 
         return answer_in_order(self.engine, self.engine.prepare_all(questions, system=system), options)
@@ -243,7 +245,9 @@ class VLM:
         return embeddings if isinstance(image, (list, tuple)) else embeddings[0]
 
     def __reduce__(self) -> NoReturn:
-        raise FastVLMError("A loaded model cannot be copied or sent to another process; load it there again, by its name.")
+        raise FastVLMError(
+            "A loaded model cannot be copied or sent to another process; load it there again, by its name."
+        )
 
     def __repr__(self) -> str:
         return repr(self.engine).replace("Engine(", "VLM(", 1)

@@ -40,9 +40,13 @@ def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, show_progress=False))
+    bpe.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, show_progress=False)
+    )
     model = json.loads(bpe.to_str())["model"]
     (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]) + "\n")
@@ -51,7 +55,9 @@ def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "added_tokens.json").write_text(json.dumps(added))
     described = {str(i): {"content": name, "special": True, "normalized": False} for name, i in added.items()}
     settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": described, "eos_token": "<|im_end|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|endoftext|>", "unk_token": None}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"pad_token": "<|endoftext|>", "unk_token": None})
+    )
     return folder
 
 

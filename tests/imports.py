@@ -144,7 +144,9 @@ def allowed(package: Path, beside: Mapping[str, Iterable[str]]) -> dict[str, set
             text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
             _, said, rooms = text.partition(MAY_IMPORT)
             if not said:
-                raise AssertionError(f"{name}/__init__ says {text!r}, expected at its end '{MAY_IMPORT}' and the rooms below it")
+                raise AssertionError(
+                    f"{name}/__init__ says {text!r}, expected at its end '{MAY_IMPORT}' and the rooms below it"
+                )
             found[name] = {each.strip() for each in rooms.rstrip(".").split(",")} - {"nothing"}
     return found
 

@@ -24,8 +24,16 @@ def transformers(apple: Path, out: Path, **settings: Any) -> Path:
         del weights["lm_head.weight"]
     text = {name: theirs[name] for name in (*checkpoint.TEXT, "vocab_size", "rms_norm_eps", "hidden_act")}
     text |= {"model_type": "qwen2", "rope_parameters": {"rope_theta": theirs["rope_theta"], "rope_type": "default"}}
-    text |= {"layer_types": ["full_attention"] * theirs["num_hidden_layers"], "use_sliding_window": False, "eos_token_id": None}
-    args = {"inference_mode": True, "layers": theirs["vision_config"]["depths"], "embed_dims": theirs["vision_config"]["widths"]}
+    text |= {
+        "layer_types": ["full_attention"] * theirs["num_hidden_layers"],
+        "use_sliding_window": False,
+        "eos_token_id": None,
+    }
+    args = {
+        "inference_mode": True,
+        "layers": theirs["vision_config"]["depths"],
+        "embed_dims": theirs["vision_config"]["widths"],
+    }
     config = {
         "model_type": "fast_vlm", "architectures": ["FastVlmForConditionalGeneration"], "dtype": "bfloat16",
         "image_token_index": 5, "image_seq_length": 4, "projector_hidden_act": "gelu", "multimodal_projector_bias": True,
@@ -59,7 +67,9 @@ def mlx_vlm(apple: Path, out: Path, bits: Bits | None = None, **settings: Any) -
 def mlx_vlm_name(name: str) -> str:
     """Apple's name as mlx-vlm has it."""
     if name.startswith(APPLE_TOWER):
-        return "vision_tower.vision_model." + name.removeprefix(APPLE_TOWER).replace("patch_embed.", "patch_embed.blocks.")
+        return "vision_tower.vision_model." + name.removeprefix(APPLE_TOWER).replace(
+            "patch_embed.", "patch_embed.blocks."
+        )
     return name.removeprefix("model.") if "mm_projector" in name else f"language_model.{name}"
 
 
@@ -71,7 +81,11 @@ def apple_mlx(apple: Path, out: Path, bits: Bits | None = None, **settings: Any)
         if name.startswith(APPLE_TOWER) or (name == "lm_head.weight" and theirs["tie_word_embeddings"]):
             continue
         projector = name.startswith("model.mm_projector.")
-        name = name.replace("model.mm_projector.", "multi_modal_projector.linear_") if projector else f"language_model.{name}"
+        name = (
+            name.replace("model.mm_projector.", "multi_modal_projector.linear_")
+            if projector
+            else f"language_model.{name}"
+        )
         weights[name] = array
     return _write(apple, out, weights, theirs | _quantize(weights, bits) | {"image_token_index": 5} | settings, "mlx")
 

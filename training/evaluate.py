@@ -132,7 +132,9 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| question | asked | exactly right | 95 % interval |", "|---|---|---|---|"]
     for row in rows:
         low, high = row.interval
-        lines.append(f"| {row.kind} | {row.asked} | {100 * row.right / row.asked:.1f} % | {100 * low:.1f}-{100 * high:.1f} % |")
+        lines.append(
+            f"| {row.kind} | {row.asked} | {100 * row.right / row.asked:.1f} % | {100 * low:.1f}-{100 * high:.1f} % |"
+        )
     return "\n".join(lines)
 
 
@@ -141,7 +143,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="checkpoint folder (torch), or what fastvlm_mlx.load takes (mlx)")
     parser.add_argument("--backend", choices=("torch", "mlx"), default="torch")
-    parser.add_argument("--compare", type=Path, help="also ask PyTorch with this checkpoint; print the share of equal texts")
+    parser.add_argument(
+        "--compare", type=Path, help="also ask PyTorch with this checkpoint; print the share of equal texts"
+    )
     parser.add_argument("--pictures", type=int, default=400)
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--max-characters", type=int, default=4, help="longest printed text")
@@ -163,7 +167,9 @@ def main() -> None:
     text = markdown(rows)
     if args.compare:
         others = ask_all(torch_backend(args.compare))
-        pairs = [(a, b) for mine, theirs in zip(answers, others, strict=True) for a, b in zip(mine, theirs, strict=True)]
+        pairs = [
+            (a, b) for mine, theirs in zip(answers, others, strict=True) for a, b in zip(mine, theirs, strict=True)
+        ]
         equal_pictures = sum(mine == theirs for mine, theirs in zip(answers, others, strict=True))
         equal = sum(a == b for a, b in pairs)
         result["equal_texts"] = {"answers": equal, "asked": len(pairs), "pictures": equal_pictures, "of": len(items)}

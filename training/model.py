@@ -20,7 +20,9 @@ os.environ.setdefault("TIMM_FUSED_ATTN", "0")  # read by timm at import
 
 try:
     import torchvision  # noqa: F401
-except RuntimeError:  # PyPI's torchvision beside a CPU build of torch: it asks for two operators that its library has not brought
+except (
+    RuntimeError
+):  # PyPI's torchvision beside a CPU build of torch: it asks for two operators that its library has not brought
     _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for _name in ("nms", "qnms"):
         _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
@@ -201,7 +203,9 @@ class FastVLM(nn.Module):
 
     def hidden(self, embeddings: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Final hidden states (B, L, D) under an additive mask (B, 1, L, L)."""
-        output: Any = self.decoder.model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False)
+        output: Any = self.decoder.model(
+            inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+        )
         states: Tensor = output.last_hidden_state
         return states
 

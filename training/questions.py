@@ -297,7 +297,9 @@ def ask(scene: Scene, rng: np.random.Generator, limit: int | None = None, held_o
             add("position", position_question(where, kind), _sentence(_name(other)))
         if absent and rng.random() < 0.5:
             kind = _pick(rng, tuple(absent))
-            question = colour_question(kind) if rng.random() < 0.5 else position_question(_pick(rng, tuple(WHERE)), kind)
+            question = (
+                colour_question(kind) if rng.random() < 0.5 else position_question(_pick(rng, tuple(WHERE)), kind)
+            )
             add("absent", question, f"I see no {kind}.")
     else:
         share = rng.random()

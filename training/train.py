@@ -28,7 +28,17 @@ from torch.utils.data import DataLoader
 
 from training import compact
 from training import tokenizer as bpe
-from training.data import IGNORE, NO_CHARACTER, NO_PLACE, Batch, World, additive_mask, fixed_items, make_batch, positions
+from training.data import (
+    IGNORE,
+    NO_CHARACTER,
+    NO_PLACE,
+    Batch,
+    World,
+    additive_mask,
+    fixed_items,
+    make_batch,
+    positions,
+)
 from training.model import Auxiliary, AuxiliarySizes, FastVLM, ModelConfig
 from training.questions import corpus
 from training.world import Options
@@ -53,11 +63,16 @@ STATE, BEFORE_DECAY = "state.pt", "state-before-decay.pt"
 def balanced(logits: Tensor, target: Tensor, nothing: int) -> Tensor:
     """Cross-entropy where most places hold "nothing": the mean over things plus the mean over nothings."""
     loss = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
-    things, nothings = (target.flatten() != nothing).float(), (target.flatten() == nothing).float()  # IGNORE has a loss of 0
+    things, nothings = (
+        (target.flatten() != nothing).float(),
+        (target.flatten() == nothing).float(),
+    )  # IGNORE has a loss of 0
     return (loss * things).sum() / things.sum().clamp(min=1) + (loss * nothings).sum() / nothings.sum()
 
 
-def auxiliary_losses(outputs: dict[str, Tensor], targets: dict[str, Tensor], sizes: AuxiliarySizes) -> dict[str, Tensor]:
+def auxiliary_losses(
+    outputs: dict[str, Tensor], targets: dict[str, Tensor], sizes: AuxiliarySizes
+) -> dict[str, Tensor]:
     """One loss per auxiliary head."""
     objects = F.binary_cross_entropy_with_logits(outputs["objects"], targets["objects"], reduction="none")
     objects = objects * (targets["objects"] != IGNORE)
@@ -187,10 +202,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.03)
     parser.add_argument("--auxiliary", type=float, default=1.0, help="factor on all auxiliary losses")
     parser.add_argument("--text-share", type=float, default=Options.text_share)
-    parser.add_argument("--unnamed-share", type=float, default=0.25, help="of the pictures with shapes: in colours without a name")
+    parser.add_argument(
+        "--unnamed-share", type=float, default=0.25, help="of the pictures with shapes: in colours without a name"
+    )
     parser.add_argument("--max-characters", type=int, default=Options.max_characters)
     parser.add_argument("--image-size", type=int, default=ModelConfig.image_size)
-    parser.add_argument("--bfloat16", action="store_true", help="compute in it: half as long again as fast where the CPU has it")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="compute in it: half as long again as fast where the CPU has it"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="that train on shared weights, one per core")
     parser.add_argument("--threads", type=int, default=1, help="per process")
@@ -316,11 +335,16 @@ def train(args: argparse.Namespace) -> None:
     auxiliary.share_memory()
 
     options = Options(
-        config.image_size, text_share=args.text_share, max_characters=args.max_characters, unnamed_share=args.unnamed_share
+        config.image_size,
+        text_share=args.text_share,
+        max_characters=args.max_characters,
+        unnamed_share=args.unnamed_share,
     )
     items = fixed_items(replace(options, unnamed_share=0.0), args.validation_pictures, seed=99, held_out=True)
     validation = [make_batch(items[i : i + 32], tokenizer, config) for i in range(0, len(items), 32)]
-    shared = Shared(args, model, auxiliary, tokenizer, options, optimizer_state, time.monotonic(), context.Event(), *counts)
+    shared = Shared(
+        args, model, auxiliary, tokenizer, options, optimizer_state, time.monotonic(), context.Event(), *counts
+    )
     others = [context.Process(target=assist, args=(shared, rank), daemon=True) for rank in range(1, args.processes)]
     for process in others:
         process.start()

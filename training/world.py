@@ -192,7 +192,9 @@ def _background_colour(rng: np.random.Generator, avoid: list[Colour], contrast: 
     return best if best_distance >= contrast else None
 
 
-def _background(rng: np.random.Generator, height: int, width: int, avoid: list[Colour], contrast: float) -> Array | None:
+def _background(
+    rng: np.random.Generator, height: int, width: int, avoid: list[Colour], contrast: float
+) -> Array | None:
     """A plain or textured background, (H, W, 3) float32, 0-255, whose colours all keep the contrast."""
     first = _background_colour(rng, avoid, contrast)
     if first is None:
@@ -356,7 +358,9 @@ def _choose_shapes(
             reach = size / 2 + 1
             x, y = rng.uniform(reach, width - reach), rng.uniform(reach, height - reach)
             clear = all(math.hypot(x - o.x, y - o.y) > (size + o.size) / 2 + 3 for o in chosen)
-            clear = clear and all(math.hypot(x - min(max(x, b[0]), b[2]), y - min(max(y, b[1]), b[3])) > reach + 3 for b in blocked)
+            clear = clear and all(
+                math.hypot(x - min(max(x, b[0]), b[2]), y - min(max(y, b[1]), b[3])) > reach + 3 for b in blocked
+            )
             if clear:
                 chosen.append(Shape(kind, colour, float(x), float(y), float(size)))
                 break
@@ -390,7 +394,13 @@ def draw(rng: np.random.Generator, options: Options) -> Scene:
     kind = options.only
     if kind is None:
         share = rng.random()
-        kind = "text" if share < options.text_share else "both" if share < options.text_share + options.both_share else "shapes"
+        kind = (
+            "text"
+            if share < options.text_share
+            else "both"
+            if share < options.text_share + options.both_share
+            else "shapes"
+        )
     while True:
         canvas_colours: list[Colour] = []
         string, text_colour, shape_count = "", (0, 0, 0), 0
@@ -399,7 +409,9 @@ def draw(rng: np.random.Generator, options: Options) -> Scene:
             text_colour = _mix(rng, str(rng.choice(COLOURS)))
             canvas_colours.append(text_colour)
         if kind != "text":
-            shape_count = int(rng.integers(1, 3)) if kind == "both" else int(rng.choice(4, p=(0.25, 0.25, 0.25, 0.25))) + 1
+            shape_count = (
+                int(rng.integers(1, 3)) if kind == "both" else int(rng.choice(4, p=(0.25, 0.25, 0.25, 0.25))) + 1
+            )
         probe = _choose_shapes(rng, options, shape_count, height, width, []) if shape_count else []
         if options.held_out:
             probe = _plan_held_out(rng, probe)

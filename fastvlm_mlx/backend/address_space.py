@@ -17,7 +17,8 @@ THREAD = 72 * MB  # a thread's stack, and what the C library puts aside for its 
 MLX_THREADS = 192 * MB  # of the threads that read files and compute, few of which allocate
 NORESERVE = 0x4000  # of Linux's mmap: addresses alone are asked for, whatever memory there is behind them
 NO_ADDRESSES = re.compile(
-    r"failed to map segment|cannot allocate memory|cannot apply additional memory|numpy C-extensions failed", re.IGNORECASE
+    r"failed to map segment|cannot allocate memory|cannot apply additional memory|numpy C-extensions failed",
+    re.IGNORECASE,
 )  # what the system's loader and NumPy say
 CALLERS = 2  # threads that call OpenBLAS: Python's and MLX's
 

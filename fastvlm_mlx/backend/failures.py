@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from ..errors import DeviceError, FastVLMError, OutOfMemoryError, shown
 
 NOT_ENOUGH_MEMORY = "There is not enough memory; use a smaller model, `bits=4` or a lower `resolution`."
-OUT_OF_MEMORY = re.compile(r"malloc\]|out ?of ?memory|insufficient memory|(unable to|cannot) allocate|bad_alloc", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"malloc\]|out ?of ?memory|insufficient memory|(unable to|cannot) allocate|bad_alloc", re.IGNORECASE
+)
 MLX = re.compile(r"\[[\w:. ]+\] |There is no Stream\(")
 DEVICE = re.compile(r"^\[(metal|cuda|gpu|event|fence|residency)\b|^cu\w*\(.* failed: ", re.IGNORECASE)
 
@@ -33,7 +35,9 @@ def explained(error: BaseException) -> FastVLMError | None:
     if is_out_of_memory(error):
         return OutOfMemoryError(NOT_ENOUGH_MEMORY)
     if type(error) is RuntimeError and DEVICE.match(str(error)):
-        return DeviceError(f"The device that computes failed ({shown(str(error))}); close other programs and try again.")
+        return DeviceError(
+            f"The device that computes failed ({shown(str(error))}); close other programs and try again."
+        )
     return None
 
 
@@ -42,7 +46,9 @@ def of_mlx(error: BaseException) -> str | None:
     message = str(error)
     if not isinstance(error, (RuntimeError, ValueError)) or not MLX.match(message):
         return None
-    return f"MLX failed ({shown(message)}); try `dtype='float32'`, another model, or the newest mlx (pip install -U mlx)."
+    return (
+        f"MLX failed ({shown(message)}); try `dtype='float32'`, another model, or the newest mlx (pip install -U mlx)."
+    )
 
 
 def spoils(error: BaseException) -> bool:

@@ -118,7 +118,9 @@ def depthwise(x: mx.array, weight: mx.array, stride: int, backend: Backend) -> m
     if _on_cpu(backend):
         return cpu.depthwise(x, weight, stride)
     reach = weight.shape[1] // 2
-    if backend == "cpu":  # where MLX's kernel writes outside maps that are smaller than its reach, unless they are padded before
+    if (
+        backend == "cpu"
+    ):  # where MLX's kernel writes outside maps that are smaller than its reach, unless they are padded before
         x, reach = mx.pad(x, [(0, 0), (reach, reach), (reach, reach), (0, 0)]), 0
     return mx.conv2d(x, weight, stride=stride, padding=reach, groups=x.shape[-1])
 

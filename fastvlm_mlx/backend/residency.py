@@ -75,7 +75,9 @@ def hold(owner: object, backend: Backend) -> None:
     if not _on_metal(backend):
         return
     _WIRED.begin()
-    weakref.finalize(owner, _WIRED.end, failed=True).atexit = False  # raises nothing; what ends the process frees everything
+    weakref.finalize(
+        owner, _WIRED.end, failed=True
+    ).atexit = False  # raises nothing; what ends the process frees everything
 
 
 def check_device(backend: Backend) -> None:

@@ -62,7 +62,9 @@ class Chain:
 
     def __init__(self, model: FastVLM, examples: Examples, layers: Collection[str] = ()):
         self.model, self.examples = model, examples
-        runs = [piece for item in examples.items for piece in (*item.pieces, item.ids) if not isinstance(piece, ImageSlot)]
+        runs = [
+            piece for item in examples.items for piece in (*item.pieces, item.ids) if not isinstance(piece, ImageSlot)
+        ]
         vocabulary = model.text.embed_tokens.weight.shape[0]
         if foreign := outside([token for run in runs for token in run], vocabulary):
             raise PromptError(

@@ -92,9 +92,15 @@ def table(estimates: Sequence[Estimate]) -> str:
         sizes = (each.weights, each.cache, each.activations, each.total)
         rows.append((each.recipe, _gb(each.stored), f"{100 * each.stored / whole:.0f} %", *map(_gb, sizes)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
     return "\n".join(
-        [*lines, f"One picture and {estimates[0].context} positions, on a GPU; weights are exact, activations estimated."]
+        [
+            *lines,
+            f"One picture and {estimates[0].context} positions, on a GPU; weights are exact, activations estimated.",
+        ]
     )
 
 

@@ -77,7 +77,9 @@ def read_questions(folder: Path) -> list[Question]:
     """The questions of a folder; without a questions.jsonl, each picture is to be described. Raises ImageError, PromptError."""
     folder = Path(paths.find(folder))
     if not folder.is_dir():
-        raise ImageError(f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}.")
+        raise ImageError(
+            f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}."
+        )
     listing = folder / QUESTIONS
     if listing.exists():
         try:
@@ -85,7 +87,9 @@ def read_questions(folder: Path) -> list[Question]:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise PromptError(f"{listing}: cannot be read ({reason}); check the file.") from error
-        questions = [_question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
+        questions = [
+            _question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()
+        ]
     else:
         pictures = sorted(path for path in folder.iterdir() if is_picture(path.name))
         questions = [Question(path, PROMPT) for path in pictures]
@@ -114,7 +118,9 @@ def questions_for(opened: OpenModel, pictures: Path | None) -> list[Question]:
     if pictures is not None:
         return read_questions(pictures)
     if not opened.built_in:
-        raise OptionError("Calibration needs pictures like those the model will be shown; name a folder of them (`pictures`).")
+        raise OptionError(
+            "Calibration needs pictures like those the model will be shown; name a folder of them (`pictures`)."
+        )
     return read_questions(find(BUILT_IN).folder / "calibration")
 
 

@@ -39,7 +39,9 @@ class Quantized:
 
     def lines(self) -> list[str]:
         """What was done and what was left alone, for people: layers by their bits, and by the reason."""
-        counts = Counter(f"{q.bits} bits in groups of {q.group_size} ({q.mode})" for q in self.config.quantization.values())
+        counts = Counter(
+            f"{q.bits} bits in groups of {q.group_size} ({q.mode})" for q in self.config.quantization.values()
+        )
         lines = [f"{counted(count, 'layer')}: {description}" for description, count in sorted(counts.items())]
         reasons: dict[str, Counter[str]] = defaultdict(Counter)
         for path, reason in self.left.items():
@@ -98,11 +100,15 @@ def quantize(
     if recipe.target_bits is not None or measure:
         exact.load_weights()
     if measure:
-        reference = quality.reference(exact, questions, "unquantised", lambda done, total: step("Answering", done, total))
+        reference = quality.reference(
+            exact, questions, "unquantised", lambda done, total: step("Answering", done, total)
+        )
     if recipe.target_bits is not None:
         search.budget_bytes(exact.model, chosen, recipe)
         examples = (
-            reference.examples if reference else answered(exact, questions, lambda done, total: step("Answering", done, total))
+            reference.examples
+            if reference
+            else answered(exact, questions, lambda done, total: step("Answering", done, total))
         )
         state = search.SearchState.open(state_file(out), search.fingerprint(exact, examples, recipe))
         chosen = _calibrated(exact, examples, recipe, state, partial(step, "Calibrating"))
@@ -118,7 +124,12 @@ def quantize(
     qualities: list[quality.Quality] = []
     with new_folder(out, nbytes, force) as unfinished:
         total = len(FastVLM(config, "cpu").flat_parameters())
-        write(unfinished, config, _stored(weights(), config, str(folder), lambda done: step("Writing", done, total)), texts)
+        write(
+            unfinished,
+            config,
+            _stored(weights(), config, str(folder), lambda done: step("Writing", done, total)),
+            texts,
+        )
         if reference is not None:
             del exact, weights
             result = Engine(open_ours(unfinished, out.name))
@@ -172,7 +183,9 @@ def _calibrated(
     return search.calibrate(exact, examples, recipe, state, step)
 
 
-def _stored(weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]) -> Iterator[tuple[str, mx.array]]:
+def _stored(
+    weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]
+) -> Iterator[tuple[str, mx.array]]:
     """Every tensor as the folder holds it, one at a time."""
     kind: mx.Dtype = getattr(mx, config.dtype)
     for done, (name, array) in enumerate(weights, start=1):

@@ -73,8 +73,14 @@ def reference(engine: Engine, questions: Sequence[Question], name: str, progress
 def compare(engine: Engine, to: Reference, questions: Sequence[Question], name: str) -> Quality:
     """Measure a model whose weights are loaded; raises OptionError where it cannot be compared."""
     ours, theirs = engine.config, to.config
-    if (ours.text.vocab_size, ours.image, ours.eos_token_ids) != (theirs.text.vocab_size, theirs.image, theirs.eos_token_ids):
-        raise OptionError(f"{name} and {to.own.name} do not read the same tokens and pictures; compare versions of one model.")
+    if (ours.text.vocab_size, ours.image, ours.eos_token_ids) != (
+        theirs.text.vocab_size,
+        theirs.image,
+        theirs.eos_token_ids,
+    ):
+        raise OptionError(
+            f"{name} and {to.own.name} do not read the same tokens and pictures; compare versions of one model."
+        )
     scores = Chain(engine.model, to.examples).scores()
     kl = divergence(to.scores, scores)
     same: list[bool] = []

@@ -22,7 +22,8 @@ def table(qualities: Sequence[Quality]) -> str:
     rows = [COLUMNS, *(row(quality) for quality in qualities)]
     widths = [max(len(line[i]) for line in rows) for i in range(len(COLUMNS))]
     lines = [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) for line in rows
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in rows
     ]
     return "\n".join(lines)
 
@@ -106,7 +107,15 @@ def picture(qualities: Sequence[Quality], title: str) -> str:
     parts.append(_text(LEFT + WIDTH, TOP + HEIGHT + 34, "size of the weights", "small", "end"))
     width, height = LEFT + WIDTH + 40, TOP + HEIGHT + 46
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img">'
-    lines = [head, f"<title>{escape(title)}</title>", STYLE, _text(8, 20, title, "title", "start"), *parts, "</svg>", ""]
+    lines = [
+        head,
+        f"<title>{escape(title)}</title>",
+        STYLE,
+        _text(8, 20, title, "title", "start"),
+        *parts,
+        "</svg>",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -51,7 +51,8 @@ class SearchState:
         try:
             safetensors.read_header(path)
             loaded = cast(
-                tuple[dict[str, mx.array], dict[str, str]], mx.load(str(path), format="safetensors", return_metadata=True)
+                tuple[dict[str, mx.array], dict[str, str]],
+                mx.load(str(path), format="safetensors", return_metadata=True),
             )
         except (CheckpointError, RuntimeError, ValueError):
             return found
@@ -73,7 +74,9 @@ class SearchState:
             os.replace(partial, self.path)  # noqa: PTH105
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
-            raise OutputError(f"{self.path.parent} cannot take the state of the calibration; make room there.") from error
+            raise OutputError(
+                f"{self.path.parent} cannot take the state of the calibration; make room there."
+            ) from error
 
     def remove(self) -> None:
         """Take the file away, once its work is done."""
@@ -87,7 +90,9 @@ def steps(engine: Engine, examples: Examples, recipe: Recipe) -> int:
     return len(Chain(engine.model, examples, chosen).steps) + len(chosen)
 
 
-def calibrate(engine: Engine, examples: Examples, recipe: Recipe, found: SearchState, report: Report = lambda: None) -> Plan:
+def calibrate(
+    engine: Engine, examples: Examples, recipe: Recipe, found: SearchState, report: Report = lambda: None
+) -> Plan:
     """Fold scales into the model, in place, and decide on every layer's bits; raises OptionError for a budget too small."""
     model, stored = engine.model, scale_type(engine.config.dtype)
     chosen, _ = plan(model, recipe)
@@ -97,7 +102,8 @@ def calibrate(engine: Engine, examples: Examples, recipe: Recipe, found: SearchS
     _fold(chain, chosen, found, getattr(mx, engine.config.dtype), stored, report)
     _probe(chain, chosen, found, exact, stored, report)
     layers = {
-        path: sensitivity.choices(layer_at(model, path).weight, probe(chosen, path), found.kl[path], stored) for path in chosen
+        path: sensitivity.choices(layer_at(model, path).weight, probe(chosen, path), found.kl[path], stored)
+        for path in chosen
     }
     return sensitivity.spend(layers, budget)
 
@@ -120,9 +126,13 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
     """Bytes for all chosen layers; raises OptionError where even the fewest bits take more."""
     weights = {path: layer_at(model, path).weight for path in chosen}
     size = sum(weight.size for weight in weights.values())
-    least = sum(w.size * min(map(bits_per_weight, sensitivity.settings_for(w.shape[1]))) for w in weights.values()) / size
+    least = (
+        sum(w.size * min(map(bits_per_weight, sensitivity.settings_for(w.shape[1]))) for w in weights.values()) / size
+    )
     if recipe.target_bits is None or recipe.target_bits < least:
-        raise OptionError(f"`target_bits` is {recipe.target_bits}, and the least these layers take is {least:.2f}; raise it.")
+        raise OptionError(
+            f"`target_bits` is {recipe.target_bits}, and the least these layers take is {least:.2f}; raise it."
+        )
     return float(size * recipe.target_bits / 8)
 
 

@@ -61,7 +61,9 @@ class Chat:
         Where the context is full, the oldest questions and answers are left out first (`crowded_out`), and the answer's `left_out`
         says what.
         """
-        return finish(self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed))
+        return finish(
+            self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+        )
 
     def stream(
         self,
@@ -136,7 +138,9 @@ class Chat:
         """
         with self._claim.change():
             if not -len(self._exchanges) <= number < len(self._exchanges):
-                raise PromptError(f"There is no question {number}: the conversation has {len(self._exchanges)}; count from 0.")
+                raise PromptError(
+                    f"There is no question {number}: the conversation has {len(self._exchanges)}; count from 0."
+                )
             edited = self._exchanges[number]
             if prompt is not None:
                 check_text("prompt", prompt)
@@ -218,7 +222,8 @@ class Chat:
         spoken, pictures = len(self._exchanges), pictures_in(self._exchanges)
         words = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
         shown = [
-            LeftOut(spoken, number) for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
+            LeftOut(spoken, number)
+            for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
         ]
         self._engine.render(self._turns(question, shown[-1]), self._system)
         for cuts, room in product((words, shown), (self.context // FREE_CONTEXT_SHARE, answer)):

@@ -86,7 +86,9 @@ class LeftOut:
 
     def within(self, exchanges: Sequence[Exchange]) -> "LeftOut":
         """Not more than there is: questions and pictures left out, of the `exchanges` there are."""
-        return LeftOut(min(self.exchanges, len(exchanges)), min(self.pictures, pictures_in(exchanges[: self.exchanges])))
+        return LeftOut(
+            min(self.exchanges, len(exchanges)), min(self.pictures, pictures_in(exchanges[: self.exchanges]))
+        )
 
     def beyond(self, before: "LeftOut") -> str:
         """What this leaves out and `before` did not, in words: "the oldest 2 questions with their answers"; "" for nothing."""
@@ -94,7 +96,9 @@ class LeftOut:
         parts = []
         if words > 0:
             parts.append(
-                "the oldest question with its answer" if words == 1 else f"the oldest {words} questions with their answers"
+                "the oldest question with its answer"
+                if words == 1
+                else f"the oldest {words} questions with their answers"
             )
         if pictures > 0:
             parts.append("the oldest picture" if pictures == 1 else f"the oldest {pictures} pictures")
@@ -167,7 +171,9 @@ class Transcript:
         system = None if data.get("system", "") is None else _text(source, data, "system")
         exchanges = [_exchange(source, entry, engine, max_pixels) for entry in _entry(source, data, "exchanges", list)]
         gone = data.get("left_out", [0, 0])
-        whole = isinstance(gone, list) and len(gone) == 2 and all(type(number) is int and number >= 0 for number in gone)
+        whole = (
+            isinstance(gone, list) and len(gone) == 2 and all(type(number) is int and number >= 0 for number in gone)
+        )
         if not whole or LeftOut(*gone) != LeftOut(*gone).within(exchanges):
             raise _damaged(source, f"left_out is {shown(gone)}")
         return cls(system, exchanges, LeftOut(*gone))
@@ -187,9 +193,13 @@ def _read(source: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{source}: no such transcript; check the path.") from error
     except OSError as error:
-        raise CheckpointError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions.") from error
+        raise CheckpointError(
+            f"{source}: cannot be read ({error.strerror}); check the path and its permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source}: not a transcript that can be read ({str(error)[:200]}); check the path.") from error
+        raise CheckpointError(
+            f"{source}: not a transcript that can be read ({str(error)[:200]}); check the path."
+        ) from error
     return data if isinstance(data, dict) else {}
 
 

@@ -8,7 +8,11 @@ import typer
 
 from .options import TakesPictures
 
-OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}  # argument of the library -> of a command
+OTHERWISE_NAMED = {
+    "tokenizer": "tokenizer_path",
+    "agree": "yes",
+    "size": "random",
+}  # argument of the library -> of a command
 WITH_PICTURES = ("generate", "chat", "bench")
 COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench", "doctor")
 
@@ -56,6 +60,8 @@ def _print_version(asked: bool) -> None:
 
 
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """FastVLM on Apple Silicon: a picture and a question in, an answer out."""

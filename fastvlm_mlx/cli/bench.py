@@ -12,27 +12,38 @@ from .options import DEFAULT_MODEL, Yes, agree_to_download, pictures_named
 def bench(
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", "--model-path", help="A folder, a Hub name or 'tiny'; repeatable.", show_default=False),
+        typer.Option(
+            "--model", "-m", "--model-path", help="A folder, a Hub name or 'tiny'; repeatable.", show_default=False
+        ),
     ] = None,
     random: Annotated[
         list[str] | None,
-        typer.Option(help="Random weights of a published size instead: 0.5b, 1.5b, 7b (or small); nothing is downloaded."),
+        typer.Option(
+            help="Random weights of a published size instead: 0.5b, 1.5b, 7b (or small); nothing is downloaded."
+        ),
     ] = None,
     layers: Annotated[int | None, typer.Option(help="With --random, keep only this many decoder layers.")] = None,
     bits: Annotated[int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Compute in float32, float16 or bfloat16 instead of the default.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Compute in float32, float16 or bfloat16 instead of the default.")
+    ] = None,
     resolution: Annotated[
         list[int] | None, typer.Option(help="Side in pixels, a multiple of 64 from 64 to 4096; repeat to compare.")
     ] = None,
     image: Annotated[
         list[str] | None,
         typer.Option(
-            "--image", "-i", "--image-file", help="A picture instead of a made 12-megapixel JPEG; several may follow one another."
+            "--image",
+            "-i",
+            "--image-file",
+            help="A picture instead of a made 12-megapixel JPEG; several may follow one another.",
         ),
     ] = None,
     images: Annotated[int, typer.Option(help="How many pictures to make, all shown in one prompt.", min=1)] = 1,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")] = "Describe the image.",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help="Tokens to generate.", min=2)] = 32,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "--max-new-tokens", help="Tokens to generate.", min=2)
+    ] = 32,
     rounds: Annotated[int, typer.Option(help="Rounds that count; the median is shown.", min=1)] = 5,
     warmup: Annotated[int, typer.Option(help="Rounds before those, not counted.", min=0)] = 1,
     quality: Annotated[
@@ -45,11 +56,17 @@ def bench(
     ] = None,
     folder: Annotated[
         str | None,
-        typer.Option("--pictures", help="With --quality: a folder of pictures, and perhaps a questions.jsonl. tiny has its own."),
+        typer.Option(
+            "--pictures", help="With --quality: a folder of pictures, and perhaps a questions.jsonl. tiny has its own."
+        ),
     ] = None,
-    chart: Annotated[str | None, typer.Option(help="With --quality: write quality against size as an SVG picture.")] = None,
+    chart: Annotated[
+        str | None, typer.Option(help="With --quality: write quality against size as an SVG picture.")
+    ] = None,
     yes: Yes = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object with every figure and the machine.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object with every figure and the machine.")
+    ] = False,
 ) -> None:
     """Measure load, preprocessing, vision, prefill, first token, decoding and peak memory on this machine.
 

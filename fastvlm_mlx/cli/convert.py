@@ -11,7 +11,9 @@ from .options import Out, TokenizerPath, Yes, agree_to_download
 
 
 def convert(
-    folder: Annotated[str, typer.Argument(help="A checkpoint of any layout: a folder or a Hub name.", show_default=False)],
+    folder: Annotated[
+        str, typer.Argument(help="A checkpoint of any layout: a folder or a Hub name.", show_default=False)
+    ],
     out: Out,
     dtype: Annotated[
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
@@ -34,7 +36,9 @@ def convert(
     ] = None,
     fit: Annotated[
         str | None,
-        typer.Option(help="Make pictures square by black bars ('pad') or by cutting ('crop'); by default as the checkpoint says."),
+        typer.Option(
+            help="Make pictures square by black bars ('pad') or by cutting ('crop'); by default as the checkpoint says."
+        ),
     ] = None,
     recipe: quantising.RecipeName = None,
     bits: quantising.Bits = None,
@@ -44,7 +48,8 @@ def convert(
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
     upload: Annotated[
-        str | None, typer.Option(help="Then publish the folder on the Hub as OWNER/NAME; needs HF_TOKEN, or 'hf auth login'.")
+        str | None,
+        typer.Option(help="Then publish the folder on the Hub as OWNER/NAME; needs HF_TOKEN, or 'hf auth login'."),
     ] = None,
     yes: Yes = False,
 ) -> None:
@@ -71,7 +76,9 @@ def convert(
     check_fit(fit)
     smaller = choose_if_asked(recipe, bits=bits, mode=mode, group_size=group_size, pictures=pictures)
     if smaller is not None and to != "mlx":
-        raise OptionError("--to transformers was given together with quantising, which that library does otherwise; leave one out.")
+        raise OptionError(
+            "--to transformers was given together with quantising, which that library does otherwise; leave one out."
+        )
     tokenizer, target = find_tokenizer(tokenizer_path), target_of(out)
     if upload is not None:
         check(upload)

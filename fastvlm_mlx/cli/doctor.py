@@ -11,7 +11,10 @@ from .messages import one_line, with_flags
 def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long, about half of it.")] = False,
     json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead, without paths or user names, to send with a report.")
+        bool,
+        typer.Option(
+            "--json", help="Print one JSON object instead, without paths or user names, to send with a report."
+        ),
     ] = False,
 ) -> None:
     """Check that answers are right on this machine, and what it makes of its speed and memory.

@@ -10,7 +10,9 @@ from .options import DEFAULT_MODEL, Yes, agree_to_download
 def download(
     name: Annotated[
         str,
-        typer.Argument(help="A Hugging Face Hub name, OWNER/NAME, or one of Apple's archives, llava-fastvithd_0.5b_stage3."),
+        typer.Argument(
+            help="A Hugging Face Hub name, OWNER/NAME, or one of Apple's archives, llava-fastvithd_0.5b_stage3."
+        ),
     ] = DEFAULT_MODEL,
     revision: Annotated[
         str | None, typer.Option(help="A branch, tag or commit instead of the newest; use it by the folder printed.")

@@ -37,7 +37,9 @@ MAX_STDIN = 4_000_000  # bytes, of up to as many characters as a prompt may have
 def generate(
     model: Model = DEFAULT_MODEL,
     image: Pictures = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question; '-' reads it from stdin.")] = "Describe the image.",
+    prompt: Annotated[
+        str, typer.Option("--prompt", "-p", help="The question; '-' reads it from stdin.")
+    ] = "Describe the image.",
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,

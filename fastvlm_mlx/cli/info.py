@@ -48,7 +48,9 @@ def info(
         from ..calibrate import estimates
 
         if model is None or verify:
-            raise OptionError("--estimate takes a model or a size and no --verify, as in 'fastvlm-mlx info 7b --estimate'.")
+            raise OptionError(
+                "--estimate takes a model or a size and no --verify, as in 'fastvlm-mlx info 7b --estimate'."
+            )
         rows = estimates.of(model, tokenizer=tokenizer_path, resolution=resolution)
         print(dumps([asdict(row) for row in rows]) if json else estimates.table(rows))
         return
@@ -65,7 +67,9 @@ def info(
     table["verdict"] = with_flags(found.verdict)
     if verify:
         with bar("Verifying") as drawn:
-            result = compare(found.folder, lambda done, total: drawn.update(done * BAR_STEPS // max(1, total) - drawn.pos))
+            result = compare(
+                found.folder, lambda done, total: drawn.update(done * BAR_STEPS // max(1, total) - drawn.pos)
+            )
         unknown = f"; nothing is known of {', '.join(result.unknown)}" if result.unknown else ""
         lines.append(
             (

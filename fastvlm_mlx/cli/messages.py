@@ -16,7 +16,9 @@ from .. import progress
 MAX_MESSAGE_CHARS = 1000  # characters of a message
 BAR_STEPS = 1000  # steps of a bar
 ERASE = "\r\x1b[K"  # back to the line's beginning, and nothing after it
-BLANKS = frozenset("\n\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000")
+BLANKS = frozenset(
+    "\n\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+)
 ARGUMENT = re.compile(r"(?<![^\s(])`([A-Za-z_]\w*)(?:=([^`]*))?`(?![\w/])")  # a word of its own: not within a path
 
 _flags: Callable[[], Mapping[str, str]] = dict
@@ -57,7 +59,11 @@ def one_line(text: str) -> str:
     """A text that may come from outside as one line for a terminal."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
-    return line if len(line) <= MAX_MESSAGE_CHARS else f"{line[: MAX_MESSAGE_CHARS * 3 // 4]} ... {line[-MAX_MESSAGE_CHARS // 4 :]}"
+    return (
+        line
+        if len(line) <= MAX_MESSAGE_CHARS
+        else f"{line[: MAX_MESSAGE_CHARS * 3 // 4]} ... {line[-MAX_MESSAGE_CHARS // 4 :]}"
+    )
 
 
 def printable(text: str) -> str:

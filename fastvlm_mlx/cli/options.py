@@ -42,19 +42,24 @@ MaxTokens = Annotated[int, typer.Option("--max-tokens", "--max-new-tokens", help
 Temperature = Annotated[
     float,
     typer.Option(
-        "--temperature", "--temp", help="0 always takes the likeliest token; above, tokens are drawn, and higher varies more."
+        "--temperature",
+        "--temp",
+        help="0 always takes the likeliest token; above, tokens are drawn, and higher varies more.",
     ),
 ]
 TopP = Annotated[
     float,
-    typer.Option("--top-p", "--top_p", help="When drawing: only from the likeliest tokens that add up to this probability."),
+    typer.Option(
+        "--top-p", "--top_p", help="When drawing: only from the likeliest tokens that add up to this probability."
+    ),
 ]
 Seed = Annotated[int | None, typer.Option(help="When drawing: the same seed draws the same answer.")]
 System = Annotated[str | None, typer.Option(help="A system prompt in place of 'You are a helpful assistant.'")]
 Load4Bit = Annotated[bool, typer.Option("--load-4bit", help="The same as --bits 4.")]
 Load8Bit = Annotated[bool, typer.Option("--load-8bit", help="The same as --bits 8.")]
 ComputeType = Annotated[
-    str | None, typer.Option(help="Compute in float32, float16 or bfloat16; by default float32 on a CPU, as stored on a GPU.")
+    str | None,
+    typer.Option(help="Compute in float32, float16 or bfloat16; by default float32 on a CPU, as stored on a GPU."),
 ]
 Resolution = Annotated[
     int | None, typer.Option(help="Side in pixels that pictures are brought to: a multiple of 64 from 64 to 4096.")
@@ -62,10 +67,14 @@ Resolution = Annotated[
 MaxPixels = Annotated[int, typer.Option(help="Refuse larger pictures before decoding them.")]
 Out = Annotated[
     str,
-    typer.Option("--out", "-o", help="The folder to write; it must not exist yet, unless --force is given.", show_default=False),
+    typer.Option(
+        "--out", "-o", help="The folder to write; it must not exist yet, unless --force is given.", show_default=False
+    ),
 ]
 TokenizerPath = Annotated[str | None, typer.Option(help="Take the tokenizer from this folder instead of the model's.")]
-Revision = Annotated[str | None, typer.Option(help="A branch, tag or commit of a model of the Hub instead of the newest.")]
+Revision = Annotated[
+    str | None, typer.Option(help="A branch, tag or commit of a model of the Hub instead of the newest.")
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to a first download from the Hub without being asked.")]
 
 
@@ -89,7 +98,10 @@ class TakesPictures(TyperCommand):
                 break
             if word.startswith("-") and word != STDIN and (given or not pictures):
                 name = word.partition("=")[0]
-                pictures, given = name in PICTURES or (word.startswith("-i") and not word.startswith("--")), word not in PICTURES
+                pictures, given = (
+                    name in PICTURES or (word.startswith("-i") and not word.startswith("--")),
+                    word not in PICTURES,
+                )
             elif pictures and given:
                 every.append(PICTURES[0])
             elif pictures:
@@ -108,12 +120,16 @@ def pictures_named(images: Sequence[str] | None, *, stdin_is_free: bool = True) 
         if image != STDIN:
             found += pictures(image)
         elif not stdin_is_free:
-            raise OptionError("--image - takes the picture from stdin, which something else is read from; give the path of a file.")
+            raise OptionError(
+                "--image - takes the picture from stdin, which something else is read from; give the path of a file."
+            )
         else:
             stdin_is_free = False
             data = read_open(sys.stdin.buffer) if sys.stdin is not None else b""
             if not data:
-                raise ImageError("'-' stands for a picture on stdin, and no such image came; pipe one in, or give a path.")
+                raise ImageError(
+                    "'-' stands for a picture on stdin, and no such image came; pipe one in, or give a path."
+                )
             found.append(data)
     return found
 
@@ -132,6 +148,11 @@ def agree_to_download(yes: bool, pictures: "Sequence[Source]" = (), max_pixels: 
         print(notice, file=sys.stderr)
         if yes:
             return True
-        return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm("Download it?", err=True)
+        return (
+            sys.stdin is not None
+            and sys.stdin.isatty()
+            and sys.stderr.isatty()
+            and typer.confirm("Download it?", err=True)
+        )
 
     return agree

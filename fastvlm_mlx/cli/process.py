@@ -15,7 +15,9 @@ from types import FrameType
 from ..errors import FastVLMWarning, OutputError
 from .messages import say
 
-IMPORTING = "<frozen importlib"  # Python's own code of an import, which compiled modules call and print the exceptions of
+IMPORTING = (
+    "<frozen importlib"  # Python's own code of an import, which compiled modules call and print the exceptions of
+)
 LATER = 0.01  # seconds; what an interrupt that comes too early is put off by
 
 _seen = False

@@ -31,7 +31,9 @@ Pictures = Annotated[
     ),
 ]
 Mode = Annotated[str | None, typer.Option(help="MLX's kind of scale: affine, mxfp4, mxfp8 or nvfp4. [default: affine]")]
-GroupSize = Annotated[int | None, typer.Option(help="Weights that share a scale, in affine mode: 32, 64 or 128. [default: 64]")]
+GroupSize = Annotated[
+    int | None, typer.Option(help="Weights that share a scale, in affine mode: 32, 64 or 128. [default: 64]")
+]
 
 
 def run(
@@ -70,4 +72,6 @@ def run(
     if result.qualities:
         print(table(result.qualities))
     size = sum(file.stat().st_size for file in target.iterdir())
-    print(f"{target}: {size / 1e6:,.1f} MB. Try: fastvlm-mlx generate --model {target} --image PICTURE", file=sys.stderr)
+    print(
+        f"{target}: {size / 1e6:,.1f} MB. Try: fastvlm-mlx generate --model {target} --image PICTURE", file=sys.stderr
+    )

@@ -19,14 +19,17 @@ def quantize(
     mode: Mode = None,
     group_size: GroupSize = None,
     target_bits: Annotated[
-        float | None, typer.Option(help="With mixed: bits per weight to spend, scales counted, 2.25 to 8.5. [default: 4.5]")
+        float | None,
+        typer.Option(help="With mixed: bits per weight to spend, scales counted, 2.25 to 8.5. [default: 4.5]"),
     ] = None,
     tower: Annotated[bool, typer.Option("--tower", help="Quantise the image encoder's matrices, too.")] = False,
     pictures: Pictures = None,
     report: Annotated[
         bool, typer.Option("--report", help="Measure the result against the source; its model card says how it did.")
     ] = False,
-    dtype: Annotated[str | None, typer.Option(help="Store the rest as float32, float16 or bfloat16; by default as it is.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Store the rest as float32, float16 or bfloat16; by default as it is.")
+    ] = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
     yes: Yes = False,

@@ -71,7 +71,9 @@ class Answer:
         extra |= {"left_out": self.left_out} if self.left_out else {}
         figures = asdict(self.stats)
         del figures["reused_tokens"]  # 0 for a question asked alone
-        return json.dumps({"text": self.text, **extra, "finish_reason": self.finish_reason, **figures}, ensure_ascii=False)
+        return json.dumps(
+            {"text": self.text, **extra, "finish_reason": self.finish_reason, **figures}, ensure_ascii=False
+        )
 
 
 Outcome = TypeVar("Outcome", Answer, Answer | FastVLMError)
@@ -88,11 +90,14 @@ class Answers(list[Outcome]):
         return ("\n\n" if any("\n" in text for text in texts) else "\n").join(texts)
 
     def _repr_html_(self) -> str:
-        return "".join(answer._repr_html_() if isinstance(answer, Answer) else notebook.html(_named(answer), ()) for answer in self)
+        return "".join(
+            answer._repr_html_() if isinstance(answer, Answer) else notebook.html(_named(answer), ()) for answer in self
+        )
 
     def _repr_markdown_(self) -> str:
         return "\n".join(
-            answer._repr_markdown_() if isinstance(answer, Answer) else notebook.markdown(_named(answer), "") for answer in self
+            answer._repr_markdown_() if isinstance(answer, Answer) else notebook.markdown(_named(answer), "")
+            for answer in self
         )
 
 

@@ -28,7 +28,9 @@ from .request import Request
 
 Grid = npt.NDArray[np.floating]
 
-RAMP = np.array([(0, 0, 60), (110, 0, 130), (230, 60, 50), (255, 160, 0), (255, 245, 120)], np.float32)  # from no attention to most
+RAMP = np.array(
+    [(0, 0, 60), (110, 0, 130), (230, 60, 50), (255, 160, 0), (255, 245, 120)], np.float32
+)  # from no attention to most
 VEIL = 0.5  # how much of the picture the colours cover
 
 
@@ -54,7 +56,9 @@ class AttentionMap:
 
     def _repr_html_(self) -> str:
         drawn = [thumbnail(np.asarray(self.picture(index))) for index in range(len(self.grids))]
-        return html(f"{100 * self.on_pictures:.0f} % of the attention went to the picture{'s' * (len(drawn) > 1)}", drawn)
+        return html(
+            f"{100 * self.on_pictures:.0f} % of the attention went to the picture{'s' * (len(drawn) > 1)}", drawn
+        )
 
 
 def attention_map(

@@ -93,7 +93,9 @@ def answer_all(
     pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
     known = {key: digest(pixels) for key, pixels in pictures.items()}
     digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
-    order = sorted(range(len(requests)), key=digests.__getitem__)  # the same pictures after each other, to share a beginning
+    order = sorted(
+        range(len(requests)), key=digests.__getitem__
+    )  # the same pictures after each other, to share a beginning
     prefix = Prefix()
     started = time.perf_counter()
     backend = engine.model.backend
@@ -116,7 +118,13 @@ def answer_all(
 
 
 def _begin(
-    engine: Engine, index: int, request: Request, digests: Sequence[bytes], options: Options, prefix: Prefix, started: float
+    engine: Engine,
+    index: int,
+    request: Request,
+    digests: Sequence[bytes],
+    options: Options,
+    prefix: Prefix,
+    started: float,
 ) -> Row:
     """One question up to its first token, computed as when it is asked alone."""
     begun = time.perf_counter()
@@ -176,7 +184,9 @@ def _choose(logits: mx.array, rows: Sequence[Row], options: Options) -> mx.array
     """The next token of every row (B,), each drawn with its own key from its own logits, as if it were alone."""
     if options.temperature == 0:
         return choose(logits, options.temperature, options.top_p, None)
-    drawn = [choose(logits[i : i + 1], options.temperature, options.top_p, next(row.keys)) for i, row in enumerate(rows)]
+    drawn = [
+        choose(logits[i : i + 1], options.temperature, options.top_p, next(row.keys)) for i, row in enumerate(rows)
+    ]
     return mx.concatenate(drawn)
 
 

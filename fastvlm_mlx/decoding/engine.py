@@ -82,7 +82,9 @@ class Engine:
         started = time.perf_counter()
         check_process()
         with explaining():
-            model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype, backend=backend)
+            model, config = read_weights(
+                self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype, backend=backend
+            )
         self.config = replace(config, image=self.config.image)
         self._model = model
         self.images.clear()
@@ -128,7 +130,9 @@ class Engine:
         """The token ids that end an answer: those of the options, or else the model's own."""
         return self.config.eos_token_ids if options.stop_tokens is None else options.stop_tokens
 
-    def prepare(self, image: Images, prompt: str = PROMPT, *, system: str | None = None, max_pixels: int = MAX_PIXELS) -> Request:
+    def prepare(
+        self, image: Images, prompt: str = PROMPT, *, system: str | None = None, max_pixels: int = MAX_PIXELS
+    ) -> Request:
         """Check and prepare a question without needing the weights; raises ImageError and PromptError.
 
         A picture file of more than `max_pixels` is refused before it is decoded.
@@ -151,7 +155,9 @@ class Engine:
                 found.append(error)
         return found
 
-    def _preparations(self, questions: Iterable[tuple[Images, str]], system: str | None) -> Iterator[Callable[[], Request]]:
+    def _preparations(
+        self, questions: Iterable[tuple[Images, str]], system: str | None
+    ) -> Iterator[Callable[[], Request]]:
         """What prepares each question, to be called before the next one is asked for."""
         if not isinstance(questions, Iterable) or isinstance(questions, (str, bytes, dict)):
             raise PromptError(f"The questions are {shown(questions)}, expected a list of pairs (image, prompt).")

@@ -44,7 +44,9 @@ def stream(
         forgetting(engine.images, digests),
         prefix.answering(model, known, state) as (kept, begun),
     ):
-        last = yield from _stream(engine, request, options, prefix.layers, digests, known, kept, partial(prefix.claim.check, begun))
+        last = yield from _stream(
+            engine, request, options, prefix.layers, digests, known, kept, partial(prefix.claim.check, begun)
+        )
     yield last
 
 
@@ -136,7 +138,12 @@ def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options:
 
 
 def _tokens(
-    model: FastVLM, cache: Sequence[KVCache], token: mx.array, keys: Iterator[mx.array | None], options: Options, limit: int
+    model: FastVLM,
+    cache: Sequence[KVCache],
+    token: mx.array,
+    keys: Iterator[mx.array | None],
+    options: Options,
+    limit: int,
 ) -> Iterator[int]:
     """Token ids, the next one under way before the last is handed out."""
     for count in range(1, limit + 1):

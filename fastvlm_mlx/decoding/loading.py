@@ -97,7 +97,11 @@ def tower_in(dtype: mx.Dtype, model: FastVLM, config: ModelConfig) -> FastVLM:
     """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no weights."""
     other = FastVLM(config, model.backend)
     layers.apply(other, config.quantization)
-    parts = [(path, parameter) for path, parameter in model.flat_parameters().items() if path.startswith(("vision.", "projector."))]
+    parts = [
+        (path, parameter)
+        for path, parameter in model.flat_parameters().items()
+        if path.startswith(("vision.", "projector."))
+    ]
     floating = (mx.float16, mx.bfloat16, mx.float32)
     other.load_weights([(path, p.astype(dtype) if p.dtype in floating else p) for path, p in parts], strict=False)
     other.text.norm.weight = other.text.norm.weight.astype(dtype)  # which says what to compute in

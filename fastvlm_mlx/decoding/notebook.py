@@ -35,7 +35,9 @@ def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:
     """Pictures beside a text, `details` folded below it; both in full, as they are."""
     from html import escape  # not on the way to a first token
 
-    images = "".join(f'<img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="picture">' for jpeg in thumbnails)
+    images = "".join(
+        f'<img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="picture">' for jpeg in thumbnails
+    )
     folded = ""
     if details:
         summary, _, rest = escape(details).partition("\n")

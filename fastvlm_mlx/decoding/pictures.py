@@ -63,7 +63,9 @@ class Encoding:
         """
         overflowed = [key for key, finite in self._finite.items() if not finite.item()]
         if overflowed:
-            self._new |= dict(zip(overflowed, encode_again(self._engine, [self._pixels[key] for key in overflowed]), strict=True))
+            self._new |= dict(
+                zip(overflowed, encode_again(self._engine, [self._pixels[key] for key in overflowed]), strict=True)
+            )
             self.shown |= {index: self._new[key] for index in self.shown if (key := self._digests[index]) in overflowed}
         for key, embeddings in self._new.items():
             self._engine.images.put(key, embeddings)

@@ -44,7 +44,8 @@ class Options:
         if self.seed is not None and (not is_whole(self.seed) or not 0 <= self.seed < 1 << 64):
             raise OptionError(f"`seed` is {shown(self.seed)}, expected a whole number from 0 to 2**64 - 1.")
         if self.stop_tokens is not None and not (
-            isinstance(self.stop_tokens, (list, tuple)) and all(is_whole(token) and token >= 0 for token in self.stop_tokens)
+            isinstance(self.stop_tokens, (list, tuple))
+            and all(is_whole(token) and token >= 0 for token in self.stop_tokens)
         ):
             raise OptionError(
                 f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole numbers from 0 on."
@@ -53,7 +54,11 @@ class Options:
 
     def _use_pythons_own(self) -> None:
         """Put Python's numbers in the place of NumPy's, which wrap around, and which JSON does not take."""
-        numbers = {"max_tokens": int(self.max_tokens), "temperature": float(self.temperature), "top_p": float(self.top_p)}
+        numbers = {
+            "max_tokens": int(self.max_tokens),
+            "temperature": float(self.temperature),
+            "top_p": float(self.top_p),
+        }
         if self.seed is not None:
             numbers["seed"] = int(self.seed)
         if self.stop_tokens is not None:

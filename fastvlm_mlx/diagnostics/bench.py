@@ -146,7 +146,9 @@ def made_photo(width: int = PHOTO[0], height: int = PHOTO[1], *, seed: int = 0) 
     from PIL import Image
 
     rng = np.random.default_rng(seed)
-    soft = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+    soft = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
     grain = rng.integers(-12, 13, (256, 256, 1), dtype=np.int16)
     rows, columns = -(-height // 256), -(-width // 256)
     pixels = np.asarray(soft).astype(np.int16) + np.tile(grain, (rows, columns, 1))[:height, :width]

@@ -35,7 +35,9 @@ FORMAT = 1  # of the object for programs; another one where a key changes its me
 MAX_FOUND_CHARS = 300  # characters of what was found, where it comes from outside
 EXACT = "MLX_ENABLE_TF32"  # 0 makes products of float32 exact on chips that would round their factors to 10 bits
 # A path in quotes, which may hold blanks, or one that ends at a blank; "GB/s" and "1/45" are none.
-PATH = re.compile(r"""(?<=['"])(?:~|/|[A-Za-z]:\\)[^'"\n]*|(?<![\w.)])(?:~[\w-]*|[A-Za-z]:(?=\\))?[/\\]+[^\s'"(),;]+|~(?![\w/])""")
+PATH = re.compile(
+    r"""(?<=['"])(?:~|/|[A-Za-z]:\\)[^'"\n]*|(?<![\w.)])(?:~[\w-]*|[A-Za-z]:(?=\\))?[/\\]+[^\s'"(),;]+|~(?![\w/])"""
+)
 OURS = {"check", "status", "unit"}  # entries of a finding whose values are fixed words
 
 
@@ -69,14 +71,18 @@ class Report:
         first = self.wrong[0]
         wrong = f"{counts['wrong']} of {_number(counts['wrong'] + counts['right'], 'check')} failed"
         expected = f", expected {_line(first.expected)}" if first.expected else ""
-        return f"Something is wrong: {wrong}; first {first.check}, {first.what}: {_line(first.found)}{expected} ({took})."
+        return (
+            f"Something is wrong: {wrong}; first {first.check}, {first.what}: {_line(first.found)}{expected} ({took})."
+        )
 
     def table(self) -> str:
         """A line per finding, for people."""
         rows = [("", "check", "what", "found", "expected")]
         rows += [(f.status, f.check, f.what, _line(f.found), _line(f.expected)) for f in self.findings]
         widths = [min(WIDTHS[i], max(len(row[i]) for row in rows)) for i in range(len(WIDTHS))]
-        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows)
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
+        )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

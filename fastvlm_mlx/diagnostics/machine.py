@@ -142,7 +142,11 @@ class MachineInfo:
     def lines(self) -> Lines:
         """Rows of a table for people."""
         sizes = f"{in_bytes(self.memory_bytes)} of memory, a model can take up to {in_bytes(self.usable)}"
-        lines = [("machine", f"{self.machine}, {sizes}"), ("backend", f"{self.backend} ({self.device})"), ("BLAS", self.blas)]
+        lines = [
+            ("machine", f"{self.machine}, {sizes}"),
+            ("backend", f"{self.backend} ({self.device})"),
+            ("BLAS", self.blas),
+        ]
         lines += self.libraries.items()
         for cache in self.caches:
             partial = f", {in_bytes(cache.partial)} of it interrupted downloads" if cache.partial else ""

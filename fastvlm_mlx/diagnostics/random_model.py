@@ -22,8 +22,13 @@ from ..network.model import FastVLM
 from ..storage.open import OpenModel
 
 SMALL_VISION = VisionConfig(depths=(1, 2, 2, 1, 1), widths=(32, 64, 128, 256, 512))
-PASSING = ("token_mixer.weight", "position.weight")  # filters that what they get passes, and little more: a skip folded into them
-NOISE = 1_000_003  # random values that all weights share, over and over; prime, so that no two rows of a matrix are equal
+PASSING = (
+    "token_mixer.weight",
+    "position.weight",
+)  # filters that what they get passes, and little more: a skip folded into them
+NOISE = (
+    1_000_003  # random values that all weights share, over and over; prime, so that no two rows of a matrix are equal
+)
 
 
 def _text(hidden: int, layers: int, heads: int, kv: int, inner: int, vocab: int, tied: bool) -> TextConfig:
@@ -34,7 +39,9 @@ SIZES: dict[str, ModelConfig] = {
     "0.5b": ModelConfig(_text(896, 24, 14, 2, 4864, 151936, True)),
     "1.5b": ModelConfig(_text(1536, 28, 12, 2, 8960, 151936, True)),
     "7b": ModelConfig(_text(3584, 28, 28, 4, 18944, 152064, False)),
-    "small": ModelConfig(_text(128, 3, 2, 1, 384, 2048, True), SMALL_VISION, ImageConfig(256)),  # not published: for tests
+    "small": ModelConfig(
+        _text(128, 3, 2, 1, 384, 2048, True), SMALL_VISION, ImageConfig(256)
+    ),  # not published: for tests
 }
 
 

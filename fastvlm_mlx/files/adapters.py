@@ -20,7 +20,9 @@ def check_whole(folder: Path) -> None:
         return  # which the reader of the folder's files has a sentence for
     weights = [name for name in names if name.endswith(WEIGHTS)]
     adapter = [name for name in weights if name.startswith(ADAPTER)]
-    models = [name for name in weights if name not in adapter and name.startswith(("model", "pytorch_model", "consolidated"))]
+    models = [
+        name for name in weights if name not in adapter and name.startswith(("model", "pytorch_model", "consolidated"))
+    ]
     if adapter or SETTINGS in names:
         what = f"an adapter{_described(folder)}"
         if models:

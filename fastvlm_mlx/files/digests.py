@@ -65,7 +65,9 @@ def read_sums(path: Path) -> dict[str, str]:
             continue
         found = LINE.fullmatch(line)
         if found is None or found[2] in sums:
-            raise CheckpointError(f"{path}: {shown(line[:80])} is no new line of a digest and a name; fetch the file again.")
+            raise CheckpointError(
+                f"{path}: {shown(line[:80])} is no new line of a digest and a name; fetch the file again."
+            )
         sums[found[2]] = found[1].lower()
     return sums
 
@@ -76,14 +78,18 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
     That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives its
     files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
     """
-    present = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS and not is_companion(path.name))
+    present = sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS and not is_companion(path.name)
+    )
     beside = folder.resolve().parent / SUMS
     if (folder / SUMS).exists():
         against, sums = SUMS, read_sums(folder / SUMS)
     elif beside.exists():
         start = f"{folder.resolve().name}/"
         against = str(beside)
-        sums = {name.removeprefix(start): digest for name, digest in read_sums(beside).items() if name.startswith(start)}
+        sums = {
+            name.removeprefix(start): digest for name, digest in read_sums(beside).items() if name.startswith(start)
+        }
     else:
         against, sums = "the Hub's digests", _hub_digests(folder)
     if not sums:
@@ -133,6 +139,10 @@ def _hub_digests(folder: Path) -> dict[str, str]:
     digests: dict[str, str] = {}
     for path in folder.iterdir():
         target = Path(os.path.realpath(path))
-        if path.is_symlink() and target.parent.name == "blobs" and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name)):
+        if (
+            path.is_symlink()
+            and target.parent.name == "blobs"
+            and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name))
+        ):
             digests[path.name] = target.name
     return digests

@@ -16,9 +16,13 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         data = files.read(path, MAX_JSON)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent}: no {path.name}, so this is not a FastVLM folder; check the path.") from error
+        raise CheckpointError(
+            f"{path.parent}: no {path.name}, so this is not a FastVLM folder; check the path."
+        ) from error
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+        ) from error
     return parse_table(data, str(path))
 
 
@@ -27,7 +31,9 @@ def parse_table(data: bytes, name: str) -> dict[str, Any]:
     try:
         table = json.loads(files.decoded(data), object_pairs_hook=_unique, parse_constant=_no_constant)
     except _Twice as error:
-        raise CheckpointError(f"{name}: {listed(error.args[0])} appear twice in one table; fetch the file again.") from error
+        raise CheckpointError(
+            f"{name}: {listed(error.args[0])} appear twice in one table; fetch the file again."
+        ) from error
     except RecursionError as error:
         raise CheckpointError(f"{name}: not valid JSON (nested too deeply); fetch the file again.") from error
     except ValueError as error:

@@ -16,7 +16,18 @@ from .jsonfile import parse_table
 BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
 }  # fmt: skip
-UNREAD = ("F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "C64")  # MLX lacks them
+UNREAD = (
+    "F64",
+    "F8_E4M3",
+    "F8_E5M2",
+    "F8_E8M0",
+    "F8_E4M3FNUZ",
+    "F8_E5M2FNUZ",
+    "F4",
+    "F6_E2M3",
+    "F6_E3M2",
+    "C64",
+)  # MLX lacks them
 POINTER = b"version https://git-lfs"  # what lies in the place of a large file that Git LFS has not fetched
 MAX_HEADER = 20_000_000  # bytes; 7B's takes a hundredth of that
 MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
@@ -52,7 +63,9 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 )
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+        ) from error
     header = parse_table(text, f"{path}, header")
     header.pop("__metadata__", None)
     _check_layout(path, header, size - 8 - length)
@@ -78,7 +91,12 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
         try:
             dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
             whole = all(type(n) is int and 0 <= n <= MAX_SIZE for n in shape) and type(start) is type(end) is int
-            right = whole and len(shape) <= MAX_DIMENSIONS and 0 <= start <= end and end - start == BYTES[dtype] * math.prod(shape)
+            right = (
+                whole
+                and len(shape) <= MAX_DIMENSIONS
+                and 0 <= start <= end
+                and end - start == BYTES[dtype] * math.prod(shape)
+            )
         except (KeyError, TypeError, ValueError):  # not a table, no such entry, not three parts
             right = False
         if not right and isinstance(entry, dict) and entry.get("dtype") in UNREAD:
@@ -87,7 +105,9 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
                 "float32."
             )
         if not right:
-            raise CheckpointError(f"{path}: the header's entry for {shown(name)} is malformed or of unknown type; fetch it again.")
+            raise CheckpointError(
+                f"{path}: the header's entry for {shown(name)} is malformed or of unknown type; fetch it again."
+            )
         spans.append((start, end))
     position = 0
     for start, end in sorted(spans):

@@ -25,7 +25,9 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
         header = safetensors.read_header(file)
         twice = tensors.keys() & header.keys()
         if twice:
-            raise CheckpointError(f"{folder}: {listed(sorted(twice))} are stored in two files; remove the files left over.")
+            raise CheckpointError(
+                f"{folder}: {listed(sorted(twice))} are stored in two files; remove the files left over."
+            )
         tensors |= header
     if promised:
         _check_index(folder, promised, tensors)
@@ -34,7 +36,11 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_table(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(file, str) for file in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(file, str) for file in weight_map.values())
+    ):
         raise CheckpointError(f"{index}: no 'weight_map' of tensors and their files in it; fetch the file again.")
     return weight_map
 
@@ -57,7 +63,11 @@ def _shards(index: Path, promised: dict[str, str]) -> list[Path]:
 def _check_index(folder: Path, promised: dict[str, str], tensors: dict[str, Tensor]) -> None:
     absent = [name for name, file in promised.items() if name not in tensors or tensors[name].file.name != file]
     if absent:
-        raise CheckpointError(f"{folder}: {INDEX} promises {listed(absent)} in shards that lack them; fetch the model again.")
+        raise CheckpointError(
+            f"{folder}: {INDEX} promises {listed(absent)} in shards that lack them; fetch the model again."
+        )
     unknown = sorted(tensors.keys() - promised.keys())
     if unknown:
-        raise CheckpointError(f"{folder}: its shards hold {listed(unknown)}, unknown to {INDEX}; fetch the model again.")
+        raise CheckpointError(
+            f"{folder}: its shards hold {listed(unknown)}, unknown to {INDEX}; fetch the model again."
+        )

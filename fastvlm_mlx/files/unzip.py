@@ -51,7 +51,9 @@ def read_contents(path: Path) -> Contents:
     files = _named(path, [entry for entry in kept if not entry.is_dir()])
     nbytes, packed, size = sum(e.file_size for e in kept), sum(e.compress_size for e in kept), path.stat().st_size
     if packed > size:
-        raise CheckpointError(f"{path}: its files overlap or take more than the archive itself, so it is forged; fetch it again.")
+        raise CheckpointError(
+            f"{path}: its files overlap or take more than the archive itself, so it is forged; fetch it again."
+        )
     if nbytes > RATIO * size + SLACK:
         raise CheckpointError(
             f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from another place."
@@ -77,7 +79,9 @@ def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -
                     if progress:
                         progress(done, contents.nbytes)
             if left:
-                raise CheckpointError(f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again.")
+                raise CheckpointError(
+                    f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again."
+                )
             sums[name] = digest.hexdigest()
     return sums
 
@@ -85,16 +89,27 @@ def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -
 def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
     name = entry.orig_filename
     parts = PurePosixPath(name.rstrip("/")).parts
-    odd = not name.isprintable() or "\\" in name or ":" in name or name.startswith("/") or ".." in name.split("/") or not parts
+    odd = (
+        not name.isprintable()
+        or "\\" in name
+        or ":" in name
+        or name.startswith("/")
+        or ".." in name.split("/")
+        or not parts
+    )
     if odd or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts):
         raise CheckpointError(f"{path}: {shown(name)} is no name of a file below the archive's folder; fetch it again.")
     if len(parts) > MOST_DEPTH:
-        raise CheckpointError(f"{path}: {shown(name)} lies {len(parts)} folders deep, expected a folder of files; fetch it again.")
+        raise CheckpointError(
+            f"{path}: {shown(name)} lies {len(parts)} folders deep, expected a folder of files; fetch it again."
+        )
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR and entry.file_size):
         raise CheckpointError(f"{path}: {shown(name)} is a link or a device, expected files only; fetch it again.")
     if entry.flag_bits & 1:
-        raise CheckpointError(f"{path}: {shown(name)} is encrypted; expected an archive without a password; fetch it again.")
+        raise CheckpointError(
+            f"{path}: {shown(name)} is encrypted; expected an archive without a password; fetch it again."
+        )
     if entry.compress_type not in METHODS:
         raise CheckpointError(f"{path}: {shown(name)} is packed in a way Apple's archives are not; fetch it again.")
 
@@ -107,7 +122,9 @@ def _named(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipI
         raise CheckpointError(f"{path}: no config.json in it, so it is not a model; check the name, or fetch it again.")
     home, *others = sorted(homes, key=lambda folder: len(folder.parts))
     if others and len(others[0].parts) == len(home.parts):
-        raise CheckpointError(f"{path}: there is more than one model in it, {listed(sorted(map(str, homes)))}; unpack it yourself.")
+        raise CheckpointError(
+            f"{path}: there is more than one model in it, {listed(sorted(map(str, homes)))}; unpack it yourself."
+        )
     files = {place.name: entry for place, entry in zip(places, entries, strict=True) if place.parent == home}
     same: dict[str, list[str]] = {}
     for place in places:

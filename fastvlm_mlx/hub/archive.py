@@ -25,7 +25,9 @@ def folder_of(name: str) -> Path:
     """Where an archive's model lies once it has been downloaded."""
     found = ARCHIVE.fullmatch(name)
     if found is None:
-        raise OptionError(f"{name!r} is none of Apple's archives; expected llava-fastvithd_{{0.5b,1.5b,7b}}_stage{{2,3}}.")
+        raise OptionError(
+            f"{name!r} is none of Apple's archives; expected llava-fastvithd_{{0.5b,1.5b,7b}}_stage{{2,3}}."
+        )
     return caches.root() / "models" / found[1]
 
 
@@ -42,13 +44,17 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
     if folder.exists():
         raise HubError(f"{folder} is there but holds no model; remove it and fetch the archive again.")
     if cached_only:
-        raise HubError(f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}")
+        raise HubError(
+            f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}"
+        )
     archive = caches.root() / "archives" / f"{folder.name}.zip"
     url = f"{(os.environ.get('FASTVLM_ARCHIVES') or BASE).rstrip('/')}/{archive.name}"
     try:
         if not archive.exists():
             if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
-                raise HubError(f"{name!r}: no such folder, not in our cache, and HF_HUB_OFFLINE is set; unset it to fetch it.")
+                raise HubError(
+                    f"{name!r}: no such folder, not in our cache, and HF_HUB_OFFLINE is set; unset it to fetch it."
+                )
             size = transfer.size_of(url)
             takes = f"takes {size / 1e9:.1f} GB" if size is not None else "takes some gigabytes"
             ask(f"{archive.name} {takes} to download, and as much again unpacked.", folder.name, agree)

@@ -36,9 +36,13 @@ def find(
         raise OptionError(f"`revision` is {shown(revision)}, expected a branch, tag or commit.")
     sha256 = check_digest(sha256)
     if sha256 is not None and (not ARCHIVE.fullmatch(model) or revision is not None):
-        raise OptionError("`sha256` is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'.")
+        raise OptionError(
+            "`sha256` is for Apple's archives; give it with one, or check a model by 'fastvlm-mlx info --verify'."
+        )
     if revision is not None and (model == BUILT_IN or os.path.isdir(os.path.expanduser(model))):  # noqa: PTH111, PTH112
-        raise OptionError(f"{shown(model)} is a folder, which has no revisions; leave `revision` out, or name a model of the Hub.")
+        raise OptionError(
+            f"{shown(model)} is a folder, which has no revisions; leave `revision` out, or name a model of the Hub."
+        )
     if model == BUILT_IN:
         folder = Path(__file__).parents[1] / BUILT_IN
         if not folder.is_dir():
@@ -53,7 +57,9 @@ def find(
         exists = folder.exists()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise HubError(f"{shown(model)} cannot be a folder ({reason}), and is not a Hub name; check `model`.") from error
+        raise HubError(
+            f"{shown(model)} cannot be a folder ({reason}), and is not a Hub name; check `model`."
+        ) from error
     if exists and model.lower().endswith(".zip"):
         raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.")
     if exists:
@@ -71,7 +77,9 @@ def find(
             "https://huggingface.co/OWNER/NAME) or 'tiny'."
         )
     if named is None:
-        raise HubError(f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME) or 'tiny'; check the spelling.")
+        raise HubError(
+            f"{shown(model)}: no such folder, and not a Hub name (OWNER/NAME) or 'tiny'; check the spelling."
+        )
     if named.revision is not None and revision not in (None, named.revision):
         raise OptionError(f"{shown(model)} names a revision, and `revision` is {shown(revision)}; give one of them.")
     from . import huggingface

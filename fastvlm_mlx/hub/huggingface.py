@@ -36,7 +36,9 @@ def find(name: str, revision: str | None, agree: Agree | None, cached_only: bool
     except (CheckpointError, OSError, ValueError):  # a cache that is damaged or cannot be read: fetch again
         pass
     if cached_only:
-        raise HubError(f"{name!r}: no such folder, and not in the local cache; fetch it first: fastvlm-mlx download {name}")
+        raise HubError(
+            f"{name!r}: no such folder, and not in the local cache; fetch it first: fastvlm-mlx download {name}"
+        )
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)
         size = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
@@ -47,8 +49,12 @@ def find(name: str, revision: str | None, agree: Agree | None, cached_only: bool
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403, 404):
-            raise HubError(f"{name!r}: no such folder, and the Hub has no such model open to you (HTTP {status}).") from error
-        raise HubError(f"{name!r}: no such folder, and the Hub answered with an error (HTTP {status}); try again.") from error
+            raise HubError(
+                f"{name!r}: no such folder, and the Hub has no such model open to you (HTTP {status})."
+            ) from error
+        raise HubError(
+            f"{name!r}: no such folder, and the Hub answered with an error (HTTP {status}); try again."
+        ) from error
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise _unreachable(name, error) from error
@@ -73,7 +79,9 @@ def _wanted(file: str) -> bool:
 
 def _complete(folder: Path) -> bool:
     """Whether a cached snapshot has its config, tokenizer and weights, so that an interrupted download is taken up again."""
-    words = (folder / "tokenizer.json").exists() or all((folder / name).exists() for name in ("vocab.json", "merges.txt"))
+    words = (folder / "tokenizer.json").exists() or all(
+        (folder / name).exists() for name in ("vocab.json", "merges.txt")
+    )
     if not words or not (folder / "config.json").exists():
         return False
     if (folder / INDEX).exists():

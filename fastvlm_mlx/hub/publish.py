@@ -24,7 +24,9 @@ def check(name: str) -> None:
     except HFValidationError as error:
         raise OptionError(f"{shown(name)} cannot be a repository's name; expected OWNER/NAME. {error}") from error
     if get_token() is None:
-        raise HubError(f"{name} cannot be written to without a token; set HF_TOKEN, or run 'hf auth login', and try again.")
+        raise HubError(
+            f"{name} cannot be written to without a token; set HF_TOKEN, or run 'hf auth login', and try again."
+        )
     with _explained(name):
         HfApi().whoami()
 

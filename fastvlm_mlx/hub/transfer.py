@@ -103,7 +103,9 @@ def _only_one(part: Path) -> Iterator[IO[bytes]]:
             raise HubError(f"{part.stem} is being downloaded by another process; wait for it and try again.") from error
         except OSError:  # a file system without locks
             pass
-        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):  # renamed before it was locked
+        if not part.exists() or not os.path.samestat(
+            os.fstat(file.fileno()), part.stat()
+        ):  # renamed before it was locked
             raise HubError(f"{part.stem} was downloaded by another process just now; try again.")
         yield file
 
@@ -166,7 +168,9 @@ def _answered(response: Any, url: str, have: int) -> tuple[int, int | None]:
     """(first byte that follows, bytes of the whole file) of an answer to a request for everything from `have` on."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise HubError(f"{url} comes encoded as {shown(encoding)}, expected it as it is; check the address or the proxy.")
+        raise HubError(
+            f"{url} comes encoded as {shown(encoding)}, expected it as it is; check the address or the proxy."
+        )
     if response.status == 200:
         return 0, _length(response.headers.get("Content-Length"))
     span = response.headers.get("Content-Range", "")
@@ -174,7 +178,14 @@ def _answered(response: Any, url: str, have: int) -> tuple[int, int | None]:
     place, _, whole = rest.partition("/")
     first, _, last = place.partition("-")
     size = _length(whole)
-    if response.status == 206 and unit == "bytes" and size is not None and first == str(have) and last == str(size - 1) and have:
+    if (
+        response.status == 206
+        and unit == "bytes"
+        and size is not None
+        and first == str(have)
+        and last == str(size - 1)
+        and have
+    ):
         return have, size
     raise HubError(
         f"{url} was answered with status {response.status} and range {shown(span)}, expected the bytes from {have} on; "
@@ -235,7 +246,13 @@ def _request(url: str, method: str, headers: dict[str, str]) -> Any:
 def _opener() -> OpenerDirector:
     """http and https, through a proxy where the environment names one; no other scheme, and no redirects of its own."""
     opener = OpenerDirector()
-    for handler in (ProxyHandler(), HTTPHandler(), HTTPSHandler(context=_tls()), HTTPDefaultErrorHandler(), HTTPErrorProcessor()):
+    for handler in (
+        ProxyHandler(),
+        HTTPHandler(),
+        HTTPSHandler(context=_tls()),
+        HTTPDefaultErrorHandler(),
+        HTTPErrorProcessor(),
+    ):
         opener.add_handler(handler)
     return opener
 

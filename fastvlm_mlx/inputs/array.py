@@ -14,9 +14,7 @@ from ..errors import ImageError
 from .imagefile import check_size
 
 BAND = 1 << 22  # numbers converted at a time
-EXPECTED = (
-    "expected (height, width), or (height, width, channels) with 1 to 4 channels, as uint8, uint16 or floating point from 0 to 1"
-)
+EXPECTED = "expected (height, width), or (height, width, channels) with 1 to 4 channels, as uint8, uint16 or floating point from 0 to 1"
 
 
 def is_array(source: object) -> bool:
@@ -29,7 +27,9 @@ def image_of(source: Any) -> Image.Image:
     values = _numbers(source)
     described = f"The image array is {values.shape} {values.dtype}"
     if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[2] > 4):
-        advice = "; move the channels to the end: `.transpose(1, 2, 0)`" if values.ndim == 3 and values.shape[0] <= 4 else ""
+        advice = (
+            "; move the channels to the end: `.transpose(1, 2, 0)`" if values.ndim == 3 and values.shape[0] <= 4 else ""
+        )
         advice = advice or ("; give several pictures as a list" if values.ndim == 4 else "")
         raise ImageError(f"{described}, {EXPECTED}{advice}.")
     if values.ndim == 3 and values.shape[2] == 1:
@@ -72,7 +72,9 @@ def _numbers(source: Any) -> npt.NDArray[Any]:
         return np.asarray(source)
     except Exception as error:  # of whatever library
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageError(f"The image is a {type(source).__name__} that gives no array ({reason}); give a NumPy array.") from error
+        raise ImageError(
+            f"The image is a {type(source).__name__} that gives no array ({reason}); give a NumPy array."
+        ) from error
 
 
 def _of_mlx(source: object) -> bool:

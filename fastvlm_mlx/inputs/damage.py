@@ -76,7 +76,9 @@ def unaligned(image: Image.Image, data: bytes) -> Image.Image:
     sBIT says how many bits mean something, and a level's other bits are a filling that follows from these. A file in which they
     are not, while no level has more than the declared bits, holds these bits at the wrong end.
     """
-    bits = next((content[0] for name, content, sound in _chunks(data) if name == b"sBIT" and sound and len(content) == 1), 16)
+    bits = next(
+        (content[0] for name, content, sound in _chunks(data) if name == b"sBIT" and sound and len(content) == 1), 16
+    )
     if not 1 <= bits < 16:
         return image
     levels, greatest = np.asarray(image).astype(np.uint32), (1 << bits) - 1

@@ -28,7 +28,9 @@ INVISIBLE = 3  # greatest alpha of what nobody has seen
 NEARLY_ALL = 0.9  # of a drawing's pixels
 FAINT = 32  # levels of difference from the ground that nothing is told by
 
-Source = str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
+Source = (
+    str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
+)
 Pixels = npt.NDArray[np.uint8]
 Images = Source | Sequence[Source] | None
 
@@ -86,7 +88,9 @@ def _of_dict(source: Mapping[str, Any]) -> Source:
     if isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.ndim == 1:  # as pyarrow has a file's bytes
         found = found.tobytes()
     if not isinstance(found, (str, PathLike, bytes, bytearray, memoryview)):
-        raise ImageError(f"The image is a dict of {shown(list(source))}, expected 'bytes' or 'path' of a picture in it.")
+        raise ImageError(
+            f"The image is a dict of {shown(list(source))}, expected 'bytes' or 'path' of a picture in it."
+        )
     return found
 
 
@@ -303,7 +307,9 @@ def _resize_and_crop(image: Image.Image, size: int) -> Pixels:
     scaled = int(size * long / short)
     shape = (size, scaled) if width <= height else (scaled, size)
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise ImageError(f"The image is {width}x{height}, too long and narrow to be cropped; cut it to a squarer shape first.")
+        raise ImageError(
+            f"The image is {width}x{height}, too long and narrow to be cropped; cut it to a squarer shape first."
+        )
     resized = image.resize(shape, Image.Resampling.BICUBIC)
     left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
     return np.asarray(resized.crop((left, top, left + size, top + size)))

@@ -95,7 +95,9 @@ def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None
             "make it smaller, or allow more with `max_pixels`."
         )
     if max(width, height) > MAX_SIDE:
-        raise ImageError(f"{name} is {width}x{height} pixels, expected sides of at most {MAX_SIDE:,}; cut or shrink it.")
+        raise ImageError(
+            f"{name} is {width}x{height} pixels, expected sides of at most {MAX_SIDE:,}; cut or shrink it."
+        )
 
 
 def read(path: str) -> bytes:
@@ -105,12 +107,16 @@ def read(path: str) -> bytes:
         raise ImageError("The path of the image is empty; give the path of a picture.")
     found = paths.find(path)
     if ADDRESS.match(found):
-        raise ImageError(f"{name} is an address, and nothing is fetched from the network; save the picture and give its path.")
+        raise ImageError(
+            f"{name} is an address, and nothing is fetched from the network; save the picture and give its path."
+        )
     try:
         return files.read(Path(found), MAX_FILE)
     except FileNotFoundError as error:
         if Path(found).is_symlink():
-            raise ImageError(f"{name} is a link to a file that does not exist; give the path of the picture itself.") from error
+            raise ImageError(
+                f"{name} is a link to a file that does not exist; give the path of the picture itself."
+            ) from error
         raise ImageError(f"{name}: no such image; check the path.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -228,11 +234,19 @@ def _mended(
                 image, more = _opened(endings[0], name, formats, max_pixels)
                 other, _ = _opened(endings[1], name, formats, max_pixels)
                 whole = image.mode == other.mode and image.tobytes() == other.tobytes()
-                return (image, more, "lacks its end marker; every pixel of it is there, and it is used.") if whole else None
+                return (
+                    (image, more, "lacks its end marker; every pixel of it is there, and it is used.")
+                    if whole
+                    else None
+                )
             if (mended := damage.without_damaged_chunks(data)) is not None:
                 sound, removed = mended
                 image, more = _opened(sound, name, formats, max_pixels)
-                return image, more, f"is damaged beside its pixels ({listed(removed)}); these are whole, and it is used."
+                return (
+                    image,
+                    more,
+                    f"is damaged beside its pixels ({listed(removed)}); these are whole, and it is used.",
+                )
             if not BOMB.search(str(error)) and (alone := damage.without_extras(data)) is not None:
                 image, more = _opened(alone, name, formats, max_pixels)
                 return image, more, "holds texts or settings that cannot be read; its pixels are whole, and it is used."
@@ -297,7 +311,9 @@ class _Timed(BytesIO):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.monotonic() > self._end:
-            raise ImageError(f"{self._name} takes too long to decode, so it is damaged or hostile; save it again as PNG or JPEG.")
+            raise ImageError(
+                f"{self._name} takes too long to decode, so it is damaged or hostile; save it again as PNG or JPEG."
+            )
         return super().read(size)
 
 

@@ -33,7 +33,14 @@ UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats; the last is f
 KINDS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, among the extra samples
 DECLARED = {1023: 10, 4095: 12, 16383: 14}  # greatest levels of what cameras put into 16 bits, and their bits
-PACKED = (5, 8, 32773, 32946, 34925, 50000)  # LZW, deflate, PackBits, LZMA and Zstandard: what unpacks to the samples' bytes
+PACKED = (
+    5,
+    8,
+    32773,
+    32946,
+    34925,
+    50000,
+)  # LZW, deflate, PackBits, LZMA and Zstandard: what unpacks to the samples' bytes
 MAX_SAMPLES = 64
 BAND = 1 << 22  # bytes unpacked at a time
 MAX_PIECE = 1 << 28  # bytes of one strip or tile, unpacked
@@ -199,7 +206,9 @@ def check_opened(image: Image.Image, name: str) -> None:
     if layout.preview is not None:
         raise ImageError(f"{name} is {layout.preview}, which is not read; export it as JPEG or PNG.")
     if not layout.suits_pillow:
-        raise ImageError(f"{name} is a TIFF of {_described(layout)}, which Pillow misreads; give the file's path instead.")
+        raise ImageError(
+            f"{name} is a TIFF of {_described(layout)}, which Pillow misreads; give the file's path instead."
+        )
 
 
 def decode(layout: Layout, data: bytes, name: str, seconds: float) -> Image.Image:
@@ -328,7 +337,9 @@ def _as_bytes_of_grey(layout: Layout, stored: bytes, stride: int, rows: int) -> 
         (266, 3, 2 if layout.reversed_bits else 1), (273, 4, 8), (277, 3, 1), (278, 4, rows), (279, 4, len(stored)),
     ]  # fmt: skip
     padded = stored + b"\0" * (len(stored) % 2)
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    directory = struct.pack("<H", len(tags)) + b"".join(
+        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
+    )
     return b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + directory + struct.pack("<I", 0)
 
 

@@ -37,21 +37,29 @@ class Tokenizer:
         try:
             return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON)), str(path))
         except FileNotFoundError as error:
-            raise TokenizerError(f"{path.parent}: no tokenizer.json in it; fetch or convert the model again.") from error
+            raise TokenizerError(
+                f"{path.parent}: no tokenizer.json in it; fetch or convert the model again."
+            ) from error
         except (TokenizerError, KeyboardInterrupt):
             raise
         except OSError as error:
-            raise TokenizerError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions.") from error
+            raise TokenizerError(
+                f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+            ) from error
         except BaseException as error:  # the Rust side raises plain Exception, and where it panics not even that
             if isinstance(error, (SystemExit, MemoryError)):
                 raise
-            raise TokenizerError(f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again.") from error
+            raise TokenizerError(
+                f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again."
+            ) from error
 
     def __len__(self) -> int:
         """One more than the largest id."""
         dense = int(self.bpe.get_vocab_size(with_added_tokens=True))
         if all(map(self.bpe.id_to_token, range(dense))):
-            return dense  # so many tokens have as many ids, none of them larger; in less time than a table of them takes
+            return (
+                dense  # so many tokens have as many ids, none of them larger; in less time than a table of them takes
+            )
         return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -59,7 +67,9 @@ class Tokenizer:
         try:
             return list(self.bpe.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:
-            raise PromptError("The text holds half of a surrogate pair, which is not a character; pass valid Unicode.") from error
+            raise PromptError(
+                "The text holds half of a surrogate pair, which is not a character; pass valid Unicode."
+            ) from error
         except BaseException as error:  # see `open`
             if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
                 raise

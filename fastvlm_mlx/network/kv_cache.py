@@ -113,7 +113,9 @@ class BatchCache:
         lengths = [keys.shape[2] for keys, _ in rows]
         self.length = max(lengths)
         self.padding = padding or Padding([self.length - length for length in lengths])
-        self._keys, self._values = (mx.concatenate([_padded(row, self.length) for row in side]) for side in zip(*rows, strict=True))
+        self._keys, self._values = (
+            mx.concatenate([_padded(row, self.length) for row in side]) for side in zip(*rows, strict=True)
+        )
 
     @property
     def offset(self) -> int | mx.array:

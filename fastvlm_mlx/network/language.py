@@ -25,7 +25,11 @@ class Attention(nn.Module):
     def __init__(self, config: TextConfig, backend: Backend):
         super().__init__()
         self.backend = backend
-        self.heads, self.kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.rope_theta = config.rope_theta
         width = (self.heads + 2 * self.kv_heads) * self.head_dim
         self.qkv_proj = Linear(config.hidden_size, width, bias=True, backend=backend)
@@ -46,7 +50,9 @@ class Attention(nn.Module):
         B, L, _ = x.shape
         qkv = self.qkv_proj(x).reshape(B, L, -1, self.head_dim).transpose(0, 2, 1, 3)
         turned = self.heads + self.kv_heads  # queries and keys turn with their position, values do not
-        qk = mx.fast.rope(qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
+        qk = mx.fast.rope(
+            qkv[:, :turned], self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
+        )
         return qk[:, : self.heads], qk[:, self.heads :], qkv[:, turned:]
 
 
@@ -61,7 +67,9 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         both = self.gate_up_proj(x)
-        if both.size == both.shape[-1]:  # of one row, halves that keep its stride would be copied for a quantised product
+        if (
+            both.size == both.shape[-1]
+        ):  # of one row, halves that keep its stride would be copied for a quantised product
             gate, up = mx.split(both.reshape(2, -1), 2)
             return self.down_proj(swiglu(gate, up, self.backend)).reshape(x.shape)
         gate, up = mx.split(both, 2, axis=-1)

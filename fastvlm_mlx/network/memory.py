@@ -29,7 +29,11 @@ SCALE_BYTES = 2  # of a scale in a folder
 CONTEXT = 1024  # positions beside the pictures': a question and an answer of some length
 BYTES: dict[Dtype, int] = dict(zip(DTYPES, (4, 2, 2), strict=True))
 AHEAD = 1 << 24  # numbers that MLX makes, at most, ahead of those that are still waited for
-FUSED_HEAD_DIMS = (64, 80, 128)  # heads whose scores a GPU never writes out (mlx 0.32, scaled_dot_product_attention.cpp)
+FUSED_HEAD_DIMS = (
+    64,
+    80,
+    128,
+)  # heads whose scores a GPU never writes out (mlx 0.32, scaled_dot_product_attention.cpp)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,12 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 
 def estimate(
-    config: ModelConfig, *, backend: Backend = "metal", dtype: Dtype | None = None, context: int | None = None, images: int = 1
+    config: ModelConfig,
+    *,
+    backend: Backend = "metal",
+    dtype: Dtype | None = None,
+    context: int | None = None,
+    images: int = 1,
 ) -> Memory:
     """What answering takes with `images` pictures and `context` positions in all (by default the pictures' and CONTEXT more).
 
@@ -69,7 +78,9 @@ def estimate(
     context = min(limit, context or shown + CONTEXT)
     tower = _tower(config.vision, config.image.size, backend) if images else 0
     decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)
-    return Memory(weight_bytes(config, kind), _cache(config.text, context, kind), BYTES[kind] * max(tower, decoder), context)
+    return Memory(
+        weight_bytes(config, kind), _cache(config.text, context, kind), BYTES[kind] * max(tower, decoder), context
+    )
 
 
 def with_decoder_bits(config: ModelConfig, bits: int) -> ModelConfig:
@@ -116,7 +127,9 @@ def _part(name: str) -> str:
 
 def _cache(config: TextConfig, context: int, dtype: Dtype) -> int:
     """Keys and values of every layer."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * buffered(context) * BYTES[dtype]
+    return (
+        2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * buffered(context) * BYTES[dtype]
+    )
 
 
 def _tower(config: VisionConfig, size: int, backend: Backend) -> int:

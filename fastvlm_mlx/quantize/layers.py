@@ -40,13 +40,24 @@ class Packed(nn.Module):
 
 def packed_layers(model: nn.Module) -> dict[str, "QuantizedLinear | QuantizedEmbedding"]:
     """The quantised layers of a model by path."""
-    return {path: layer for path, layer in model.named_modules() if isinstance(layer, (QuantizedLinear, QuantizedEmbedding))}
+    return {
+        path: layer for path, layer in model.named_modules() if isinstance(layer, (QuantizedLinear, QuantizedEmbedding))
+    }
 
 
 class QuantizedLinear(Packed):
     """A linear layer (..., I) -> (..., O) with packed weights."""
 
-    def __init__(self, rows: int, width: int, settings: QuantConfig, backend: Backend, dtype: mx.Dtype = mx.float32, *, bias: bool):
+    def __init__(
+        self,
+        rows: int,
+        width: int,
+        settings: QuantConfig,
+        backend: Backend,
+        dtype: mx.Dtype = mx.float32,
+        *,
+        bias: bool,
+    ):
         super().__init__(rows, width, settings, backend, dtype)
         if bias:
             self.bias = mx.zeros((rows,), dtype)
@@ -73,10 +84,14 @@ def apply(model: nn.Module, chosen: Plan) -> None:
     for path, settings in chosen.items():
         layer = layers.get(path)
         if not isinstance(layer, (nn.Linear, nn.Embedding)):
-            raise CheckpointError(f"config.json: quantization names {shown(path)}, which is no matrix; convert the model again.")
+            raise CheckpointError(
+                f"config.json: quantization names {shown(path)}, which is no matrix; convert the model again."
+            )
         rows, width = layer.weight.shape
         fixed = MODES.get(settings.mode)
-        known = settings == fixed or (settings.mode == "affine" and settings.bits in BITS and settings.group_size in GROUP_SIZES)
+        known = settings == fixed or (
+            settings.mode == "affine" and settings.bits in BITS and settings.group_size in GROUP_SIZES
+        )
         if not known or width % settings.group_size:
             raise CheckpointError(
                 f"config.json: MLX cannot quantise {shown(path)} of width {width} with {settings.bits} bits in groups of "
@@ -86,7 +101,9 @@ def apply(model: nn.Module, chosen: Plan) -> None:
         if isinstance(layer, nn.Embedding):
             put_layer(model, path, QuantizedEmbedding(rows, width, settings, backend, layer.weight.dtype))
         else:
-            put_layer(model, path, QuantizedLinear(rows, width, settings, backend, layer.weight.dtype, bias="bias" in layer))
+            put_layer(
+                model, path, QuantizedLinear(rows, width, settings, backend, layer.weight.dtype, bias="bias" in layer)
+            )
 
 
 def layer_at(model: nn.Module, path: str) -> Any:

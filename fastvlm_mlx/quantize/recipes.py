@@ -76,7 +76,9 @@ def choose_if_asked(
     """
     if name is None and bits is None and mode is None:
         if group_size is not None or pictures is not None:
-            raise OptionError("`group_size` and `pictures` belong to quantising; give `recipe`, `bits` or `mode` as well.")
+            raise OptionError(
+                "`group_size` and `pictures` belong to quantising; give `recipe`, `bits` or `mode` as well."
+            )
         return None
     return choose(name, bits=bits, mode=mode, group_size=group_size)
 
@@ -101,7 +103,9 @@ def choose(
     fixed = MODES[mode] if mode not in (None, "affine") else None
     if fixed is not None:
         if bits not in (None, fixed.bits) or group_size not in (None, fixed.group_size):
-            raise OptionError(f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave `bits` and `group_size` out.")
+            raise OptionError(
+                f"{mode} has {fixed.bits} bits in groups of {fixed.group_size}; leave `bits` and `group_size` out."
+            )
         if name is not None:
             raise OptionError(f"`recipe` {name!r} and `mode` {mode!r} were given together; choose one.")
     elif group_size is not None and group_size not in GROUP_SIZES:
@@ -118,9 +122,13 @@ def choose(
         recipe = replace(recipe, tower=recipe.tower or (recipe.bits if recipe.target_bits else 8))
     if target_bits is not None:
         if recipe.target_bits is None:
-            raise OptionError("`target_bits` was given, but only the recipe 'mixed' spends a budget; choose it, or leave it out.")
+            raise OptionError(
+                "`target_bits` was given, but only the recipe 'mixed' spends a budget; choose it, or leave it out."
+            )
         if not 2.25 <= target_bits <= 8.5:
-            raise OptionError(f"`target_bits` is {shown(target_bits)}, expected 2.25 to 8.5 bits per weight, scales counted.")
+            raise OptionError(
+                f"`target_bits` is {shown(target_bits)}, expected 2.25 to 8.5 bits per weight, scales counted."
+            )
         recipe = replace(recipe, target_bits=float(target_bits))
     return recipe
 

@@ -29,8 +29,12 @@ def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) ->
             continue
         if mx.isfinite(array).all().item():
             kind = str(stored.dtype).removeprefix("mlx.core.")
-            raise CheckpointError(f"{origin}: {name} does not fit {kind}; choose `dtype='bfloat16'` or `dtype='float32'`.")
-        raise CheckpointError(f"{origin}: {name} holds values that are not finite numbers, so it is damaged; fetch it again.")
+            raise CheckpointError(
+                f"{origin}: {name} does not fit {kind}; choose `dtype='bfloat16'` or `dtype='float32'`."
+            )
+        raise CheckpointError(
+            f"{origin}: {name} holds values that are not finite numbers, so it is damaged; fetch it again."
+        )
 
 
 def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan) -> None:
@@ -48,7 +52,9 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
         tensors: list[tuple[str, mx.array]] = []
         for name, stored, _ in batch:
             settings = quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-            tensors += [(name, stored)] if settings is None else _packed(name, stored, settings, opened.config.dtype, dtype)
+            tensors += (
+                [(name, stored)] if settings is None else _packed(name, stored, settings, opened.config.dtype, dtype)
+            )
         mx.eval([tensor for _, tensor in tensors])
         model.load_weights(tensors, strict=False)
         done.update(name for name, _ in tensors)
@@ -70,7 +76,9 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
         floating = mx.issubdtype(array.dtype, mx.floating)
         right = floating if mx.issubdtype(expected.dtype, mx.floating) else array.dtype == expected.dtype
         if settings is None and not right:
-            raise CheckpointError(f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again.")
+            raise CheckpointError(
+                f"{opened.name}: {name!r} holds {array.dtype}, expected {expected.dtype}; convert it again."
+            )
         batch.append((name, array.astype(dtype) if floating else array, array))
         waiting += batch[-1][1].nbytes
         if waiting > BATCH_BYTES:
@@ -79,10 +87,16 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
     put()
     missing = parameters.keys() - done
     if missing:
-        raise CheckpointError(f"{opened.name}: {listed(sorted(missing))} are missing from its weights; convert it again.")
+        raise CheckpointError(
+            f"{opened.name}: {listed(sorted(missing))} are missing from its weights; convert it again."
+        )
 
 
-def _packed(name: str, weight: mx.array, settings: QuantConfig, stored: str, dtype: mx.Dtype) -> list[tuple[str, mx.array]]:
+def _packed(
+    name: str, weight: mx.array, settings: QuantConfig, stored: str, dtype: mx.Dtype
+) -> list[tuple[str, mx.array]]:
     """A weight quantised as our folder would hold it, and its scales in the type to compute in."""
     parts = quantized(name, weight, settings, scale_type(stored))
-    return [(part, tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor) for part, tensor in parts]
+    return [
+        (part, tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor) for part, tensor in parts
+    ]

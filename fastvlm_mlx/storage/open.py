@@ -49,7 +49,9 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
     config = ModelConfig.from_dict(read_table(folder / "config.json"))
     tensors = shards.read_headers(folder)
     if not tensors:
-        raise CheckpointError(f"{folder}: no weights in it; expected model.safetensors or its shards; convert the model again.")
+        raise CheckpointError(
+            f"{folder}: no weights in it; expected model.safetensors or its shards; convert the model again."
+        )
     words = Tokenizer.open(tokenizer or folder / "tokenizer.json")
     check_tokenizer(words, config)
 

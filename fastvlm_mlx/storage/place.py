@@ -33,7 +33,9 @@ def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose a
     except (OSError, ValueError) as error:
         raise OutputError(f"{out} cannot be written ({_reason(error)}); {advice}.") from error
     if free < nbytes:
-        raise OutputError(f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.")
+        raise OutputError(
+            f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room."
+        )
 
 
 @contextmanager
@@ -60,7 +62,9 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         _check_free(out, force)  # again: what has come there meanwhile is not ours to remove
         _take_place(partial, out)
     except OSError as error:
-        raise OutputError(f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}.") from error
+        raise OutputError(
+            f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}."
+        ) from error
     finally:
         if lock >= 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -76,7 +80,9 @@ def _check_free(out: Path, force: bool) -> None:
     if not force:
         raise OutputError(f"{out} exists already; give another `out`, or `force=True` to replace it.")
     if not out.is_dir() or (any(out.iterdir()) and not is_ours(out)):
-        raise OutputError(f"{out} is not a model folder of ours, so it is not replaced even with `force=True`; give another `out`.")
+        raise OutputError(
+            f"{out} is not a model folder of ours, so it is not replaced even with `force=True`; give another `out`."
+        )
 
 
 def _clear_leftovers(out: Path) -> None:

@@ -16,7 +16,9 @@ SHARD_BYTES = 5_000_000_000
 NO_ROOM = "is the disk full?); make room or choose another `out`"
 
 
-def save(out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], *, nbytes: int, force: bool = False) -> None:
+def save(
+    out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], *, nbytes: int, force: bool = False
+) -> None:
     """Write a folder of `texts` by file name, config.json and the weights, of about `nbytes` bytes; all of it or nothing."""
     with new_folder(out, nbytes, force) as partial:
         write(partial, config, weights, texts)

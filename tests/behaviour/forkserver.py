@@ -106,10 +106,17 @@ class ForkServer:
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, cwd=root)
 
-    def run(self, *args: object, stdin: bytes | None = None, cwd: Path | None = None, env: dict[str, str] | None = None) -> Result:
+    def run(
+        self, *args: object, stdin: bytes | None = None, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> Result:
         """Run `fastvlm-mlx ARGS`; stdin is empty unless given, `env` is set on top of the environment."""
         words = [os.fsdecode(arg) if isinstance(arg, bytes) else str(arg) for arg in args]
-        request = {"args": words, "stdin": base64.b64encode(stdin or b"").decode(), "cwd": str(cwd or "/"), "env": env or {}}
+        request = {
+            "args": words,
+            "stdin": base64.b64encode(stdin or b"").decode(),
+            "cwd": str(cwd or "/"),
+            "env": env or {},
+        }
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(request).encode() + b"\n")
         self.process.stdin.flush()

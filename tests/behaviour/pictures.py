@@ -66,7 +66,13 @@ def bombs() -> dict[str, bytes]:
     gif = bytearray(sample("GIF"))
     gif[6:10] = struct.pack("<HH", 65_535, 65_535)
     webp = bytearray(
-        encoded(Image.new("RGBA", (16, 16)), "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (16, 16))])
+        encoded(
+            Image.new("RGBA", (16, 16)),
+            "WEBP",
+            lossless=True,
+            save_all=True,
+            append_images=[Image.new("RGB", (16, 16))],
+        )
     )
     webp[24:30] = b"\xff\x3f\x00\xff\x3f\x00"  # VP8X's canvas
     return {
@@ -76,7 +82,9 @@ def bombs() -> dict[str, bytes]:
         "PNG with a zTXt bomb": png(8, 8, chunk(b"zTXt", b"Comment\0\0" + text)),
         "PNG with an iTXt bomb": png(8, 8, chunk(b"iTXt", b"Comment\0\1\0\0\0" + text)),
         "PNG with an ICC bomb": png(8, 8, chunk(b"iCCP", b"icc\0\0" + text)),
-        "PNG with 80 texts of a megabyte": png(8, 8, *[chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1_000_000), 1))] * 80),
+        "PNG with 80 texts of a megabyte": png(
+            8, 8, *[chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1_000_000), 1))] * 80
+        ),
         "PNG with five million chunks": png(8, 8, *[chunk(b"tEXt", b"k\0v")] * 5_000_000),
         "PNG with a line of 100000": png(100_000, 1),
         "PNG with a column of 100000": png(1, 100_000, data=zlib.compress(bytes(200_000))),
@@ -89,7 +97,9 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def tiff(width: int, height: int, *, bits: int = 8, kind: int = 1, data: bytes = bytes(64), following: int = 0) -> bytes:
+def tiff(
+    width: int, height: int, *, bits: int = 8, kind: int = 1, data: bytes = bytes(64), following: int = 0
+) -> bytes:
     """A grey TIFF of chosen size and depth, uncompressed."""
     tags = [
         (256, 4, 1, width),
@@ -103,7 +113,11 @@ def tiff(width: int, height: int, *, bits: int = 8, kind: int = 1, data: bytes =
         (279, 4, 1, len(data)),
         (339, 3, 1, kind),
     ]
-    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + struct.pack("<I", following)
+    directory = (
+        struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        + struct.pack("<I", following)
+    )
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 

@@ -57,7 +57,10 @@ def tiff(
     tags |= {int(name[1:]): value for name, value in more.items()}
     data = b"".join(piece + b"\0" * (len(piece) % 2) for piece in stored)
     return (
-        (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data)) + data + _directory(tags, order, place)
+        (b"II*\0" if order == "<" else b"MM\0*")
+        + struct.pack(f"{order}I", 8 + len(data))
+        + data
+        + _directory(tags, order, place)
     )
 
 
@@ -67,7 +70,9 @@ def _packed(piece: np.ndarray, bits: int, order: str, kind: int, predictor: int)
         if predictor == 3:
             rows, width, count = piece.shape
             big = np.ascontiguousarray(piece.astype(f">f{bits // 8}")).reshape(rows, -1).view(np.uint8)
-            planes = np.ascontiguousarray(big.reshape(rows, width * count, bits // 8).swapaxes(1, 2)).reshape(rows, -1, count)
+            planes = np.ascontiguousarray(big.reshape(rows, width * count, bits // 8).swapaxes(1, 2)).reshape(
+                rows, -1, count
+            )
             return np.diff(planes, axis=1, prepend=np.zeros_like(planes[:, :1])).tobytes()
         return values.tobytes()
     if predictor == 2:

@@ -75,7 +75,9 @@ def test_download_unpack_load(server: type[Handler], model: Path, data: bytes) -
         subprocess.run([tool, "-c", digests.SUMS], cwd=folder, capture_output=True, check=True)
     assert hashlib.sha256(data).hexdigest() in (folder / digests.SUMS).read_text().splitlines()[0]
     server.requests.clear()
-    assert find(NAME, agree=lambda _: pytest.fail("asked again")).folder == folder == find(NAME, cached_only=True).folder
+    assert (
+        find(NAME, agree=lambda _: pytest.fail("asked again")).folder == folder == find(NAME, cached_only=True).folder
+    )
     assert server.requests == []
     assert fastvlm_mlx.load(NAME, dtype="float32").generate(None, "Hi", max_tokens=3).text is not None
 
@@ -194,7 +196,9 @@ def test_another_address_starts_over(server: type[Handler], model: Path) -> None
     assert "Range" not in server.requests[0]
 
 
-@pytest.mark.parametrize("notes", ["", "[]", "{", '{"url": 1, "tag": "a", "size": 3}', '{"url": "x"}', "null", "\0", "9" * 9999])
+@pytest.mark.parametrize(
+    "notes", ["", "[]", "{", '{"url": 1, "tag": "a", "size": 3}', '{"url": "x"}', "null", "\0", "9" * 9999]
+)
 def test_notes_that_are_damaged(server: type[Handler], model: Path, notes: str) -> None:
     (caches.root() / "archives").mkdir(parents=True)
     (caches.root() / "archives" / f"{NAME}.zip.part").write_bytes(b"left over")
@@ -253,9 +257,15 @@ ENDED: dict[str, tuple[list[Behaviour], str]] = {
     "a redirect to a file": ([replies(302, {"Location": "file:///etc/passwd"}, b"")], "not a plain https"),
     "a redirect to ftp": ([replies(302, {"Location": "ftp://127.0.0.1/x"}, b"")], "not a plain https"),
     "a redirect to data": ([replies(302, {"Location": "data:,x"}, b"")], "not a plain https"),
-    "a redirect to http elsewhere": ([replies(301, {"Location": "http://example.invalid/x"}, b"")], "not a plain https"),
+    "a redirect to http elsewhere": (
+        [replies(301, {"Location": "http://example.invalid/x"}, b"")],
+        "not a plain https",
+    ),
     "a redirect to http by no scheme": ([replies(307, {"Location": "//example.invalid/x"}, b"")], "not a plain https"),
-    "a redirect with a password": ([replies(302, {"Location": "https://me:secret@example.invalid/"}, b"")], "not a plain https"),
+    "a redirect with a password": (
+        [replies(302, {"Location": "https://me:secret@example.invalid/"}, b"")],
+        "not a plain https",
+    ),
     "a redirect to no address": ([replies(302, {"Location": "http://[::1/"}, b"")], "not a plain https"),
     "a redirect with a space": ([replies(302, {"Location": "http://127.0.0.1/a b"}, b"")], "not a plain https"),
     "a redirect without an address": ([replies(302, {}, b"")], "HTTP 302"),
@@ -264,7 +274,10 @@ ENDED: dict[str, tuple[list[Behaviour], str]] = {
     "compressed": ([replies(200, {"Content-Encoding": "gzip"})], "'gzip'"),
     "a part of its own accord": ([replies(206, {"Content-Range": "bytes 10-99/100"}, b"x" * 90)], "status 206"),
     "the wrong part": (later(replies(206, {"Content-Range": "bytes 5-99/100"}, b"x" * 95)), "range 'bytes 5-99/100'"),
-    "a part of unknown size": (later(replies(206, {"Content-Range": "bytes 300000-300009/*"}, b"x" * 10)), "status 206"),
+    "a part of unknown size": (
+        later(replies(206, {"Content-Range": "bytes 300000-300009/*"}, b"x" * 10)),
+        "status 206",
+    ),
     "a part without a range": (later(replies(206, {}, b"x" * 10)), "status 206"),
     "parts in another unit": (later(replies(206, {"Content-Range": "apples 300000-9/10"}, b"x")), "status 206"),
     "many parts": (later(replies(206, {"Content-Type": "multipart/byteranges; boundary=x"}, b"x")), "status 206"),

@@ -75,7 +75,10 @@ def test_layers_and_heads_are_averaged(small: VLM) -> None:
     assert np.allclose(seen(), seen(layers=[1], heads=[0, 1]))
     single = [seen(layers=[layer], heads=[head]) for layer in (0, 1) for head in (0, 1)]
     assert np.allclose(seen(layers=[0, 1]), np.mean(single, axis=0)) and not np.allclose(single[0], single[1])
-    for options, says in (({"layers": [2]}, "`layers` is .2., expected numbers from 0 to 1"), ({"heads": []}, "at least one")):
+    for options, says in (
+        ({"layers": [2]}, "`layers` is .2., expected numbers from 0 to 1"),
+        ({"heads": []}, "at least one"),
+    ):
         with pytest.raises(OptionError, match=says):
             seen(**options)  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="no picture"):
@@ -167,7 +170,9 @@ def tail(successes: int, chances: list[float]) -> float:
 
 def summary(found: list[Look]) -> dict[str, float]:
     """The figures, and how likely they are by chance: a sign test of pictures, and peaks in as many cells drawn at random."""
-    own, other = (np.array([[getattr(look, name) for look in found]]).reshape(-1, 2).sum(1) for name in ("mass", "other_mass"))
+    own, other = (
+        np.array([[getattr(look, name) for look in found]]).reshape(-1, 2).sum(1) for name in ("mass", "other_mass")
+    )
     peaks = sum(look.peak for look in found)
     return {
         "questions": len(found),

@@ -24,7 +24,22 @@ from fastvlm_mlx.network.kv_cache import BatchCache, KVCache
 from .. import checkpoint
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(4)]
-WORDS = ["what", "is", "the", "colour", "of", "this", "thing", "图里有什么", "and", "how", "many", "are", "there", "left?"]
+WORDS = [
+    "what",
+    "is",
+    "the",
+    "colour",
+    "of",
+    "this",
+    "thing",
+    "图里有什么",
+    "and",
+    "how",
+    "many",
+    "are",
+    "there",
+    "left?",
+]
 MODELS: list[dict[str, Any]] = [
     {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
     {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "tied": False},
@@ -47,7 +62,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def random_questions(rng: random.Random) -> list[tuple[Any, str]]:
     """Of any length, about no, one or two pictures."""
     lengths = [rng.choice([1, 2, 5, 12, 40]) for _ in range(rng.randint(1, 9))]
-    return [(rng.sample(PICTURES, rng.choice([0, 1, 1, 1, 2])), " ".join(rng.choices(WORDS, k=length))) for length in lengths]
+    return [
+        (rng.sample(PICTURES, rng.choice([0, 1, 1, 1, 2])), " ".join(rng.choices(WORDS, k=length)))
+        for length in lengths
+    ]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -57,11 +75,17 @@ def test_a_batch_answers_as_one_by_one(model: VLM, seed: int, monkeypatch: pytes
     questions = random_questions(rng)
     options: dict[str, Any] = {"max_tokens": rng.choice([1, 2, 9, 30])}
     if seed % 2:
-        options |= {"temperature": rng.choice([0.5, 1.0, 2.0]), "top_p": rng.choice([0.5, 1.0]), "seed": rng.randrange(1 << 64)}
+        options |= {
+            "temperature": rng.choice([0.5, 1.0, 2.0]),
+            "top_p": rng.choice([0.5, 1.0]),
+            "seed": rng.randrange(1 << 64),
+        }
     alone = [model.generate(image, prompt, **options) for image, prompt in questions]
     together = model.batch(questions, **options)
     assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
-    assert [(answer.text, answer.finish_reason) for answer in together] == [(answer.text, answer.finish_reason) for answer in alone]
+    assert [(answer.text, answer.finish_reason) for answer in together] == [
+        (answer.text, answer.finish_reason) for answer in alone
+    ]
     for one, other in zip(together, alone, strict=True):
         figures = ("images", "image_tokens", "prompt_tokens", "completion_tokens")
         assert all(getattr(one.stats, name) == getattr(other.stats, name) for name in figures)
@@ -210,7 +234,9 @@ def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: p
         small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
 
 
-def test_a_batch_goes_on_after_a_bad_question_when_asked(small: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_goes_on_after_a_bad_question_when_asked(
+    small: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     questions: list[Any] = [
         (PICTURES[0], "What is it?"), (tmp_path / "broken.jpg", "And this?"), ("no-such-picture.png", "What?"), "And?",

@@ -146,7 +146,11 @@ def test_a_follow_up_costs_its_own_tokens_only(small: VLM, monkeypatch: pytest.M
     monkeypatch.setattr(small.model, "prefill", lambda x, cache: prefilled.append(x.shape[1]) or prefill(x, cache))
     second = chat.ask("And now?", max_tokens=10)
     # cut short after ten tokens, so the tenth was never fed back: it, the end of its turn, and the question
-    own = len(small.tokenizer.encode("\n")) + len(small.tokenizer.encode("user\nAnd now?")) + len(small.tokenizer.encode("\n"))
+    own = (
+        len(small.tokenizer.encode("\n"))
+        + len(small.tokenizer.encode("user\nAnd now?"))
+        + len(small.tokenizer.encode("\n"))
+    )
     own += 1 + 1 + 1 + 1 + 1 + len(small.tokenizer.encode("assistant\n"))
     assert prefilled == [own] and encoded == []
     assert second.stats.reused_tokens == second.stats.prompt_tokens - own
@@ -588,7 +592,9 @@ def test_corrupt_transcripts(small: VLM, tmp_path: Path) -> None:
 
 def _places(tree: object) -> Iterator[tuple[object, object]]:
     """Every value in a JSON tree, as its container and key."""
-    for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()):
+    for key, value in list(
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    ):
         yield tree, key
         yield from _places(value)
 
@@ -598,7 +604,19 @@ def test_the_benchmark_of_follow_ups(capsys: pytest.CaptureFixture[str]) -> None
     from benchmarks import followup
 
     followup.main(
-        ["--random", "small", "--resolution", "64", "--questions", "2", "--rounds", "1", "--answer-tokens", "4", "--json"]
+        [
+            "--random",
+            "small",
+            "--resolution",
+            "64",
+            "--questions",
+            "2",
+            "--rounds",
+            "1",
+            "--answer-tokens",
+            "4",
+            "--json",
+        ]
     )
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert result["held_tokens"] > result["own_tokens"] > 0 and result["ratio"] > 0

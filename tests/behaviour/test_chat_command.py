@@ -33,7 +33,9 @@ def talk(run: Run, model: Path, *lines: str | bytes, options: tuple[object, ...]
 
 def answers(small: VLM, *questions: tuple[str, list[Path]], max_tokens: int = 8, system: str | None = None) -> bytes:
     chat = small.chat(system=system)
-    return b"".join(chat.ask(prompt, pictures, max_tokens=max_tokens).text.encode() + b"\n" for prompt, pictures in questions)
+    return b"".join(
+        chat.ask(prompt, pictures, max_tokens=max_tokens).text.encode() + b"\n" for prompt, pictures in questions
+    )
 
 
 def test_questions_in_answers_out(run: Run, small: VLM, model: Path, photo: Path) -> None:
@@ -83,18 +85,52 @@ def test_a_mistake_is_one_sentence_and_the_conversation_goes_on(
         assert done.err.startswith("1 picture taken back.\n")
     assert (done.code, done.out) == (1, answers(small, ("What is it?", [photo])))
     *_, complaint = done.err.splitlines()
-    assert complaint.startswith("fastvlm-mlx: ") and says in complaint and len(complaint) < 1100 and complaint.isprintable()
+    assert (
+        complaint.startswith("fastvlm-mlx: ")
+        and says in complaint
+        and len(complaint) < 1100
+        and complaint.isprintable()
+    )
 
 
 def test_no_line_ends_the_conversation(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
     """Commands and scraps of paths, quotes and signs, thrown together."""
     rng = random.Random(5)
     scraps = [f"/{name}" for name in COMMANDS if name not in ("quit", "help", "stats")]
-    scraps += ["~", "~nobody/x", "/", "..", ".", "a.png", "\0", "'", '"', "\\", "file://", "file:///%00.png", "~/.png", " ", "0"]
-    scraps += ["-1", "nan", "\u2028", "图", "\x1b[2J", "x" * 300, "[pasted text 1, 5 characters]", str(tmp_path), str(photo), "🎉"]
+    scraps += [
+        "~",
+        "~nobody/x",
+        "/",
+        "..",
+        ".",
+        "a.png",
+        "\0",
+        "'",
+        '"',
+        "\\",
+        "file://",
+        "file:///%00.png",
+        "~/.png",
+        " ",
+        "0",
+    ]
+    scraps += [
+        "-1",
+        "nan",
+        "\u2028",
+        "图",
+        "\x1b[2J",
+        "x" * 300,
+        "[pasted text 1, 5 characters]",
+        str(tmp_path),
+        str(photo),
+        "🎉",
+    ]
     lines = ["".join(rng.choice(scraps) + rng.choice(["", " "]) for _ in range(rng.randint(1, 4))) for _ in range(150)]
     typed = [*lines, "/clear", "/system default", "What is it?"]
-    done = run("chat", "-m", model, "--dtype", "float32", "--max-tokens", 1, stdin="\n".join(typed).encode(), cwd=tmp_path)
+    done = run(
+        "chat", "-m", model, "--dtype", "float32", "--max-tokens", 1, stdin="\n".join(typed).encode(), cwd=tmp_path
+    )
     assert done.code == 1 and done.out.endswith(answers(small, ("What is it?", []), max_tokens=1)), done.err[-2000:]
     assert "of its own" not in done.err and "Traceback" not in done.err and "could not be computed" not in done.err
     assert "\x1b" not in done.err and done.err.count("fastvlm-mlx: ") > 30
@@ -169,7 +205,9 @@ def test_saving_never_overwrites_what_is_no_transcript(run: Run, model: Path, ph
     assert len(json.loads((tmp_path / "talk").read_text())["exchanges"]) == 2
 
 
-def test_corrupt_transcripts_one_after_the_other(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
+def test_corrupt_transcripts_one_after_the_other(
+    run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path
+) -> None:
     """All of them in one conversation, which goes on as if nothing had been."""
     rng = random.Random(1)
     chat = small.chat()
@@ -206,12 +244,19 @@ def test_corrupt_transcripts_one_after_the_other(run: Run, small: VLM, model: Pa
         (("-i", "/dev/zero") * 500, "500 images"),
     ],
 )
-def test_wrong_options_are_refused_before_anything(run: Run, model: Path, options: tuple[object, ...], says: str) -> None:
+def test_wrong_options_are_refused_before_anything(
+    run: Run, model: Path, options: tuple[object, ...], says: str
+) -> None:
     run("chat", "-m", model, *options, stdin=b"What?\n").refused(says)
 
 
 def test_bits_unless_told() -> None:
-    assert {size: usual_bits(config, "metal") for size, config in SIZES.items()} == {"0.5b": 8, "1.5b": 4, "7b": 4, "small": 0}
+    assert {size: usual_bits(config, "metal") for size, config in SIZES.items()} == {
+        "0.5b": 8,
+        "1.5b": 4,
+        "7b": 4,
+        "small": 0,
+    }
     assert [usual_bits(config, "cpu") for config in SIZES.values()] == [0, 0, 0, 0]
     quantised = ModelConfig(SIZES["7b"].text, quantization={"text.lm_head": QuantConfig(4, 64)})
     assert usual_bits(quantised, "metal") == 0
@@ -233,7 +278,9 @@ def test_a_file_copied_in_finder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     tool.write_text(FINDER.format("/Users/me/Bild ä\u202f1.heic"), encoding="utf-8")
     tool.chmod(0o755)
     assert clipboard.pictures() == ["/Users/me/Bild ä\u202f1.heic"]
-    tool.write_text('#!/bin/sh\necho "execution error: Can’t make some data into the expected type. (-1700)" >&2; exit 1\n')
+    tool.write_text(
+        '#!/bin/sh\necho "execution error: Can’t make some data into the expected type. (-1700)" >&2; exit 1\n'
+    )
     assert clipboard.pictures() == [icon]
 
 
@@ -296,7 +343,9 @@ def test_a_web_address_is_refused_and_never_answered(run: Run, model: Path, line
     assert "is an address, and nothing is fetched" in done.err
 
 
-@pytest.mark.parametrize("line", ['Does it say "https://example.org"?', "What does https:// mean?", "Is it 'www.example.org/a'?"])
+@pytest.mark.parametrize(
+    "line", ['Does it say "https://example.org"?', "What does https:// mean?", "Is it 'www.example.org/a'?"]
+)
 def test_an_address_that_is_text(run: Run, small: VLM, model: Path, line: str) -> None:
     assert talk(run, model, line).out == answers(small, (line, []))
 

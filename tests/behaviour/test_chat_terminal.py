@@ -25,7 +25,13 @@ class Screen:
     """A chat in a terminal of its own."""
 
     def __init__(self, folder: Path, *arguments: object, term: str = "xterm-256color"):
-        env = {**os.environ, "HF_HUB_OFFLINE": "1", "TERM": term, "XDG_STATE_HOME": str(folder), "PROMPT_TOOLKIT_NO_CPR": "1"}
+        env = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "TERM": term,
+            "XDG_STATE_HOME": str(folder),
+            "PROMPT_TOOLKIT_NO_CPR": "1",
+        }
         words = ["-m", "fastvlm_mlx", "chat", *map(str, arguments)]
         self.process = pexpect.spawn(
             sys.executable, words, env=env, cwd=str(folder), dimensions=(50, 150), encoding="utf-8", timeout=20
@@ -81,7 +87,9 @@ def test_questions_and_answers(chat: Open, tiny: VLM) -> None:
     screen = chat("-m", "tiny", "-i", SHAPES)
     screen.says("Describe the image.", re.escape(first.text))
     assert f"{asked.tokens:,} of 2,048" in screen.says("How many shapes are there?", re.escape(second.text))
-    screen.says("/stats", f"{second.stats.reused_tokens} of the {second.stats.prompt_tokens} tokens were there from before")
+    screen.says(
+        "/stats", f"{second.stats.reused_tokens} of the {second.stats.prompt_tokens} tokens were there from before"
+    )
     assert screen.leave() == 0
 
 

@@ -24,7 +24,9 @@ def run(*args: object, stdin: bytes = b"", **env: str) -> subprocess.CompletedPr
     import os
 
     command = [sys.executable, "-m", "fastvlm_mlx", *map(str, args)]
-    return subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, check=False)
+    return subprocess.run(
+        command, input=stdin, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1", **env}, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,21 @@ def test_generate_prints_the_answer_and_nothing_else(apple: Path, picture: Path)
 
 def test_apples_option_names(apple: Path, picture: Path) -> None:
     plain = run(
-        "generate", "-m", apple, "-i", picture, "-p", "Hi", "--max-tokens", 6, "--temperature", 0.8, "--top-p", 0.9, "--seed", 4
+        "generate",
+        "-m",
+        apple,
+        "-i",
+        picture,
+        "-p",
+        "Hi",
+        "--max-tokens",
+        6,
+        "--temperature",
+        0.8,
+        "--top-p",
+        0.9,
+        "--seed",
+        4,
     )
     apples = run(
         "generate", "--model-path", apple, "--image-file", picture, "--prompt", "Hi", "--max-new-tokens", 6,
@@ -106,7 +122,9 @@ def test_convert_then_generate(apple: Path, picture: Path, tmp_path: Path) -> No
         (lambda apple: (apple / "vocab.json").unlink(), "no vocab.json"),
     ],
 )
-def test_mistakes_get_one_sentence_before_any_weights_are_read(apple: Path, picture: Path, change: object, says: str) -> None:
+def test_mistakes_get_one_sentence_before_any_weights_are_read(
+    apple: Path, picture: Path, change: object, says: str
+) -> None:
     change(apple)  # type: ignore[operator]
     done = run("generate", "-m", apple, "-i", picture)
     message = done.stderr.decode()

@@ -62,7 +62,9 @@ def test_grey(bits: int, photometric: int, order: str, stored: dict[str, Any]) -
     drawn = levels(1, bits)
     expected = eighths(drawn, bits)[..., 0]
     expected = 255 - expected if photometric == 0 else expected
-    assert np.array_equal(read(tiff(drawn, photometric=photometric, bits=bits, order=order, **stored))[..., 1], expected)
+    assert np.array_equal(
+        read(tiff(drawn, photometric=photometric, bits=bits, order=order, **stored))[..., 1], expected
+    )
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -79,7 +81,9 @@ def test_differences_of_sixteen_bit_grey(photometric: int, order: str) -> None:
 def test_planes_of_sixteen_bit_colour(order: str, stored: dict[str, Any]) -> None:
     drawn = levels(3, 16)
     found = read(tiff(drawn, photometric=2, bits=16, order=order, planar=True, **stored))
-    assert np.abs(found.astype(int) - eighths(drawn, 16)).max() <= bool(stored.get("deflate"))  # which Pillow cuts to 8 bits
+    assert np.abs(found.astype(int) - eighths(drawn, 16)).max() <= bool(
+        stored.get("deflate")
+    )  # which Pillow cuts to 8 bits
 
 
 @pytest.mark.parametrize("planar", [False, True])
@@ -94,7 +98,9 @@ def test_packed_colour(bits: int, planar: bool) -> None:
 @pytest.mark.parametrize("bits", [16, 32, 64])
 def test_colour_in_floating_point(bits: int, order: str, predictor: int) -> None:
     drawn = levels(3, 8)
-    data = tiff(drawn / 255, photometric=2, bits=bits, kind=3, order=order, deflate=predictor == 3, predictor=predictor, rows=6)
+    data = tiff(
+        drawn / 255, photometric=2, bits=bits, kind=3, order=order, deflate=predictor == 3, predictor=predictor, rows=6
+    )
     assert np.array_equal(read(data), drawn)
 
 
@@ -126,14 +132,20 @@ def test_alpha(extra: int, photometric: int, colours: int, bits: int, planar: bo
         ink = Image.fromarray(np.rint(colour).astype(np.uint8), "CMYK")
         colour = np.asarray(ink.convert("RGB")).astype(float)
     found = read(tiff(drawn, photometric=photometric, bits=bits, planar=planar, t338=(3, [extra])))
-    assert np.abs(found - on_white(colour, alpha)).max() <= (5 if extra == 1 else 2)  # rounded to 8 bits before alpha is undone
+    assert np.abs(found - on_white(colour, alpha)).max() <= (
+        5 if extra == 1 else 2
+    )  # rounded to 8 bits before alpha is undone
 
 
 def test_bits_that_the_greatest_level_declares() -> None:
     drawn = levels(1, 12)
-    assert np.array_equal(read(tiff(drawn, photometric=1, bits=16, t281=(3, [4095])))[..., 0], eighths(drawn, 12)[..., 0])
+    assert np.array_equal(
+        read(tiff(drawn, photometric=1, bits=16, t281=(3, [4095])))[..., 0], eighths(drawn, 12)[..., 0]
+    )
     assert dark(tiff(drawn, photometric=1, bits=16))[..., 0].max() == 16  # nothing declared: a dark picture
-    assert dark(tiff(drawn, photometric=1, bits=16, t281=(3, [3000])))[..., 0].max() == 16  # what it holds, not what it may hold
+    assert (
+        dark(tiff(drawn, photometric=1, bits=16, t281=(3, [3000])))[..., 0].max() == 16
+    )  # what it holds, not what it may hold
 
 
 @pytest.mark.parametrize(
@@ -235,7 +247,9 @@ def test_significant_bits(bits: int) -> None:
     """Levels at full range, as specified, whichever way they were filled; or at the wrong end, as some write them."""
     drawn, declared = levels(1, bits), pictures.chunk(b"sBIT", bytes([bits]))
     full = eighths(drawn, bits)[..., 0]
-    assert np.abs(read(grey_png(drawn << (16 - bits), declared))[..., 0].astype(int) - full).max() <= 1  # filled with zeros
+    assert (
+        np.abs(read(grey_png(drawn << (16 - bits), declared))[..., 0].astype(int) - full).max() <= 1
+    )  # filled with zeros
     scaled = np.rint(drawn * (65535 / ((1 << bits) - 1))).astype(int)
     assert np.array_equal(read(grey_png(scaled, declared))[..., 0], full)
     assert np.array_equal(read(grey_png(drawn, declared))[..., 0], full)
@@ -264,7 +278,9 @@ def damaged(kind: bytes, content: bytes) -> bytes:
     return made[:-1] + bytes([made[-1] ^ 1])
 
 
-@pytest.mark.parametrize(("kind", "content"), [(b"tEXt", b"Comment\0hello"), (b"iTXt", b"k\0\0\0\0\0v"), (b"tIME", bytes(7))])
+@pytest.mark.parametrize(
+    ("kind", "content"), [(b"tEXt", b"Comment\0hello"), (b"iTXt", b"k\0\0\0\0\0v"), (b"tIME", bytes(7))]
+)
 def test_a_damaged_chunk_beside_the_pixels(kind: bytes, content: bytes) -> None:
     drawn = levels(1, 16)
     with pytest.warns(FastVLMWarning, match=kind.decode()):
@@ -308,7 +324,13 @@ def test_a_jpeg_of_twelve_bits_is_an_image() -> None:
         load_image(bytes(data))
 
 
-KINDS = {b"P6\n1 1\n255\n": "PNM", b"qoif": "QOI", b"DDS ": "texture", bytes(128) + b"DICM": "DICOM", b"II\xbc\x01": "JPEG XR"}
+KINDS = {
+    b"P6\n1 1\n255\n": "PNM",
+    b"qoif": "QOI",
+    b"DDS ": "texture",
+    bytes(128) + b"DICM": "DICOM",
+    b"II\xbc\x01": "JPEG XR",
+}
 
 
 @pytest.mark.parametrize("start", KINDS)
@@ -338,7 +360,9 @@ def test_alpha_that_is_zero_everywhere_was_never_meant(encode: Callable[[np.ndar
     assert found.min() > 250
 
 
-@pytest.mark.parametrize(("name", "content"), [(b"pHYs", b"\0\1"), (b"gAMA", b"\0"), (b"zTXt", b"a\0\1x"), (b"cHRM", b"\0")])
+@pytest.mark.parametrize(
+    ("name", "content"), [(b"pHYs", b"\0\1"), (b"gAMA", b"\0"), (b"zTXt", b"a\0\1x"), (b"cHRM", b"\0")]
+)
 def test_a_sound_chunk_of_broken_content(name: bytes, content: bytes) -> None:
     colours = pictures.pixels()
     whole = png(colours)
@@ -366,7 +390,9 @@ def test_nothing_but_transparency_is_white() -> None:
 def test_a_bitmap_whose_fourth_byte_is_unused() -> None:
     colours = pictures.pixels(8, 6)
     body = np.dstack([colours[..., ::-1], np.zeros_like(colours[..., :1])])[::-1].tobytes()
-    header = struct.pack("<IiiHHIIiiII4I", 108, 8, 6, 1, 32, 3, len(body), 2835, 2835, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack(
+        "<IiiHHIIiiII4I", 108, 8, 6, 1, 32, 3, len(body), 2835, 2835, 0, 0, 0xFF0000, 0xFF00, 0xFF, 0xFF000000
+    )
     header += b"BGRs" + bytes(48)
     data = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(body), 0, 0, 14 + len(header)) + header + body
     with pytest.warns(FastVLMWarning, match="transparent everywhere"):

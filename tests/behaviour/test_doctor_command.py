@@ -45,7 +45,9 @@ def test_json_is_one_object_with_every_check(done: subprocess.CompletedProcess[s
     assert list(dict.fromkeys(f["check"] for f in told["findings"])) == list(doctor.CHECKS)
     for finding in told["findings"]:
         assert finding.keys() == FINDING and finding["status"] in STATUSES
-        assert finding["status"] != "right" or finding["expected"], finding  # a limit, or what else was expected, is stated
+        assert finding["status"] != "right" or finding["expected"], (
+            finding
+        )  # a limit, or what else was expected, is stated
     assert told["counts"] == {status: sum(f["status"] == status for f in told["findings"]) for status in told["counts"]}
     assert set(told["counts"]) == STATUSES
     assert {"cpu", "cores", "memory_bytes", "backend", "libraries"} <= told["machine"].keys()
@@ -93,13 +95,17 @@ def test_exit_codes_and_the_verdict_come_first(stand_in: list[Finding], capsys: 
     assert [row.split()[:3] for row in rows] == [["right", "stand-in", "one"], ["note", "stand-in", "two"]]
     stand_in.append(Finding("three", "wrong", "3e-01", "at most 1e-04", value=float("nan")))
     assert run() == 1
-    assert capsys.readouterr().out.startswith("Something is wrong: 1 of 2 checks failed; first stand-in, three: 3e-01, expected at")
+    assert capsys.readouterr().out.startswith(
+        "Something is wrong: 1 of 2 checks failed; first stand-in, three: 3e-01, expected at"
+    )
     assert run("--json") == 1
     told = json.loads(capsys.readouterr().out)
     assert told["right"] is False and told["findings"][2]["value"] is None
 
 
-def test_what_comes_from_outside_cannot_reach_the_terminal(stand_in: list[Finding], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_comes_from_outside_cannot_reach_the_terminal(
+    stand_in: list[Finding], capsys: pytest.CaptureFixture[str]
+) -> None:
     stand_in.append(Finding("one", "wrong", "\x1b[2J\x07gone\nnext"))
     assert run() == 1
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
@@ -107,7 +113,9 @@ def test_what_comes_from_outside_cannot_reach_the_terminal(stand_in: list[Findin
 
 def test_json_of_an_error_names_no_path(stand_in: list[Finding], capsys: pytest.CaptureFixture[str]) -> None:
     home = Path.home()
-    stand_in.append(Finding("one", "wrong", f"OSError: '{home}/My Pictures/x.jpg' and {home}/.cache/y of {getpass.getuser()}"))
+    stand_in.append(
+        Finding("one", "wrong", f"OSError: '{home}/My Pictures/x.jpg' and {home}/.cache/y of {getpass.getuser()}")
+    )
     assert run("--json") == 1
     found = json.loads(capsys.readouterr().out)["findings"][0]["found"]
     assert "My Pictures" not in found and ".cache" not in found and getpass.getuser() not in found.split()

@@ -36,7 +36,11 @@ def test_with_the_built_in_model(script: str) -> None:
     lines = run(script).splitlines()
     assert len(lines) >= {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3}[script]
     if script == "compare.py":  # the same questions of every view, then of all three together
-        assert [line for line in lines if not line.startswith("  ")][:3] == ["part-front.png", "part-left.png", "part-right.png"]
+        assert [line for line in lines if not line.startswith("  ")][:3] == [
+            "part-front.png",
+            "part-left.png",
+            "part-right.png",
+        ]
         assert lines[-1].startswith("All 3 together (27 image tokens):")
     if script == "questions.py":  # later questions find the system prompt and the picture computed
         first, *others = (int(found) for found in re.findall(r"\((\d+) of \d+ positions", "\n".join(lines)))

@@ -128,7 +128,9 @@ def test_embeddings_and_attention_fail_the_same_way(fresh: VLM, monkeypatch: pyt
 
 
 def test_loading_says_it_too(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastvlm_mlx.decoding.engine.read_weights", failing("[metal::malloc] Resource limit (9) exceeded."))
+    monkeypatch.setattr(
+        "fastvlm_mlx.decoding.engine.read_weights", failing("[metal::malloc] Resource limit (9) exceeded.")
+    )
     with pytest.raises(OutOfMemoryError, match="`bits=4`"):
         load(str(apple))
 
@@ -233,7 +235,9 @@ def overflowing(folder: Path, *layers: str) -> str:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "metal"])
-def test_a_tower_that_overflows_float16_is_computed_in_float32(apple: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_that_overflows_float16_is_computed_in_float32(
+    apple: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU when the prefill of what overflowed is queued already; in a conversation, with what was said before kept."""
     name = overflowing(apple, "conv_exp.reparam_conv")
     wide = load(name, dtype="float32")
@@ -282,7 +286,9 @@ def test_nothing_is_kept_of_a_prefill_queued_behind_an_overflow(apple: Path, mon
             chat.ask("What is it?", PICTURES[0], max_tokens=4)
 
 
-def test_nothing_is_kept_of_a_prefill_whose_picture_was_interrupted(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_of_a_prefill_whose_picture_was_interrupted(
+    apple: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
     vlm = load(overflowing(apple, "conv_exp.reparam_conv"), dtype="float16")
 

@@ -117,7 +117,9 @@ def test_every_kind_of_source_gives_the_same(small: VLM, tmp_path: Path) -> None
 
 
 def test_the_system_prompt_changes_the_prompt(small: VLM) -> None:
-    plain, other, none = (small.engine.prepare(None, "Hi", system=system).pieces for system in (None, "You are a pirate.", ""))
+    plain, other, none = (
+        small.engine.prepare(None, "Hi", system=system).pieces for system in (None, "You are a pirate.", "")
+    )
     assert len({str(pieces) for pieces in (plain, other, none)}) == 3
     assert plain == small.engine.prepare(None, "Hi", system="You are a helpful assistant.").pieces
 

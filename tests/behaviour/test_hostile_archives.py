@@ -20,7 +20,9 @@ Write = Callable[[zipfile.ZipFile], object]
 TOP = f"{NAME}/"
 
 
-def made(*entries: tuple[str | zipfile.ZipInfo, bytes], config: bool = True, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+def made(
+    *entries: tuple[str | zipfile.ZipInfo, bytes], config: bool = True, method: int = zipfile.ZIP_DEFLATED
+) -> bytes:
     """An archive of these files, after a config.json."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", method, compresslevel=1) as archive:
@@ -120,7 +122,10 @@ SAME: dict[str, tuple[str, str]] = {
 
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zeros": (lambda: made((f"{TOP}x", bytes(120_000_000))), "which no weights do"),
-    "zeros in many files": (lambda: made(*((f"{TOP}{i}", bytes(1_000_000)) for i in range(120))), "which no weights do"),
+    "zeros in many files": (
+        lambda: made(*((f"{TOP}{i}", bytes(1_000_000)) for i in range(120))),
+        "which no weights do",
+    ),
     "zeros left out": (lambda: made(("elsewhere/x", bytes(120_000_000))), "which no weights do"),
     "overlapping files": (lambda: overlapping(500), ""),
     "thousands of files": (lambda: made(*((f"{TOP}{i}", b"") for i in range(1001))), "1002 files"),
@@ -215,7 +220,11 @@ def test_kinds(refused: Callable[[bytes, str], None], case: str) -> None:
 @pytest.fixture(scope="module")
 def plain() -> tuple[bytes, dict[str, bytes]]:
     """A small archive in order, and what it holds."""
-    content = {"config.json": b'{"a": 1}' * 20, "model.safetensors": random.Random(0).randbytes(3000), "vocab.json": b"{}" * 300}
+    content = {
+        "config.json": b'{"a": 1}' * 20,
+        "model.safetensors": random.Random(0).randbytes(3000),
+        "vocab.json": b"{}" * 300,
+    }
     return made(*((TOP + name, data) for name, data in content.items()), config=False), content
 
 
@@ -250,8 +259,8 @@ def test_bytes_changed_anywhere(plain: tuple[bytes, dict[str, bytes]], tmp_path:
     for _ in range(200):
         changed = bytearray(data)
         for _ in range(generator.randint(1, 3)):
-            changed[generator.choice(headers) if generator.random() < 0.8 else generator.randrange(len(data))] = generator.choice(
-                (0, 1, 0xFF, 0x7F, 0x80, generator.randrange(256))
+            changed[generator.choice(headers) if generator.random() < 0.8 else generator.randrange(len(data))] = (
+                generator.choice((0, 1, 0xFF, 0x7F, 0x80, generator.randrange(256)))
             )
         found = outcome(tmp_path / "x.zip", bytes(changed), tmp_path / "out")
         assert found is None or found.items() <= content.items(), bytes(changed)
@@ -260,7 +269,9 @@ def test_bytes_changed_anywhere(plain: tuple[bytes, dict[str, bytes]], tmp_path:
 def test_in_order(plain: tuple[bytes, dict[str, bytes]], tmp_path: Path, model: Path) -> None:
     data, content = plain
     assert outcome(tmp_path / "x.zip", data, tmp_path / "out") == content
-    assert outcome(tmp_path / "x.zip", b"#!/bin/sh\n" + data, tmp_path / "out") == content  # as self-extracting ones have
+    assert (
+        outcome(tmp_path / "x.zip", b"#!/bin/sh\n" + data, tmp_path / "out") == content
+    )  # as self-extracting ones have
     found = outcome(tmp_path / "x.zip", zipped(model), tmp_path / "out")
     assert found == {path.name: path.read_bytes() for path in model.iterdir()}
     assert outcome(tmp_path / "x.zip", streamed(content), tmp_path / "out") == content

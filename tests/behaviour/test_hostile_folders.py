@@ -194,17 +194,27 @@ BOTH: dict[str, tuple[Change, str]] = {
     "a header of noise": (text("model.safetensors", struct.pack("<Q", 1000) + bytes(range(250)) * 4), "not valid JSON"),
     "a list for a header": (text("model.safetensors", struct.pack("<Q", 2) + b"[]"), "table"),
     "an empty header": (text("model.safetensors", struct.pack("<Q", 2) + b"{}"), ""),
-    "a pointer of Git LFS": (text("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "Git LFS"),
+    "a pointer of Git LFS": (
+        text("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "Git LFS",
+    ),
     "a pipe for weights": (pipe("model.safetensors"), "pipe"),
     "/dev/zero for weights": (link("model.safetensors", "/dev/zero"), "device"),
     **{f"cut at {tenth * 10} %": (cut(tenth / 10), "model.safetensors") for tenth in range(1, 10)},
     "one byte short": (cut(0.9999999), "model.safetensors"),
     "bytes too many": (header(lambda table: None, grow=100), "model.safetensors"),
     "a tensor that overlaps": (
-        header(lambda t: t[first(t)].update(data_offsets=[t[first(t)]["data_offsets"][0] + 1, t[first(t)]["data_offsets"][1] + 1])),
+        header(
+            lambda t: t[first(t)].update(
+                data_offsets=[t[first(t)]["data_offsets"][0] + 1, t[first(t)]["data_offsets"][1] + 1]
+            )
+        ),
         "overlap",
     ),
-    "a tensor of terabytes": (header(lambda t: t[first(t)].update(shape=[1 << 40], data_offsets=[0, 1 << 42])), "malformed"),
+    "a tensor of terabytes": (
+        header(lambda t: t[first(t)].update(shape=[1 << 40], data_offsets=[0, 1 << 42])),
+        "malformed",
+    ),
     "a shape with a negative": (header(lambda t: t[first(t)].update(shape=[-1])), "malformed"),
     "a shape with a fraction": (header(lambda t: t[first(t)].update(shape=[1.5])), "malformed"),
     "a shape of text": (header(lambda t: t[first(t)].update(shape="big")), "malformed"),
@@ -220,18 +230,27 @@ BOTH: dict[str, tuple[Change, str]] = {
     "a list for a type": (header(lambda t: t[first(t)].update(dtype=["F32"])), "malformed"),
     "no offsets": (header(lambda t: t[first(t)].pop("data_offsets")), "malformed"),
     "three offsets": (header(lambda t: t[first(t)].update(data_offsets=[0, 1, 2])), "malformed"),
-    "offsets backwards": (header(lambda t: t[first(t)].update(data_offsets=t[first(t)]["data_offsets"][::-1])), "malformed"),
+    "offsets backwards": (
+        header(lambda t: t[first(t)].update(data_offsets=t[first(t)]["data_offsets"][::-1])),
+        "malformed",
+    ),
     "an entry of text": (header(lambda t: t.update({first(t): "tensor"})), "malformed"),
     "a name twice": (
         header(lambda t: json.dumps(t).encode()[:-1] + b"," + json.dumps({n: t[n] for n in [first(t)]}).encode()[1:]),
         "twice",
     ),
     "many names twice": (header(lambda t: b"{" + b'"a":1,' * 200_000 + b'"a":1}'), "twice"),
-    "a tensor more": (header(lambda t: t.update(surplus={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})), "surplus"),
+    "a tensor more": (
+        header(lambda t: t.update(surplus={"dtype": "F32", "shape": [0], "data_offsets": [0, 0]})),
+        "surplus",
+    ),
     "a tensor renamed": (header(lambda t: t.update({first(t) + ".old": t.pop(first(t))})), ".old"),
     "a tensor with escapes": (header(lambda t: t.update({"\x1b[2J": t.pop(first(t))})), r"\x1b"),
     "a shard missing": (then(sharded, without(SHARDS[1])), SHARDS[1]),
-    "a shard cut short": (then(sharded, lambda f: (f / SHARDS[0]).write_bytes((f / SHARDS[0]).read_bytes()[:-5])), SHARDS[0]),
+    "a shard cut short": (
+        then(sharded, lambda f: (f / SHARDS[0]).write_bytes((f / SHARDS[0]).read_bytes()[:-5])),
+        SHARDS[0],
+    ),
     "a shard twice": (then(sharded, lambda f: shutil.copy(f / SHARDS[0], f / SHARDS[1])), "two files"),
     "shards and the whole": (then(lambda f: shutil.copy(f / "model.safetensors", f / "old.safetensors")), "two files"),
     "an index of nothing": (index(lambda t: t.clear()), "weight_map"),
@@ -240,7 +259,10 @@ BOTH: dict[str, tuple[Change, str]] = {
     "an index of a list": (index(lambda t: t.update(weight_map=["a"])), "weight_map"),
     "a broken index": (then(sharded, text("model.safetensors.index.json", "{")), "index.json"),
     "a pipe for an index": (pipe("model.safetensors.index.json"), "pipe"),
-    "an index that leaves the folder": (index(lambda t: t["weight_map"].update(a="../../etc/passwd")), "not to be trusted"),
+    "an index that leaves the folder": (
+        index(lambda t: t["weight_map"].update(a="../../etc/passwd")),
+        "not to be trusted",
+    ),
     "an index to a device": (index(lambda t: t["weight_map"].update(a="/dev/zero")), "not to be trusted"),
     "an index with a NUL": (index(lambda t: t["weight_map"].update(a="a\0.safetensors")), "not to be trusted"),
     "an index with a long name": (index(lambda t: t["weight_map"].update(a="x" * 5000 + ".safetensors")), "missing"),
@@ -304,7 +326,10 @@ APPLES: dict[str, tuple[Change, str]] = {
     ),
     "a scalar": (weights(lambda t: t.update({NORM: mx.array(1.0)})), NORM),
     "an unknown tensor": (weights(lambda t: t.update({"model.layers.0.lora_A": mx.zeros((1,))})), "lora_A"),
-    "a layer too many": (weights(lambda t: t.update({"model.layers.7.input_layernorm.weight": mx.zeros((64,))})), "layers.7"),
+    "a layer too many": (
+        weights(lambda t: t.update({"model.layers.7.input_layernorm.weight": mx.zeros((64,))})),
+        "layers.7",
+    ),
     "a layer of 200 digits": (
         weights(lambda t: t.update({f"model.layers.{'9' * 200}.input_layernorm.weight": mx.zeros((1,))})),
         "999",
@@ -331,16 +356,24 @@ APPLES: dict[str, tuple[Change, str]] = {
     "added tokens of text": (text("added_tokens.json", '{"<|im_end|>": "x"}'), "added_tokens.json"),
     "added tokens elsewhere": (text("added_tokens.json", '{"<|im_end|>": 7}'), "im_end"),
     "a list of added tokens": (text("tokenizer_config.json", '{"added_tokens_decoder": [1]}'), "added_tokens_decoder"),
-    "added tokens without names": (text("tokenizer_config.json", '{"added_tokens_decoder": {"1": {}}}'), "added_tokens_decoder"),
+    "added tokens without names": (
+        text("tokenizer_config.json", '{"added_tokens_decoder": {"1": {}}}'),
+        "added_tokens_decoder",
+    ),
     "added tokens without ids": (
         text("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "y"}}}'),
         "added_tokens_decoder",
     ),
-    "added tokens that are numbers": (text("tokenizer_config.json", '{"added_tokens_decoder": {"1": 7}}'), "added_tokens_decoder"),
+    "added tokens that are numbers": (
+        text("tokenizer_config.json", '{"added_tokens_decoder": {"1": 7}}'),
+        "added_tokens_decoder",
+    ),
     "no special tokens": (without("added_tokens.json", "tokenizer_config.json"), "im_start"),
     "a broken tokenizer.json": (text("tokenizer.json", "{}"), "tokenizer.json"),
     "GPT-2's kind of tokenizer.json": (
-        text("tokenizer.json", json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})),
+        text(
+            "tokenizer.json", json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})
+        ),
         "im_start",
     ),
     "a deep tokenizer.json": (text("tokenizer.json", DEEP), "tokenizer.json"),
@@ -394,8 +427,14 @@ OURS: dict[str, tuple[Change, str]] = {
     "infinity": (poison("vision.conv_exp.reduce.weight", float("inf")), "conv_exp"),
     "a tensor missing": (weights(lambda t: t.pop("text.norm.weight")), "text.norm.weight"),
     "a tensor more": (weights(lambda t: t.update(extra=mx.zeros((3,)))), "extra"),
-    "integers for weights": (weights(lambda t: t.update({"text.norm.weight": mx.ones((64,), mx.int32)})), "text.norm.weight"),
-    "a shape turned": (weights(lambda t: t.update({"projector.linear_1.weight": t["projector.linear_1.weight"].T})), "linear_1"),
+    "integers for weights": (
+        weights(lambda t: t.update({"text.norm.weight": mx.ones((64,), mx.int32)})),
+        "text.norm.weight",
+    ),
+    "a shape turned": (
+        weights(lambda t: t.update({"projector.linear_1.weight": t["projector.linear_1.weight"].T})),
+        "linear_1",
+    ),
 }
 
 
@@ -477,7 +516,15 @@ def test_nothing_in_a_folder_is_run(run: Run, apple: Path, tmp_path: Path) -> No
     """Code and pickles beside good weights are ignored, by every command."""
     evidence = tmp_path / "executed"
     code = f"import os\nos.mkdir({str(evidence)!r})\n"
-    for name in ("modeling_llava_qwen.py", "configuration.py", "__init__.py", "setup.py", "model.py", "sitecustomize.py", "mlx.py"):
+    for name in (
+        "modeling_llava_qwen.py",
+        "configuration.py",
+        "__init__.py",
+        "setup.py",
+        "model.py",
+        "sitecustomize.py",
+        "mlx.py",
+    ):
         (apple / name).write_text(code)
     for name in ("pytorch_model.bin", "model.pt", "training_args.bin", "optimizer.pkl"):
         (apple / name).write_bytes(pickle.dumps(Attack(evidence)))
@@ -523,7 +570,9 @@ def test_a_tokenizer_of_another_model(run: Run, apple: Path, ours: Path, tmp_pat
     table["model"]["vocab"] |= {f"more{i}": size + 3 + i for i in range(200)}
     (other / "tokenizer.json").write_text(json.dumps(table))
     for folder in (apple, ours):
-        run("generate", "-m", folder, "--tokenizer-path", other, "-p", "Hi").refused("another model", "--tokenizer-path")
+        run("generate", "-m", folder, "--tokenizer-path", other, "-p", "Hi").refused(
+            "another model", "--tokenizer-path"
+        )
     (other / "tokenizer.json").unlink()
     for folder in (apple, ours):
         run("generate", "-m", folder, "--tokenizer-path", other, "-p", "Hi").refused("tokenizer")

@@ -46,13 +46,29 @@ many = settings(
 )
 
 NAMES = st.sampled_from(
-    ["a", "model.norm.weight", "__metadata__", "dtype", "shape", "data_offsets", "content", "special", "vocab", "merges"]
+    [
+        "a",
+        "model.norm.weight",
+        "__metadata__",
+        "dtype",
+        "shape",
+        "data_offsets",
+        "content",
+        "special",
+        "vocab",
+        "merges",
+    ]
 )
 NUMBERS = st.one_of(
-    st.integers(-2, 9), st.sampled_from([1 << 31, (1 << 31) - 1, 1 << 63, 1 << 64, 10**400, -(1 << 63)]), st.floats(), st.booleans()
+    st.integers(-2, 9),
+    st.sampled_from([1 << 31, (1 << 31) - 1, 1 << 63, 1 << 64, 10**400, -(1 << 63)]),
+    st.floats(),
+    st.booleans(),
 )
 TEXTS = st.one_of(
-    NAMES, st.text(max_size=8), st.sampled_from(["F32", "BF16", "U8", "I64", "<|im_end|>", "\ud800", "\x00", "x" * 3000])
+    NAMES,
+    st.text(max_size=8),
+    st.sampled_from(["F32", "BF16", "U8", "I64", "<|im_end|>", "\ud800", "\x00", "x" * 3000]),
 )
 JSON = st.recursive(
     st.one_of(st.none(), NUMBERS, TEXTS),
@@ -87,7 +103,10 @@ def damaged(data: bytes) -> st.SearchStrategy[bytes]:
             kind = draw(st.sampled_from(["set", "set", "flip", "cut", "double", "end"]))
             if kind == "set":
                 out[at : at + length] = draw(
-                    st.one_of(st.binary(min_size=1, max_size=length), st.sampled_from([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"]))
+                    st.one_of(
+                        st.binary(min_size=1, max_size=length),
+                        st.sampled_from([b"\xff" * 4, bytes(4), b"\x7f\xff\xff\xff"]),
+                    )
                 )
             elif kind == "flip" and out:
                 out[at] ^= 1 << draw(st.integers(0, 7))
@@ -130,7 +149,11 @@ def test_bytes_as_pictures(capfd: pytest.CaptureFixture[str], data: bytes) -> No
         st.dictionaries(
             TEXTS,
             st.fixed_dictionaries(
-                {"dtype": TEXTS, "shape": st.lists(NUMBERS, max_size=4), "data_offsets": st.lists(NUMBERS, min_size=2, max_size=2)}
+                {
+                    "dtype": TEXTS,
+                    "shape": st.lists(NUMBERS, max_size=4),
+                    "data_offsets": st.lists(NUMBERS, min_size=2, max_size=2),
+                }
             ),
             max_size=4,
         ),
@@ -139,7 +162,11 @@ def test_bytes_as_pictures(capfd: pytest.CaptureFixture[str], data: bytes) -> No
     length=st.one_of(st.none(), st.integers(0, (1 << 64) - 1)),
 )
 def test_headers(
-    tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str], header: object, data: int, length: int | None
+    tmp_path_factory: pytest.TempPathFactory,
+    capfd: pytest.CaptureFixture[str],
+    header: object,
+    data: int,
+    length: int | None,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
     body = json.dumps(header).encode()
@@ -155,7 +182,9 @@ def test_damaged_safetensors(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     """Whatever header is let through, MLX reads the file without a complaint."""
     path = tmp_path / "model.safetensors"
     mx.save_safetensors(
-        str(path), {"a": mx.arange(6.0).reshape(2, 3), "b": mx.ones((4,), mx.bfloat16), "c": mx.array(1)}, metadata={"format": "pt"}
+        str(path),
+        {"a": mx.arange(6.0).reshape(2, 3), "b": mx.ones((4,), mx.bfloat16), "c": mx.array(1)},
+        metadata={"format": "pt"},
     )
 
     @many
@@ -182,7 +211,9 @@ def test_bytes_as_json(capfd: pytest.CaptureFixture[str], data: bytes) -> None:
 @given(
     st.dictionaries(
         st.one_of(TEXTS, st.sampled_from(["weight_map", "metadata"])),
-        st.one_of(JSON, st.dictionaries(TEXTS, st.sampled_from(["a.safetensors", "../a.safetensors", "\x00", "x" * 300]))),
+        st.one_of(
+            JSON, st.dictionaries(TEXTS, st.sampled_from(["a.safetensors", "../a.safetensors", "\x00", "x" * 300]))
+        ),
         max_size=3,
     )
 )
@@ -263,7 +294,8 @@ def test_transformers_configs(_folders: dict[str, Path], tmp_path: Path, capfd: 
 @many
 @given(
     st.dictionaries(
-        st.one_of(TEXTS, st.sampled_from(["bits", "group_size", "mode", "a.b"])), st.one_of(JSON, st.sampled_from([4, 64]))
+        st.one_of(TEXTS, st.sampled_from(["bits", "group_size", "mode", "a.b"])),
+        st.one_of(JSON, st.sampled_from([4, 64])),
     ),
     st.sampled_from(["quantization", "quantization_config"]),
 )
@@ -275,7 +307,9 @@ def test_quantizations(capfd: pytest.CaptureFixture[str], table: dict[str, Any],
 @many
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["U32", "F32", "BF16", "U8"]), st.lists(st.integers(0, 70), max_size=3)), min_size=3, max_size=3
+        st.tuples(st.sampled_from(["U32", "F32", "BF16", "U8"]), st.lists(st.integers(0, 70), max_size=3)),
+        min_size=3,
+        max_size=3,
     ),
     st.sampled_from([form for forms in packed.FORMS.values() for form in forms]),
     st.sampled_from(list(packed.FORMS)),
@@ -291,7 +325,17 @@ def test_shapes_of_quantised_layers(
 
 NAME_PARTS = st.sampled_from(
     [
-        *(APPLE_TOWER, TIMM_TOWER, MLX_VLM_TOWER, "language_model.model.", "model.", "layers.", "network.", "stages.", "blocks."),
+        *(
+            APPLE_TOWER,
+            TIMM_TOWER,
+            MLX_VLM_TOWER,
+            "language_model.model.",
+            "model.",
+            "layers.",
+            "network.",
+            "stages.",
+            "blocks.",
+        ),
         *("stem.", "token_mixer", "conv_kxk", "identity", "weight", "bias", "scales", ".", "0", "10", "9" * 30),
         *("{i}", "\n", "\ud800", "é", "x" * 500),
     ]
@@ -310,7 +354,9 @@ def test_names(capfd: pytest.CaptureFixture[str], names: list[str], layout: str)
 def test_damaged_pickles(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch = pytest.importorskip("torch")
     whole = tmp_path / "whole.bin"
-    torch.save({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.tensor(1)}, whole)
+    torch.save(
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.tensor(1)}, whole
+    )
     path = tmp_path / "damaged" / "pytorch_model.bin"
     path.parent.mkdir()
 
@@ -322,7 +368,9 @@ def test_damaged_pickles(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
             headers = pickles.read_headers(path.parent)
             arrays = pickles.load(path)
             mx.eval(arrays)
-            assert {name: array.shape for name, array in arrays.items()} == {name: tensor.shape for name, tensor in headers.items()}
+            assert {name: array.shape for name, array in arrays.items()} == {
+                name: tensor.shape for name, tensor in headers.items()
+            }
 
     read()
 
@@ -334,7 +382,11 @@ def test_folders_with_changed_configs(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for source, open_it in ((_apple, open_foreign), (_ours, open_ours), *((folder, open_foreign) for folder in _folders.values())):
+    for source, open_it in (
+        (_apple, open_foreign),
+        (_ours, open_ours),
+        *((folder, open_foreign) for folder in _folders.values()),
+    ):
         folder = tmp_path / source.name
         folder.mkdir()
         for file in source.iterdir():
@@ -345,7 +397,9 @@ def test_folders_with_changed_configs(
         open_changed(folder, open_it, whole, capfd)
 
 
-def open_changed(folder: Path, open_it: Callable[..., Any], whole: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+def open_changed(
+    folder: Path, open_it: Callable[..., Any], whole: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
     @settings(many, max_examples=many.max_examples // 4)
     @given(nested(whole))
     def read(config: dict[str, Any]) -> None:

@@ -202,7 +202,9 @@ def test_a_tiff_whose_pages_go_in_circles(look) -> None:
 
 
 def test_a_camera_s_jpeg_with_a_preview(look) -> None:
-    look(pictures.encoded(Image.new("RGB", (40, 30)), "MPO", save_all=True, append_images=[Image.new("RGB", (20, 15))])).answered()
+    look(
+        pictures.encoded(Image.new("RGB", (40, 30)), "MPO", save_all=True, append_images=[Image.new("RGB", (20, 15))])
+    ).answered()
 
 
 def test_a_file_that_keeps_the_reader_busy(look) -> None:
@@ -268,7 +270,9 @@ def test_a_damaged_second_picture_does_not_matter(look) -> None:
 def test_orientations(kind: str, orientation: int) -> None:
     """A white corner comes to the top left, whichever way the camera was held."""
     stored = Image.new("RGB", (64, 32), "black")
-    corner = {1: (0, 0), 2: (48, 0), 3: (48, 16), 4: (0, 16), 5: (0, 0), 6: (0, 16), 7: (48, 16), 8: (48, 0)}[orientation]
+    corner = {1: (0, 0), 2: (48, 0), 3: (48, 16), 4: (0, 16), 5: (0, 0), 6: (0, 16), 7: (48, 16), 8: (48, 0)}[
+        orientation
+    ]
     stored.paste("white", (*corner, corner[0] + 16, corner[1] + 16))
     exif = Image.Exif()
     exif[ORIENTATION] = orientation

@@ -94,7 +94,9 @@ def test_in_order(folder: Open, layout: str) -> None:
     opened.run("generate", "-m", opened.out, "-p", "Hi", "--max-tokens", 1).answered()
 
 
-@pytest.mark.parametrize("layout", [layout for layout in WRITERS if layout != "mlx-vlm"])  # which the quantised one covers
+@pytest.mark.parametrize(
+    "layout", [layout for layout in WRITERS if layout != "mlx-vlm"]
+)  # which the quantised one covers
 @pytest.mark.parametrize("case", BOTH)
 def test_what_breaks_any_folder(folder: Open, layout: str, case: str) -> None:
     change, says = BOTH[case]
@@ -189,10 +191,23 @@ SIZES: dict[str, list[Any]] = {
 }
 LIES: dict[str, dict[str, tuple[Change, str]]] = {
     "transformers": each("text_config", **SIZES)
-    | each("text_config", model_type=["llama", 7], hidden_act=["gelu"], use_sliding_window=[True], layer_types=["x", [1], {"a": 1}])
-    | each("text_config", rope_parameters=[[1], {"rope_type": "yarn"}, {"rope_theta": "big"}, {}, "x"], eos_token_id=[5, -1, "end"])
+    | each(
+        "text_config",
+        model_type=["llama", 7],
+        hidden_act=["gelu"],
+        use_sliding_window=[True],
+        layer_types=["x", [1], {"a": 1}],
+    )
+    | each(
+        "text_config",
+        rope_parameters=[[1], {"rope_type": "yarn"}, {"rope_theta": "big"}, {}, "x"],
+        eos_token_id=[5, -1, "end"],
+    )
     | each("vision_config", architecture=[None, "vit_base_patch16_224", 7, ["fastvit_mci3"]])
-    | each("vision_config", model_args=[[1], "x", {"layers": [1]}, {"layers": "11111"}, {"embed_dims": [64] * 5}, {"se_ratio": 1}])
+    | each(
+        "vision_config",
+        model_args=[[1], "x", {"layers": [1]}, {"layers": "11111"}, {"embed_dims": [64] * 5}, {"se_ratio": 1}],
+    )
     | each(None, text_config=[None, [], "x", 7], vision_config=["x", 7], projector_hidden_act=["relu"])
     | each(None, image_seq_length=[5, -4, "four", 1 << 70, 4.0, True], vision_feature_layer=[-2, [-1]])
     | each(None, tie_word_embeddings=["yes", 1, False], multimodal_projector_bias=[False])
@@ -242,7 +257,10 @@ LIES: dict[str, dict[str, tuple[Change, str]]] = {
     | {
         "half a projector": (put("multi_modal_projector.linear_2.weight", None), "missing"),
         "a projector turned": (put(LINEAR, lambda a: a.T), "linear_0"),
-        "half a tower": (weights(lambda t: t.update({"vision_tower.vision_model.head.proj": mx.zeros(1)})), "unknown name"),
+        "half a tower": (
+            weights(lambda t: t.update({"vision_tower.vision_model.head.proj": mx.zeros(1)})),
+            "unknown name",
+        ),
     },
 }
 
@@ -377,7 +395,9 @@ def small_tensors() -> dict[str, Any]:
     return {"model.norm.weight": torch.zeros(64), "model.embed_tokens.weight": torch.zeros(512, 64)}
 
 
-def rezipped(path: Path, change: Callable[[str, bytes], bytes] = lambda _, data: data, how: int = zipfile.ZIP_STORED) -> None:
+def rezipped(
+    path: Path, change: Callable[[str, bytes], bytes] = lambda _, data: data, how: int = zipfile.ZIP_STORED
+) -> None:
     """The archive with its members changed, or packed in another way."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -424,7 +444,9 @@ def write_pickle(case: str, path: Path, evidence: Path) -> None:
     elif case == "compressed":
         rezipped(path, how=zipfile.ZIP_DEFLATED)
     elif case == "a bomb":
-        rezipped(path, lambda name, old: old + bytes(100_000_000) if name.endswith("data/0") else old, zipfile.ZIP_DEFLATED)
+        rezipped(
+            path, lambda name, old: old + bytes(100_000_000) if name.endswith("data/0") else old, zipfile.ZIP_DEFLATED
+        )
     elif case == "a directory of 1.2 MB":
         with zipfile.ZipFile(path, "a") as archive:
             for i in range(5000):

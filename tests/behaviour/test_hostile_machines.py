@@ -49,7 +49,9 @@ def mounted(folder: Path, options: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-mounts = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a file system")
+mounts = pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux to mount a file system"
+)
 
 
 # ---------------------------------------------------------------------------------------------------- the output
@@ -424,7 +426,9 @@ def test_no_home(model: Path, photo: Path, answer: bytes) -> None:
 @mounts
 def test_a_read_only_home(model: Path, photo: Path, answer: bytes, tmp_path: Path) -> None:
     with mounted(tmp_path / "home", "ro,size=1m") as home:
-        looks(model, photo, answer, HOME=str(home), XDG_CACHE_HOME=str(home), HF_HOME=str(home / "hf"), TMPDIR=str(home))
+        looks(
+            model, photo, answer, HOME=str(home), XDG_CACHE_HOME=str(home), HF_HOME=str(home / "hf"), TMPDIR=str(home)
+        )
 
 
 def test_terminals_and_locales(model: Path, photo: Path, answer: bytes) -> None:
@@ -456,7 +460,11 @@ def test_closed_streams(model: Path, photo: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_behind_stdout(model: Path, photo: Path) -> None:
-    for args in (["generate", "-m", model, "-i", photo, *ASK], ["generate", "-m", model, "-i", photo, *ASK, "--json"], ["info"]):
+    for args in (
+        ["generate", "-m", model, "-i", photo, *ASK],
+        ["generate", "-m", model, "-i", photo, *ASK, "--json"],
+        ["info"],
+    ):
         full = shell('"$@" >/dev/full', *args)
         assert full.returncode == 1 and full.stderr.count(b"\n") == 1, full.stderr
         assert b"No space left" in full.stderr and b"Traceback" not in full.stderr

@@ -142,7 +142,9 @@ def test_caches_and_how_to_clear_them(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def sums(folder: Path, into: Path | None = None, prefix: str = "") -> None:
     """SHA256SUMS of every file of the folder, in it or elsewhere."""
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {prefix}{path.name}" for path in sorted(folder.iterdir())]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {prefix}{path.name}" for path in sorted(folder.iterdir())
+    ]
     ((into or folder) / digests.SUMS).write_text("\n".join(lines) + "\n")
 
 
@@ -220,7 +222,9 @@ def test_lists_changed_anywhere(ours: Path, seed: int) -> None:
         data = bytearray(whole)
         for _ in range(generator.randint(1, 3)):
             data[generator.randrange(len(data))] = generator.randrange(256)
-        (ours / digests.SUMS).write_bytes(bytes(data[: generator.randrange(len(data))] if generator.random() < 0.2 else data))
+        (ours / digests.SUMS).write_bytes(
+            bytes(data[: generator.randrange(len(data))] if generator.random() < 0.2 else data)
+        )
         try:
             found = digests.verify(ours)
         except CheckpointError:

@@ -58,6 +58,8 @@ def test_options_in_error(run: Run, apple: Path, tmp_path: Path, options: tuple[
     assert not (tmp_path / "ours").exists()
 
 
-@pytest.mark.parametrize("option", [("--to", "onnx"), ("--layout", "onnx"), ("--fit", "stretch"), ("--dtype", "float8")])
+@pytest.mark.parametrize(
+    "option", [("--to", "onnx"), ("--layout", "onnx"), ("--fit", "stretch"), ("--dtype", "float8")]
+)
 def test_options_are_checked_before_anything_is_fetched(run: Run, tmp_path: Path, option: tuple[str, str]) -> None:
     run("convert", "someone/nothing", "-o", tmp_path / "ours", *option).refused(option[1])

@@ -78,7 +78,9 @@ def test_no_thumbnail_is_made_where_nobody_looks(small: VLM, monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("in_a_notebook")
-def test_answers_of_a_batch_have_the_pictures_of_their_own_questions(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_of_a_batch_have_the_pictures_of_their_own_questions(
+    small: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = [(PICTURE, "What?"), (None, "Hi"), ([PICTURE, PICTURE[:, ::-1]], "And?"), (PICTURE, "Where?")]
     alone = [small.generate(image, prompt, max_tokens=2).thumbnails for image, prompt in questions]
     monkeypatch.setattr(progress, "_Notebook", progress._Terminal)  # no display to draw a bar on
@@ -112,7 +114,13 @@ def test_what_a_model_wrote_is_text(small: VLM) -> None:
     shown = answer._repr_markdown_().split("\n\n<details>")[0]
     assert re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", shown) == f"{first}  \n{second}"
     assert not re.search(r"(?<!\\)[<>*`#\[\]$&]", shown)
-    for line, escaped in (("- a", r"\- a"), ("12. a", r"12\. a"), ("---", r"\---"), ("a - 1.5", "a - 1.5"), ("    a", "a")):
+    for line, escaped in (
+        ("- a", r"\- a"),
+        ("12. a", r"12\. a"),
+        ("---", r"\---"),
+        ("a - 1.5", "a - 1.5"),
+        ("    a", "a"),
+    ):
         assert notebook.markdown(line, "").startswith(f"{escaped}\n")
 
 
@@ -229,7 +237,9 @@ def test_loading_and_batches_say_how_far_they_are(apple: Path, monkeypatch: pyte
 
 def run(book: Any, folder: Path) -> Any:
     """A notebook run from the top in a fresh kernel, every cell without an error."""
-    return NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return NotebookClient(
+        book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
 
 
 def outputs(cell: Any) -> list[Any]:
@@ -244,7 +254,10 @@ def shape(book: Any) -> list[list[list[str]]]:
 
 def pictures(book: Any) -> list[int]:
     """For every cell, how many pictures its HTML shows."""
-    return [sum(output.get("data", {}).get("text/html", "").count("<img") for output in outputs(cell)) for cell in book.cells]
+    return [
+        sum(output.get("data", {}).get("text/html", "").count("<img") for output in outputs(cell))
+        for cell in book.cells
+    ]
 
 
 def test_the_notebook_runs_and_its_output_is_in_it() -> None:

@@ -38,7 +38,9 @@ def option_table(command: str) -> str:
     rows = ["| option | meaning |", "|---|---|"]
     for option in commands()[command].params:
         names = ", ".join(f"`{name}`" for name in option.opts)
-        default = "" if option.default in (None, False, "") or callable(option.default) else f" [default: {option.default}]"
+        default = (
+            "" if option.default in (None, False, "") or callable(option.default) else f" [default: {option.default}]"
+        )
         rows.append(f"| {names} | {getattr(option, 'help', '')}{default} |")
     return "\n".join(rows) + "\n"
 
@@ -63,7 +65,11 @@ def chat_session(picture: str) -> str:
     command = [sys.executable, "-m", "fastvlm_mlx", "chat", "--model", "tiny", "--image", picture]
     done = subprocess.run(command, input="\n".join(typed), capture_output=True, text=True, cwd=ROOT, check=True)
     answers = iter(done.stdout.splitlines())
-    lines = [line for text in typed for line in (f"    > {text}", *(() if text.startswith("/") else (f"    {next(answers)}",)))]
+    lines = [
+        line
+        for text in typed
+        for line in (f"    > {text}", *(() if text.startswith("/") else (f"    {next(answers)}",)))
+    ]
     return "\n" + "\n".join(lines) + "\n\n"
 
 
@@ -94,7 +100,11 @@ def test_tables_are_the_helps_and_the_measurements(page: Path) -> None:
 
 
 def test_every_command_has_its_table() -> None:
-    described = {name for kind, name in BLOCKS.findall((ROOT / "docs" / "cli.md").read_text(encoding="utf-8")) if kind == "options"}
+    described = {
+        name
+        for kind, name in BLOCKS.findall((ROOT / "docs" / "cli.md").read_text(encoding="utf-8"))
+        if kind == "options"
+    }
     assert described == set(commands())
 
 

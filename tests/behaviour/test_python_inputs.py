@@ -76,7 +76,9 @@ def test_every_form_of_a_picture(kind: str) -> None:
     assert np.array_equal(np.asarray(load_image(RGB[kind]())), PIXELS)
 
 
-@pytest.mark.parametrize("encode", [lambda a: a, lambda a: a[..., None], lambda a: np.stack([a, np.full_like(a, 255)], -1)])
+@pytest.mark.parametrize(
+    "encode", [lambda a: a, lambda a: a[..., None], lambda a: np.stack([a, np.full_like(a, 255)], -1)]
+)
 def test_grey(encode: Callable[[np.ndarray], np.ndarray]) -> None:
     assert np.array_equal(np.asarray(load_image(encode(GREY))), np.repeat(GREY[..., None], 3, -1))
 
@@ -100,7 +102,12 @@ def test_a_dark_array_stays_dark(dtype: type) -> None:
 def test_a_path_of_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a\u202fb.png").write_bytes(FILE)
-    for path in ("~/a b.png", f"file://{tmp_path}/a%20b.png", tmp_path / "a\u00a0b.png", {"bytes": None, "path": "~/a b.png"}):
+    for path in (
+        "~/a b.png",
+        f"file://{tmp_path}/a%20b.png",
+        tmp_path / "a\u00a0b.png",
+        {"bytes": None, "path": "~/a b.png"},
+    ):
         assert np.array_equal(np.asarray(load_image(path)), PIXELS)
 
 
@@ -188,6 +195,13 @@ def test_models_that_are_none(model: Any) -> None:
 
 
 def test_options_of_load_that_are_none() -> None:
-    for options in ({"tokenizer": 7}, {"bits": 4.0}, {"bits": "4"}, {"resolution": "64"}, {"resolution": 64.0}, {"dtype": 16}):
+    for options in (
+        {"tokenizer": 7},
+        {"bits": 4.0},
+        {"bits": "4"},
+        {"resolution": "64"},
+        {"resolution": 64.0},
+        {"dtype": 16},
+    ):
         with pytest.raises(FastVLMError):
             fastvlm_mlx.load("tiny", **options)  # type: ignore[arg-type]

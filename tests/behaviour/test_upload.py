@@ -57,7 +57,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.reply({"errors": [], "warnings": []})
         elif path.startswith(f"/api/models/{NAME}/preupload/"):
             files = json.loads(body)["files"]
-            self.reply({"files": [{"path": file["path"], "shouldIgnore": False, "uploadMode": self.mode(file)} for file in files]})
+            self.reply(
+                {
+                    "files": [
+                        {"path": file["path"], "shouldIgnore": False, "uploadMode": self.mode(file)} for file in files
+                    ]
+                }
+            )
         elif path == f"/{NAME}.git/info/lfs/objects/batch":
             self.reply({"transfer": "basic", "objects": [self.place(file) for file in json.loads(body)["objects"]]})
         elif path.startswith(f"/api/models/{NAME}/commit/"):
@@ -143,7 +149,9 @@ def test_weights_of_an_earlier_conversion_do_not_stay(server: type[Hub], apple: 
     assert server.committed == kept | {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
 
 
-@pytest.mark.parametrize(("token", "says"), [(None, "without a token.*HF_TOKEN"), ("wrong", r"with this token \(HTTP 401\)")])
+@pytest.mark.parametrize(
+    ("token", "says"), [(None, "without a token.*HF_TOKEN"), ("wrong", r"with this token \(HTTP 401\)")]
+)
 def test_refused_before_converting(
     server: type[Hub], apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, says: str
 ) -> None:
@@ -174,5 +182,7 @@ def test_names_that_are_none(server: type[Hub], name: str) -> None:
 
 
 def test_offline(run: Run, model: Path, tmp_path: Path) -> None:
-    run("convert", model, "--out", tmp_path / "x", "--upload", NAME, env={"HF_TOKEN": "x"}).refused("the Hub cannot be reached")
+    run("convert", model, "--out", tmp_path / "x", "--upload", NAME, env={"HF_TOKEN": "x"}).refused(
+        "the Hub cannot be reached"
+    )
     assert not (tmp_path / "x").exists()

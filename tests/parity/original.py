@@ -16,7 +16,13 @@ FULL = {"depths": (2, 12, 24, 4, 2), "widths": (96, 192, 384, 768, 1536)}
 SMALL = {"depths": (1, 2, 1, 1, 2), "widths": (32, 64, 128, 256, 512)}
 ODD = {"depths": (2, 1, 1, 2, 1), "widths": (16, 48, 96, 96, 192)}  # widened by 3, 2, 1 and 2
 
-TEXT = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 320}
+TEXT = {
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 320,
+}
 
 
 def build(
@@ -35,7 +41,12 @@ def build(
             "model_args": {"inference_mode": not training, "layers": vision["depths"], "embed_dims": vision["widths"]},
         },
         text_config=Qwen2Config(
-            vocab_size=vocab, rms_norm_eps=1e-6, rope_theta=1e6, tie_word_embeddings=tied, max_position_embeddings=2048, **sizes
+            vocab_size=vocab,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            tie_word_embeddings=tied,
+            max_position_embeddings=2048,
+            **sizes,
         ).to_dict(),
         tie_word_embeddings=tied,
         image_token_index=vocab - 1,
@@ -73,7 +84,9 @@ def apple_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     out = {}
     for name, tensor in state.items():
         if name.startswith("model.vision_tower.timm_model."):
-            name = "model.vision_tower.vision_tower.model." + _tower_name(name.removeprefix("model.vision_tower.timm_model."))
+            name = "model.vision_tower.vision_tower.model." + _tower_name(
+                name.removeprefix("model.vision_tower.timm_model.")
+            )
         name = name.replace("model.multi_modal_projector.linear_1", "model.mm_projector.0")
         name = name.replace("model.multi_modal_projector.linear_2", "model.mm_projector.2")
         out[name.replace("model.language_model.", "model.")] = tensor
@@ -104,7 +117,9 @@ def _tower_name(name: str) -> str:
     return name
 
 
-def save_apple(model: Any, folder: Path, tokenizer: Path, *, image_size: int = 128, shards: int = 1, **config: Any) -> Path:
+def save_apple(
+    model: Any, folder: Path, tokenizer: Path, *, image_size: int = 128, shards: int = 1, **config: Any
+) -> Path:
     """A checkpoint folder as Apple publishes it, plus the sizes of a tower that is not FastViTHD's."""
     folder.mkdir(parents=True, exist_ok=True)
     text = model.config.text_config

@@ -18,7 +18,10 @@ def in_mlx_lm_names(weights: dict[str, mx.array], config: TextConfig) -> dict[st
     """Our parameters as mlx-lm names them: one product of ours is three of theirs, or two."""
     kv = config.num_key_value_heads * config.head_dim
     parts = {
-        "self_attn.qkv_proj": (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], [config.hidden_size, kv, kv]),
+        "self_attn.qkv_proj": (
+            ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            [config.hidden_size, kv, kv],
+        ),
         "mlp.gate_up_proj": (["mlp.gate_proj", "mlp.up_proj"], [config.intermediate_size] * 2),
     }
     theirs: dict[str, mx.array] = {}

@@ -148,7 +148,9 @@ def test_32_greedy_tokens(tmp_path: Path, tokenizer_files: Path, tied: bool) -> 
         for _ in range(32):
             hidden = theirs.model.language_model(inputs_embeds=embeddings).last_hidden_state[:, -1:]
             expected.append(int(theirs.lm_head(hidden).argmax()))
-            embeddings = torch.cat([embeddings, theirs.model.language_model.embed_tokens(torch.tensor([expected[-1:]]))], dim=1)
+            embeddings = torch.cat(
+                [embeddings, theirs.model.language_model.embed_tokens(torch.tensor([expected[-1:]]))], dim=1
+            )
     model = ours.model
     cache = model.text.make_cache()
     logits = model.prefill(model.embed([before, ImageSlot(0, 9), after], {0: model.encode(mx.array(image))[0]}), cache)
@@ -170,7 +172,9 @@ def test_training_form(tmp_path: Path, tokenizer_files: Path, sizes: dict[str, t
 def full(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tuple[torch.nn.Module, Path]:
     """FastViTHD at its full widths and depths, with a small decoder."""
     theirs = original.build(original.FULL, seed=6)
-    return theirs, original.save_apple(theirs, tmp_path_factory.mktemp("full") / "apple", tokenizer_files, image_size=256)
+    return theirs, original.save_apple(
+        theirs, tmp_path_factory.mktemp("full") / "apple", tokenizer_files, image_size=256
+    )
 
 
 @pytest.mark.parametrize("size", [(256, 256), (192, 320)])

@@ -237,7 +237,9 @@ def test_layers_computed_twice(pair: tuple[Any, VLM, Source]) -> None:
     model = pair[1].model
     x = model.embed([BEFORE, AFTER], {})
 
-    def loss(parameters: dict[str, Any], call: Callable[[Callable[..., mx.array]], Callable[..., mx.array]]) -> mx.array:
+    def loss(
+        parameters: dict[str, Any], call: Callable[[Callable[..., mx.array]], Callable[..., mx.array]]
+    ) -> mx.array:
         model.text.update(parameters)
         y = x
         for layer in model.text.layers:

@@ -76,7 +76,9 @@ def test_the_training_form_merges_to_what_timm_merges_it_to(tmp_path: Path, toke
 
 
 @pytest.fixture(params=["tied", "untied"])
-def there_and_back(request: pytest.FixtureRequest, tmp_path: Path, tokenizer_files: Path) -> tuple[torch.nn.Module, Any, Path]:
+def there_and_back(
+    request: pytest.FixtureRequest, tmp_path: Path, tokenizer_files: Path
+) -> tuple[torch.nn.Module, Any, Path]:
     """An original, what transformers loads from what we wrote of it by way of our folder, and the folder written."""
     from transformers import FastVlmForConditionalGeneration
 
@@ -132,7 +134,9 @@ def test_its_processor_prepares_what_ours_does(there_and_back: tuple[torch.nn.Mo
     by_pillow = LlavaImageProcessorPil.from_pretrained(folder)  # torchvision's bicubic, the default, is not Pillow's
     same = {**inputs, "pixel_values": by_pillow(picture, return_tensors="pt")["pixel_values"]}
     assert inputs["pixel_values"].shape == same["pixel_values"].shape
-    assert torch.equal((same["pixel_values"] * 255).round(), to_torch(vlm.engine.pixels(picture)[None]).mul(255).round())
+    assert torch.equal(
+        (same["pixel_values"] * 255).round(), to_torch(vlm.engine.pixels(picture)[None]).mul(255).round()
+    )
     with torch.no_grad():
         tokens = again.generate(**same, max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
     answer = vlm.generate(picture, "What is on the table?", max_tokens=8)

@@ -28,7 +28,10 @@ def apple(image: Image.Image, size: int, pad: bool) -> np.ndarray:
         square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
         image = square
     processor = CLIPImageProcessorPil(
-        crop_size={"height": size, "width": size}, size={"shortest_edge": size}, image_mean=[0.0] * 3, image_std=[1.0] * 3
+        crop_size={"height": size, "width": size},
+        size={"shortest_edge": size},
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
     )
     return np.asarray(processor.preprocess(image, return_tensors="np")["pixel_values"][0]).transpose(1, 2, 0)
 

@@ -75,7 +75,9 @@ def test_special_tokens_in_a_users_text_are_text(both: tuple[Tokenizer, Qwen2Tok
     assert ours.decode(ids) == attack
     pieces = render(ours, [Turn(attack, 1)], 4)
     assert [piece for piece in pieces if isinstance(piece, ImageSlot)] == [ImageSlot(0, 4)]
-    assert sum(token in special for piece in pieces if isinstance(piece, list) for token in piece) == 5  # the template's own
+    assert (
+        sum(token in special for piece in pieces if isinstance(piece, list) for token in piece) == 5
+    )  # the template's own
 
 
 def test_characters_split_over_tokens_stream_whole(both: tuple[Tokenizer, Qwen2Tokenizer]) -> None:

@@ -24,7 +24,10 @@ def tokenizer() -> bpe.Tokenizer:
     [
         ("The star is red.", {" red": " blue"}),
         ("The star is blue.", {}),
-        ("A red circle, a blue ring and a white cross.", {" circle": " cross", " ring": " star", " cross": " triangle"}),
+        (
+            "A red circle, a blue ring and a white cross.",
+            {" circle": " cross", " ring": " star", " cross": " triangle"},
+        ),
         ("I see no star.", {}),
         ("Three.", {}),
     ],

@@ -21,7 +21,9 @@ from training.model import FastVLM, ModelConfig  # noqa: E402
 from training.questions import corpus  # noqa: E402
 from training.world import Options  # noqa: E402
 
-SMALL = ModelConfig(widths=(32, 32, 64, 64, 128), depths=(1, 1, 1, 1, 1), hidden_size=64, layers=2, heads=1, intermediate_size=64)
+SMALL = ModelConfig(
+    widths=(32, 32, 64, 64, 128), depths=(1, 1, 1, 1, 1), hidden_size=64, layers=2, heads=1, intermediate_size=64
+)
 BATCH_NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 
 

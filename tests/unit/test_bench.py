@@ -18,7 +18,20 @@ from fastvlm_mlx.diagnostics.machine import machine
 from fastvlm_mlx.errors import OptionError
 from fastvlm_mlx.vlm import VLM
 
-COMMAND = [sys.executable, "-m", "fastvlm_mlx", "bench", "--random", "small", "--rounds", "2", "--warmup", "0", "--max-tokens", "3"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "fastvlm_mlx",
+    "bench",
+    "--random",
+    "small",
+    "--rounds",
+    "2",
+    "--warmup",
+    "0",
+    "--max-tokens",
+    "3",
+]
 FIGURES = {
     "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second", "peak_memory_bytes",
     "mlx_peak_memory_bytes",
@@ -66,7 +79,10 @@ def test_table_for_people_goes_to_stdout_and_progress_to_stderr(picture: Path) -
 
 def test_layers_belong_to_random_weights() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastvlm_mlx", "bench", "-m", "x", "--layers", "2"], check=False, capture_output=True, text=True
+        [sys.executable, "-m", "fastvlm_mlx", "bench", "-m", "x", "--layers", "2"],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert "--layers" in done.stderr
@@ -86,7 +102,9 @@ def test_measure_refuses_what_it_cannot_measure(vlm: VLM, settings: dict[str, in
 
 def test_every_round_looks_anew_and_the_model_is_left_as_it_was(vlm: VLM) -> None:
     before, said = vlm.config, []
-    result = bench.measure(vlm.engine, [bench.made_photo(64, 64)], resolution=64, rounds=2, max_tokens=2, progress=said.append)
+    result = bench.measure(
+        vlm.engine, [bench.made_photo(64, 64)], resolution=64, rounds=2, max_tokens=2, progress=said.append
+    )
     assert said == [
         "random small, 1 decoder layers at 64: warm-up",
         "random small, 1 decoder layers at 64: round 1",
@@ -126,8 +144,12 @@ def test_growth_is_told_from_work(vlm: VLM, tmp_path: Path) -> None:
 
 
 def test_charts_are_well_formed() -> None:
-    bars = charts.bars("A < B", "machine", [("vision", {"ours": 1.0, "other": 2.0}), ("prefill", {"ours": 0.1, "other": 0.2})])
-    curves = charts.curves("t", "m", "pixels", "s", {"vision": [(256, 0.1), (512, 0.4)], "prefill": [(256, 0.0), (512, 0.1)]})
+    bars = charts.bars(
+        "A < B", "machine", [("vision", {"ours": 1.0, "other": 2.0}), ("prefill", {"ours": 0.1, "other": 0.2})]
+    )
+    curves = charts.curves(
+        "t", "m", "pixels", "s", {"vision": [(256, 0.1), (512, 0.4)], "prefill": [(256, 0.0), (512, 0.1)]}
+    )
     assert len(ElementTree.fromstring(bars).findall("{http://www.w3.org/2000/svg}rect")) == 2 + 4
     assert len(ElementTree.fromstring(curves).findall("{http://www.w3.org/2000/svg}circle")) == 4
 

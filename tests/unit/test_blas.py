@@ -23,7 +23,9 @@ print(*threads, blas.library.openblas_get_num_procs(), dict(os.environ) == befor
 
 def loaded(**chosen: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name not in blas.THREADS}
-    done = subprocess.run([sys.executable, "-c", CODE], env={**environment, **chosen}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], env={**environment, **chosen}, capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 
@@ -56,7 +58,9 @@ def numpy_loaded(how: str, **chosen: str) -> list[str]:
     """Threads that NumPy's import started, OpenBLAS's threads and cores, and which settings the environment has in the end."""
     environment = {name: value for name, value in os.environ.items() if name not in blas.THREADS}
     command = [sys.executable, "-c", SPARING, how]
-    return subprocess.run(command, env={**environment, **chosen}, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        command, env={**environment, **chosen}, capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 def test_numpy_starts_no_threads_in_a_command() -> None:

@@ -202,7 +202,9 @@ def test_progress_reaches_the_end(apple: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_peak_memory_of_a_conversion(tmp_path: Path, tokenizer_files: Path) -> None:
     """Below 1.6 times the larger of source and result, beyond what the imports alone take."""
-    folder = checkpoint.write(tmp_path / "large", tokenizer_files, hidden_size=1024, num_hidden_layers=8, intermediate_size=4096)
+    folder = checkpoint.write(
+        tmp_path / "large", tokenizer_files, hidden_size=1024, num_hidden_layers=8, intermediate_size=4096
+    )
     out = tmp_path / "ours"
     code = (
         "import sys, re; from pathlib import Path; from fastvlm_mlx.convert import convert\n"

@@ -29,7 +29,9 @@ def slow_depthwise(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray
 
 @pytest.mark.parametrize("kernel", [3, 7])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 3, 5, 3), (1, 16, 16, 8), (1, 9, 40, 2), (1, 33, 17, 5), (3, 2, 64, 1)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 4), (2, 3, 5, 3), (1, 16, 16, 8), (1, 9, 40, 2), (1, 33, 17, 5), (3, 2, 64, 1)]
+)
 def test_depthwise(shape: tuple[int, ...], kernel: int, stride: int) -> None:
     check_depthwise(shape, kernel, stride)
 
@@ -38,7 +40,9 @@ def test_depthwise(shape: tuple[int, ...], kernel: int, stride: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(1, 16, 16, 8), (2, 9, 40, 2), (1, 33, 17, 5), (1, 7, 1, 3), (1, 8, 2, 3)])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_depthwise_in_strips(shape: tuple[int, ...], kernel: int, stride: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_depthwise_in_strips(
+    shape: tuple[int, ...], kernel: int, stride: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(convolution, "_rows", lambda *_: rows)
     check_depthwise(shape, kernel, stride)
 
@@ -101,7 +105,9 @@ def test_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("scores", [1, 50, 1 << 22])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("heads", "kv_heads", "L", "K"), [(4, 4, 9, 9), (6, 2, 5, 11), (3, 1, 2, 2), (2, 1, 1, 7)])
-def test_attention(heads: int, kv_heads: int, L: int, K: int, causal: bool, scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention(
+    heads: int, kv_heads: int, L: int, K: int, causal: bool, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All scores at once, a strip of them, and row by row."""
     monkeypatch.setattr("fastvlm_mlx.backend.cpu.softmax.SCORES", scores)
     q, k, v = (mx.random.normal((2, h, n, 8)) for h, n in ((heads, L), (kv_heads, K), (kv_heads, K)))

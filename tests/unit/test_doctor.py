@@ -59,7 +59,9 @@ def test_both_sides_compute_the_same() -> None:
         "random small at 256, float16",
         "random small at 320, float16",
     ]
-    assert all(set(f.details) >= {"pixels", "stem", "stage 4", "prefill", "steps"} for f in findings if f.what.endswith("16"))
+    assert all(
+        set(f.details) >= {"pixels", "stem", "stage 4", "prefill", "steps"} for f in findings if f.what.endswith("16")
+    )
 
 
 def other_depthwise(monkeypatch: pytest.MonkeyPatch, spoil: Any, dtype: mx.Dtype = mx.float32) -> None:
@@ -159,7 +161,9 @@ def test_an_operation_that_is_off_is_found(family: str, name: str, place: int, m
     found = operations.compare(HERE, family, operations.families(True, False)[family], "float32")
     assert found.status == "wrong"
     if name != "swiglu":
-        assert operations.compare(HERE, family, operations.families(True, False)[family][:1], "bfloat16").status == "wrong"
+        assert (
+            operations.compare(HERE, family, operations.families(True, False)[family][:1], "bfloat16").status == "wrong"
+        )
 
 
 @cpu_only
@@ -189,7 +193,9 @@ def test_rotary_positions_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch
 def test_a_nucleus_that_is_too_wide_or_drawn_unevenly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = operations.choose
     assert operations.top_p(2048).status == "right"
-    monkeypatch.setattr(operations, "choose", lambda logits, temperature, top_p, key: right(logits, temperature, 1.0, key))
+    monkeypatch.setattr(
+        operations, "choose", lambda logits, temperature, top_p, key: right(logits, temperature, 1.0, key)
+    )
     assert operations.top_p(2048).status == "wrong"
     monkeypatch.setattr(operations, "choose", lambda logits, temperature, top_p, key: right(logits, 0.3, top_p, key))
     assert operations.top_p(2048).status == "wrong"
@@ -330,7 +336,9 @@ def test_what_a_failed_answer_leaves_behind_is_found() -> None:
     engine.images = Keeping()
     outcome = recovery.overload(engine, recovery.ENCODER, recovery.as_metal_does)
     assert outcome.pictures == 1 and "what the failed answer left behind" in wrong(recovery.findings([outcome]))
-    assert "what the failed answer left behind" in wrong(recovery.findings([replace(outcome, pictures=0, positions=43)]))
+    assert "what the failed answer left behind" in wrong(
+        recovery.findings([replace(outcome, pictures=0, positions=43)])
+    )
 
 
 def test_a_wrong_answer_after_an_error_is_found() -> None:
@@ -491,7 +499,11 @@ def test_a_mac_that_is_not_in_order_is_found(monkeypatch: pytest.MonkeyPatch) ->
     findings = {f.what: f for f in machine.check(replace(HERE))}
     assert {"macOS", "Rosetta", "Metal"} <= set(wrong(findings.values())) or HERE.on_gpu
     assert findings["GPU cores"].found == "10"
-    assert {f.what for f in findings.values() if f.status == "note"} >= {"low power mode", "swap in use", "virtual machine"}
+    assert {f.what for f in findings.values() if f.status == "note"} >= {
+        "low power mode",
+        "swap in use",
+        "virtual machine",
+    }
 
 
 # ---- the run and its report ------------------------------------------------------------------------------------------------

@@ -34,7 +34,11 @@ def test_there_and_back_again(tmp_path: Path, tokenizer_files: Path, tied: bool)
 
 @pytest.mark.parametrize("layout", ["llava", "mlx-vlm", "transformers", "apple-mlx"])
 def test_from_any_layout(apple: Path, tmp_path: Path, layout: str) -> None:
-    writers: dict[str, Any] = {"mlx-vlm": layouts.mlx_vlm, "transformers": layouts.transformers, "apple-mlx": layouts.apple_mlx}
+    writers: dict[str, Any] = {
+        "mlx-vlm": layouts.mlx_vlm,
+        "transformers": layouts.transformers,
+        "apple-mlx": layouts.apple_mlx,
+    }
     source = apple if layout == "llava" else writers[layout](apple, tmp_path / "source")
     said: list[str] = []
     tower = apple if layout == "apple-mlx" else None
@@ -61,7 +65,13 @@ def test_the_files(apple: Path, tmp_path: Path) -> None:
     (apple / "LICENSE").write_text("the agreement")
     to_transformers(apple, tmp_path / "theirs", name="someone/model")
     assert {path.name for path in (tmp_path / "theirs").iterdir()} == {
-        *("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "processor_config.json"),
+        *(
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "processor_config.json",
+        ),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "README.md", "LICENSE"),
     }
     assert (tmp_path / "theirs" / "LICENSE").read_text() == "the agreement"

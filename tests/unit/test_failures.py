@@ -62,7 +62,12 @@ def test_explaining_raises_what_is_meant() -> None:
 
 def test_what_ends_a_command() -> None:
     shapes = failures.of_mlx(ValueError("[matmul] Last dimension of first input with shape (2,3) must match"))
-    assert shapes is not None and shapes.startswith("MLX failed (") and "[matmul] Last" in shapes and "newest mlx" in shapes
+    assert (
+        shapes is not None
+        and shapes.startswith("MLX failed (")
+        and "[matmul] Last" in shapes
+        and "newest mlx" in shapes
+    )
     assert failures.of_mlx(RuntimeError("There is no Stream(gpu, 1) in current thread.")) is not None
     for ours in (ValueError("[1, 2] is odd"), RuntimeError("nothing"), KeyError("[METAL] x"), TypeError("[a] b")):
         assert failures.of_mlx(ours) is None

@@ -78,7 +78,9 @@ def test_what_cannot_be_found(asked: list[Any], tmp_path: Path) -> None:
         ("mlx-community/FastVLM-0.5B-bf16", "0.5b"), ("apple/FastVLM-1.5B@main", "1.5b"),
     ],
 )  # fmt: skip
-def test_an_estimate_of_a_published_model(name: str, size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_estimate_of_a_published_model(
+    name: str, size: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FASTVLM_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -41,7 +41,9 @@ def unpacked(folder: Path) -> dict[str, mx.array]:
     tensors = stored(folder)
     config = json.loads((folder / "config.json").read_text())
     for path, how in config["quantization"].items():
-        parts = [tensors.pop(f"{path}.{part}") for part in ("weight", "scales", "biases") if f"{path}.{part}" in tensors]
+        parts = [
+            tensors.pop(f"{path}.{part}") for part in ("weight", "scales", "biases") if f"{path}.{part}" in tensors
+        ]
         tensors[f"{path}.weight"] = values(*parts, settings=checkpoint.quant(how))
     return tensors
 
@@ -67,7 +69,10 @@ def test_the_same_tensors_as_by_apples_layout(source: Path, tmp_path: Path, layo
 @pytest.mark.parametrize("layout", WHOLE)
 def test_loaded_directly(apple: Path, small: VLM, tmp_path: Path, layout: str) -> None:
     theirs = load(str(WHOLE[layout](apple, tmp_path / "theirs")), dtype="float32")
-    assert theirs.generate([], "What is it?", max_tokens=8).token_ids == small.generate([], "What is it?", max_tokens=8).token_ids
+    assert (
+        theirs.generate([], "What is it?", max_tokens=8).token_ids
+        == small.generate([], "What is it?", max_tokens=8).token_ids
+    )
     square = IMAGE[:70, :70]  # neither padded nor cropped
     assert mx.array_equal(theirs.encode_image(square), small.encode_image(square))
 
@@ -89,7 +94,11 @@ def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path
         config = convert(theirs, tmp_path / "a", dtype="float32")
     tied = config.text.tie_word_embeddings
     kept = {"text.embed_tokens", "projector.linear_2"} | (set() if tied else {"text.lm_head"})
-    kept |= {f"text.layers.{i}.{name}" for i in range(2) for name in ("self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")}
+    kept |= {
+        f"text.layers.{i}.{name}"
+        for i in range(2)
+        for name in ("self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")
+    }
     kept |= {f"text.layers.{i}.self_attn.qkv_proj" for i in range(2) if how is not layouts.mixed or i == 1}
     assert set(config.quantization) == kept
 
@@ -97,7 +106,9 @@ def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path
     for name, array in dequantised.items():
         path = layouts.mlx_vlm_name(name).removesuffix(".weight")
         if f"{path}.scales" in quantised:
-            parts = [quantised[f"{path}.{part}"] for part in ("weight", "scales", "biases") if f"{path}.{part}" in quantised]
+            parts = [
+                quantised[f"{path}.{part}"] for part in ("weight", "scales", "biases") if f"{path}.{part}" in quantised
+            ]
             dequantised[name] = values(*parts, settings=checkpoint.quant(how(path)))
         else:
             dequantised[name] = array
@@ -133,7 +144,9 @@ def test_a_quantised_folder_loaded_directly_and_converted(apple: Path, tmp_path:
         (lambda q: q.update({"mm_projector.0": {"bits": 8}}), "mm_projector.0.weight"),
     ],
 )
-def test_settings_that_do_not_fit(apple: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], says: str) -> None:
+def test_settings_that_do_not_fit(
+    apple: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
     theirs = layouts.mlx_vlm(apple, tmp_path / "theirs", layouts.alike())
     config = json.loads((theirs / "config.json").read_text())
     change(config["quantization"])
@@ -222,7 +235,12 @@ def test_stage_2_and_stage_3_alike(apple: Path, tmp_path: Path) -> None:
     """A checkpoint of stage 2 differs in settings of its training alone."""
     expected = converted(apple, tmp_path / "a")
     config = json.loads((apple / "config.json").read_text())
-    config |= {"tune_mm_mlp_adapter": False, "freeze_mm_mlp_adapter": False, "mm_projector_lr": None, "use_mm_proj": True}
+    config |= {
+        "tune_mm_mlp_adapter": False,
+        "freeze_mm_mlp_adapter": False,
+        "mm_projector_lr": None,
+        "use_mm_proj": True,
+    }
     (apple / "config.json").write_text(json.dumps(config))
     assert_equal(converted(apple, tmp_path / "b"), expected)
 
@@ -251,7 +269,9 @@ def picture(folder: Path, **settings: Any) -> None:
         ({"do_pad": True, "image_processor_type": "LlavaImageProcessor"}, (128, "pad")),
     ],
 )
-def test_the_picture_is_as_the_processor_has_it(apple: Path, tmp_path: Path, settings: Any, image: tuple[int, str]) -> None:
+def test_the_picture_is_as_the_processor_has_it(
+    apple: Path, tmp_path: Path, settings: Any, image: tuple[int, str]
+) -> None:
     theirs = layouts.transformers(apple, tmp_path / "theirs", image_seq_length=25)
     picture(theirs, **settings)
     config = convert(theirs, tmp_path / "ours")

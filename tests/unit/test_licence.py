@@ -59,7 +59,9 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(said(monkeypatch)) == 1
 
 
-def test_loading_and_converting_say_it(cache: Path, apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_and_converting_say_it(
+    cache: Path, apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.warns(FastVLMWarning, match=licence.APPLE):
         load(str(apple))
     (cache / "notices" / licence.APPLE).unlink()
@@ -91,7 +93,13 @@ def test_a_card_of_apples() -> None:
         "library_name": "mlx", "pipeline_tag": "image-text-to-text", "license": "apple-amlr", "license_name": "apple-amlr",
         "license_link": "LICENSE", "base_model": "apple/FastVLM-0.5B", "tags": ["mlx", "fastvlm", "fastvlm-mlx"],
     }  # fmt: skip
-    for part in (licence.ATTRIBUTION, licence.AGREEMENT, "## Changes", "Nothing was trained", "fastvlm-mlx generate --model"):
+    for part in (
+        licence.ATTRIBUTION,
+        licence.AGREEMENT,
+        "## Changes",
+        "Nothing was trained",
+        "fastvlm-mlx generate --model",
+    ):
         assert part in card
     assert "## Quality" not in card
 
@@ -101,7 +109,9 @@ def test_a_card_of_a_quantised_folder() -> None:
     config = replace(random_config("0.5b"), source=SourceConfig("a/b", "llava", "mit"), quantization=plan)
     card = model_card(config, quality="| bits | same answers |\n|---|---|\n| 4 | 97 % |\n")
     entries = front_matter(card)
-    assert entries["license"] == "mit" and "license_name" not in entries and entries["base_model_relation"] == "quantized"
+    assert (
+        entries["license"] == "mit" and "license_name" not in entries and entries["base_model_relation"] == "quantized"
+    )
     assert entries["tags"] == ["mlx", "fastvlm", "fastvlm-mlx", "4-bit", "8-bit"]
     assert "## Quality\n\n| bits | same answers |" in card and "2 layers were quantised" in card
     assert "1 layers in 4 bits, 1 layers in 8 bits" in card and licence.ATTRIBUTION not in card

@@ -58,7 +58,9 @@ def test_weights_to_the_byte(bits: int | None) -> None:
     assert sum(memory.weight_bytes(config).values()) == nbytes
 
 
-@pytest.mark.parametrize(("mode", "group_size", "bits"), [("mxfp4", 32, 4), ("mxfp8", 32, 8), ("nvfp4", 16, 4), ("affine", 32, 3)])
+@pytest.mark.parametrize(
+    ("mode", "group_size", "bits"), [("mxfp4", 32, 4), ("mxfp8", 32, 8), ("nvfp4", 16, 4), ("affine", 32, 3)]
+)
 def test_modes_to_the_byte(mode: str, group_size: int, bits: int) -> None:
     config = random_model.config("small", layers=1)
     plan = {"text.layers.0.mlp.down_proj": QuantConfig(bits, group_size, mode)}

@@ -26,7 +26,9 @@ def texts(path: Path) -> Iterator[str]:
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body and isinstance(node.body[0], ast.Expr)
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
@@ -38,7 +40,12 @@ def test_the_library_speaks_of_no_flags() -> None:
     library = [path for path in PACKAGE.rglob("*.py") if "cli" not in path.relative_to(PACKAGE).parts]
     library += (PACKAGE / "convert").glob("*.py")
     assert len(library) > 90
-    said = [(path.name, text) for path in library for text in texts(path) if FLAG.search(text) and "fastvlm-mlx " not in text]
+    said = [
+        (path.name, text)
+        for path in library
+        for text in texts(path)
+        if FLAG.search(text) and "fastvlm-mlx " not in text
+    ]
     assert said == []
 
 
@@ -47,16 +54,28 @@ def test_the_library_speaks_of_no_flags() -> None:
     [
         ("generate", "`max_tokens` is 0, expected 1.", "--max-tokens is 0, expected 1."),
         ("generate", "choose `dtype='bfloat16'` or `dtype='float32'`.", "choose --dtype bfloat16 or --dtype float32."),
-        ("convert", "give another `out`, or `force=True` to replace it", "give another --out, or --force to replace it"),
+        (
+            "convert",
+            "give another `out`, or `force=True` to replace it",
+            "give another --out, or --force to replace it",
+        ),
         ("convert", "with `to='transformers'`, as `tokenizer`", "with --to transformers, as --tokenizer-path"),
         ("quantize", "`group_size` and `pictures`", "--group-size and --pictures"),
         ("quantize", "try `model='tiny'`; check `model`", "try tiny; check MODEL"),
         ("bench", "a folder of `pictures`, `size` is 3", "a folder of --pictures, --random is 3"),
-        ("info", "with `bits=4` about 3 GB, `vision_from`", "with --bits 4 about 3 GB, --vision-from"),  # which it does not have
+        (
+            "info",
+            "with `bits=4` about 3 GB, `vision_from`",
+            "with --bits 4 about 3 GB, --vision-from",
+        ),  # which it does not have
         ("download", "which takes `agree`; `sha256`", "which takes --yes; --sha256"),
         ("download", "check `model`, or try `model='tiny'`", "check NAME, or try tiny"),
         ("convert", "check `model`", "check FOLDER"),
-        ("chat", "`stop_tokens` is 3; `stop_tokens=()`", "`stop_tokens` is 3; `stop_tokens=()`"),  # which no command has
+        (
+            "chat",
+            "`stop_tokens` is 3; `stop_tokens=()`",
+            "`stop_tokens` is 3; `stop_tokens=()`",
+        ),  # which no command has
         (
             "chat",
             "the files 'a`bits`c', /x/`model` and `seed`/y, (`bits`)",

@@ -69,7 +69,9 @@ def test_depthwise_asks_for_a_filter_whose_rows_follow_each_other() -> None:
     arguments = [[1, 1], [1, 1], [1, 1], [1, 1], [1, 1], 16, False]
     shapes = (1, 16, 16, 16), (16, 3, 3, 1)
     assert metal_graph.convolution_kernel(*shapes, arguments, (9, 3, 1, 1)) == "depthwise"
-    assert metal_graph.convolution_kernel(*shapes, arguments, (9, 1, 3, 1)) == "implicit gemm, grouped"  # turned on its side
+    assert (
+        metal_graph.convolution_kernel(*shapes, arguments, (9, 1, 3, 1)) == "implicit gemm, grouped"
+    )  # turned on its side
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield seen
 
 
-def test_the_host_waits_once_between_picture_and_first_token(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_waits_once_between_picture_and_first_token(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For the picture's features, so that their time is known, when the prefill is queued already; then for the token.
 
     The model is the one Metal would get, run by MLX's general CPU operations.

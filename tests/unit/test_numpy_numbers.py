@@ -22,7 +22,11 @@ def test_bits(kind: type) -> None:
 def test_an_attention_map(small: VLM) -> None:
     answer = small.generate(IMAGE, "What is it?", max_tokens=3)
     plain = small.attention_map(IMAGE, "What is it?", answer, layers=[0])
-    for ids in (np.array(answer.token_ids), mx.array(answer.token_ids), [np.int64(token) for token in answer.token_ids]):
+    for ids in (
+        np.array(answer.token_ids),
+        mx.array(answer.token_ids),
+        [np.int64(token) for token in answer.token_ids],
+    ):
         same = small.attention_map(IMAGE, "What is it?", replace(answer, token_ids=ids), layers=np.array([0, 0]))
         assert same.on_pictures == plain.on_pictures
     for layers in (5, [True], [99], [0.5]):

@@ -48,14 +48,24 @@ def apples(hidden: int, layers: int, kv: int, inner: int, vocab: int) -> Shapes:
         for b in range(depth):
             out |= block(f"network.{index}.{b}.", c, index >= 7)
     for index, c in ((1, 192), (3, 384), (5, 768), (8, 1536)):
-        out |= {f"network.{index}.proj.0.lkb_reparam.weight": (c, 1, 7, 7), f"network.{index}.proj.0.lkb_reparam.bias": (c,)}
-        out |= {f"network.{index}.proj.1.reparam_conv.weight": (c, c, 1, 1), f"network.{index}.proj.1.reparam_conv.bias": (c,)}
+        out |= {
+            f"network.{index}.proj.0.lkb_reparam.weight": (c, 1, 7, 7),
+            f"network.{index}.proj.0.lkb_reparam.bias": (c,),
+        }
+        out |= {
+            f"network.{index}.proj.1.reparam_conv.weight": (c, c, 1, 1),
+            f"network.{index}.proj.1.reparam_conv.bias": (c,),
+        }
     for index, c in ((6, 768), (9, 1536)):
         out |= {f"network.{index}.reparam_conv.weight": (c, 1, 7, 7), f"network.{index}.reparam_conv.bias": (c,)}
     out = {TOWER + name: shape for name, shape in out.items()}
     out |= {"model.mm_projector.0.weight": (hidden, 3072), "model.mm_projector.0.bias": (hidden,)}
     out |= {"model.mm_projector.2.weight": (hidden, hidden), "model.mm_projector.2.bias": (hidden,)}
-    out |= {"model.embed_tokens.weight": (vocab, hidden), "lm_head.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
+    out |= {
+        "model.embed_tokens.weight": (vocab, hidden),
+        "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
     for i in range(layers):
         layer: Shapes = {
             "input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,),
@@ -69,7 +79,11 @@ def apples(hidden: int, layers: int, kv: int, inner: int, vocab: int) -> Shapes:
     return out
 
 
-SIZES = {"0.5b": (896, 24, 128, 4864, 151936), "1.5b": (1536, 28, 256, 8960, 151936), "7b": (3584, 28, 512, 18944, 152064)}
+SIZES = {
+    "0.5b": (896, 24, 128, 4864, 151936),
+    "1.5b": (1536, 28, 256, 8960, 151936),
+    "7b": (3584, 28, 512, 18944, 152064),
+}
 
 
 def test_counts() -> None:
@@ -98,6 +112,8 @@ def test_a_name_left_out_or_misspelt_does_not_pass(name: str, tmp_path: Path) ->
     config = published_config("0.5b")
     config = replace(config, text=replace(config.text, tie_word_embeddings=False))
     with pytest.raises(CheckpointError, match="missing"):
-        published.check({t: header[s] for t, (s, _) in plan.renames.items()}, config, lambda target: source_name(target, "llava"))
+        published.check(
+            {t: header[s] for t, (s, _) in plan.renames.items()}, config, lambda target: source_name(target, "llava")
+        )
     with pytest.raises(CheckpointError, match="unknown name"):
         match(header | {name.replace("weight", "wieght").replace("bias", "bais") + ".x": shape}, "llava")

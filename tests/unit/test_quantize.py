@@ -75,7 +75,8 @@ def test_affine_rounding(settings: QuantConfig, stored: mx.Dtype) -> None:
     nearest = np.abs(levels[..., None, :] - exact[..., None]).min(axis=-1)
     assert (np.abs(wide - exact) <= nearest + 1e-6).all()
     mlx_error = mx.square(
-        mx.dequantize(*mx.quantize(weight, settings.group_size, settings.bits), settings.group_size, settings.bits) - weight
+        mx.dequantize(*mx.quantize(weight, settings.group_size, settings.bits), settings.group_size, settings.bits)
+        - weight
     )
     assert mx.square(read - weight).mean().item() < 1.15 * mlx_error.mean().item() + 1e-5  # type: ignore[operator]
 
@@ -96,7 +97,9 @@ def test_numbers_that_fit_a_word_are_packed_by_one_sum(bits: int) -> None:
     """On a GPU every primitive that is no view is a kernel, and a decoder is packed in hundreds of pieces while it loads."""
     found: list[str] = []
     mx.export_function(
-        lambda entry: found.append(entry.get("name", "")), lambda q: rounding.pack(q, bits), mx.zeros((8, 64), mx.uint32)
+        lambda entry: found.append(entry.get("name", "")),
+        lambda q: rounding.pack(q, bits),
+        mx.zeros((8, 64), mx.uint32),
     )
     assert found.count("BitwiseBinary") == found.count("Reduce") == 1
     assert not {"Slice", "Gather", "Concatenate"} & set(found)
@@ -105,12 +108,16 @@ def test_numbers_that_fit_a_word_are_packed_by_one_sum(bits: int) -> None:
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS, ids=name_of)
-def test_a_quantised_product_is_that_of_the_weights_it_stands_for(settings: QuantConfig, keeps: bool, rows: int) -> None:
+def test_a_quantised_product_is_that_of_the_weights_it_stands_for(
+    settings: QuantConfig, keeps: bool, rows: int
+) -> None:
     """Float32 sums of 128 products in another order: 1e-5 of the largest."""
     weight, bias, x = random(48, 128), random(48, seed=1), random(2, rows, 128, seed=2)[:1]
     parts = rounding.quantized("weight", weight, settings, mx.bfloat16)
     wide = np.array(rounding.dequantized([tensor for _, tensor in parts], settings)).astype(np.float64)
-    tensors = [(name, tensor if tensor.dtype in (mx.uint32, mx.uint8) else tensor.astype(mx.float32)) for name, tensor in parts]
+    tensors = [
+        (name, tensor if tensor.dtype in (mx.uint32, mx.uint8) else tensor.astype(mx.float32)) for name, tensor in parts
+    ]
     linear = layers.QuantizedLinear(48, 128, settings, "cpu", bias=True)
     linear.load_weights([*tensors, ("bias", bias)])
     embedding = layers.QuantizedEmbedding(48, 128, settings, "cpu")
@@ -121,7 +128,9 @@ def test_a_quantised_product_is_that_of_the_weights_it_stands_for(settings: Quan
     for _ in range(2):  # with what was kept the first time
         assert np.abs(np.array(linear(x)) - expected - np.array(bias)).max() < tolerance
         assert np.abs(np.array(embedding.as_linear(x)) - expected).max() < tolerance
-    assert np.array_equal(np.array(embedding(mx.array([7, 0, 47])).astype(mx.float32)), wide[[7, 0, 47]].astype(np.float32))
+    assert np.array_equal(
+        np.array(embedding(mx.array([7, 0, 47])).astype(mx.float32)), wide[[7, 0, 47]].astype(np.float32)
+    )
 
 
 def test_what_is_kept_wide_fits_its_share_of_the_memory() -> None:
@@ -134,7 +143,10 @@ def test_the_plan_and_its_reasons(small: VLM) -> None:
     chosen, left = recipes.plan(small.model, recipes.choose("4bit"))
     assert chosen["text.layers.0.mlp.down_proj"] == QuantConfig(4, 64)
     assert chosen["text.embed_tokens"] == chosen["projector.linear_1"] == QuantConfig(8, 64)
-    assert "kept exact" in left["vision.stages.0.blocks.0.convffn.fc1"] and "convolution" in left["vision.patch_embed.conv"]
+    assert (
+        "kept exact" in left["vision.stages.0.blocks.0.convffn.fc1"]
+        and "convolution" in left["vision.patch_embed.conv"]
+    )
     every = {path for path, layer in small.model.named_modules() if "weight" in layer and layer.weight.ndim > 1}
     assert chosen.keys() | left.keys() == every and not chosen.keys() & left.keys()
     chosen, left = recipes.plan(small.model, recipes.choose("small"))
@@ -211,7 +223,9 @@ def test_loading_is_strict(apple: Path, tmp_path: Path) -> None:
 
     def refused(change: dict[str, object], message: str) -> None:
         quantization = {**config["quantization"], **change}
-        (out / "config.json").write_text(json.dumps({**config, "quantization": {k: q for k, q in quantization.items() if q}}))
+        (out / "config.json").write_text(
+            json.dumps({**config, "quantization": {k: q for k, q in quantization.items() if q}})
+        )
         with pytest.raises(CheckpointError, match=message):
             load(str(out))
 
@@ -301,7 +315,9 @@ def test_a_budget_goes_where_it_saves_most() -> None:
     every = {
         f"{n}": sensitivity.hull(
             [
-                sensitivity.Choice(QuantConfig(bits, 64), 10.0 * (n + 1) * (bits + 0.5), float(rng.random() * 4.0 ** (4 - bits)))
+                sensitivity.Choice(
+                    QuantConfig(bits, 64), 10.0 * (n + 1) * (bits + 0.5), float(rng.random() * 4.0 ** (4 - bits))
+                )
                 for bits in recipes.BITS
             ]
         )
@@ -315,7 +331,9 @@ def test_a_budget_goes_where_it_saves_most() -> None:
         picked = [next(c for c in every[path] if c.settings == settings) for path, settings in plan.items()]
         return sum(c.bytes for c in picked), sum(c.kl for c in picked)
 
-    everything = [(sum(c.bytes for c in picked), sum(c.kl for c in picked)) for picked in itertools.product(*every.values())]
+    everything = [
+        (sum(c.bytes for c in picked), sum(c.kl for c in picked)) for picked in itertools.product(*every.values())
+    ]
     for budget in (550.0, 700.0, 850.0):
         spent, kl = totals(sensitivity.spend(every, budget))
         largest = max(b.bytes - a.bytes for choices in every.values() for a, b in itertools.pairwise(choices))
@@ -323,7 +341,9 @@ def test_a_budget_goes_where_it_saves_most() -> None:
         assert kl <= min(kl for nbytes, kl in everything if nbytes <= budget - largest)
 
 
-def test_the_chain_is_the_network(small: VLM, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chain_is_the_network(
+    small: VLM, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches filled up on the right give the logits that each question gives alone, also when a batch holds a single one."""
     found = examples.answered(small.engine, questions)
     assert len(found.pixels) == 2 and [item.picture for item in found.items] == [0, 1, 0]
@@ -341,7 +361,9 @@ def test_the_chain_is_the_network(small: VLM, questions: list[examples.Question]
         assert np.abs(together - np.array(alone)).max() < 1e-4 * np.abs(together).max()
 
 
-def test_a_model_beside_itself_and_beside_fewer_bits(apple: Path, small: VLM, questions: list[examples.Question]) -> None:
+def test_a_model_beside_itself_and_beside_fewer_bits(
+    apple: Path, small: VLM, questions: list[examples.Question]
+) -> None:
     reference = quality.reference(small.engine, questions, "exact")
     assert reference.own.accuracy == 0 and reference.own.bits_per_weight is None
     same = quality.compare(small.engine, reference, questions, "same")
@@ -390,7 +412,9 @@ def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.
         rng = np.random.default_rng(0)
         asked = examples.Question(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8), "What?")
         found = examples.answered(vlm.engine, [asked])
-        many = examples.Examples(found.pixels * count, [replace(found.items[0], picture=number) for number in range(count)])
+        many = examples.Examples(
+            found.pixels * count, [replace(found.items[0], picture=number) for number in range(count)]
+        )
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         search.calibrate(vlm.engine, many, recipes.choose("mixed"), search.SearchState(None, ""))
@@ -429,7 +453,11 @@ def test_the_tower_is_calibrated_too(apple: Path, tmp_path: Path, questions: lis
 
 
 def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
-    apple: Path, tmp_path: Path, mixed: recipes.Recipe, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch
+    apple: Path,
+    tmp_path: Path,
+    mixed: recipes.Recipe,
+    questions: list[examples.Question],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened, whole, broken = open_model(Found(apple, "small", "folder")), tmp_path / "whole", tmp_path / "broken"
     result = pipeline.quantize(opened, apple, whole, mixed, questions=questions, measure=True)
@@ -485,8 +513,18 @@ def test_folders_of_questions(tmp_path: Path) -> None:
     ]  # fmt: skip
     listing = tmp_path / "questions.jsonl"
     listing.write_text('{"image": "b.png", "question": "What?", "answer": "It."}\n\n{"image": "b.png"}\n')
-    assert [(q.text, q.answer) for q in examples.read_questions(tmp_path)] == [("What?", "It."), ("Describe the image.", None)]
-    for line in ("[]", "{", '{"image": "../b.png"}', '{"image": 3}', '{"image": "b.png", "question": 1}', '{"question": "What?"}'):
+    assert [(q.text, q.answer) for q in examples.read_questions(tmp_path)] == [
+        ("What?", "It."),
+        ("Describe the image.", None),
+    ]
+    for line in (
+        "[]",
+        "{",
+        '{"image": "../b.png"}',
+        '{"image": 3}',
+        '{"image": "b.png", "question": 1}',
+        '{"question": "What?"}',
+    ):
         listing.write_text(f'{{"image": "b.png"}}\n{line}\n')
         with pytest.raises(PromptError, match="line 2"):
             examples.read_questions(tmp_path)

@@ -41,7 +41,9 @@ def renamed(change: Callable[[str], str]) -> Change:
 def config(*gone: str, **settings: Any) -> Change:
     def run(folder: Path) -> None:
         theirs = json.loads((folder / "config.json").read_text()) | settings
-        (folder / "config.json").write_text(json.dumps({key: value for key, value in theirs.items() if key not in gone}))
+        (folder / "config.json").write_text(
+            json.dumps({key: value for key, value in theirs.items() if key not in gone})
+        )
 
     return run
 
@@ -90,7 +92,9 @@ READ: dict[str, Change] = {
     ),
     "transformers 5, both": config(rope_parameters=ROPE, rope_scaling=None),
     "rope_scaling default": config(rope_scaling={"type": "default"}),
-    "rope_scaling rope_type": config("rope_theta", rope_scaling={"rope_type": "default", "rope_theta": 1e6, "factor": None}),
+    "rope_scaling rope_type": config(
+        "rope_theta", rope_scaling={"rope_type": "default", "rope_theta": 1e6, "factor": None}
+    ),
     "a patch token": with_patch_token,
     "a path": config(mm_vision_tower="/data/runs/mobileclip_l_128"),
     "a path that ends in a slash": config(mm_vision_tower="./towers/mobileclip_l_128/"),
@@ -103,15 +107,24 @@ READ: dict[str, Change] = {
     "module._orig_mod.": renamed(lambda name: f"module._orig_mod.{name}"),
     "_orig_mod.module.module.": renamed(lambda name: f"_orig_mod.module.module.{name}"),
     "layers wrapped": renamed(lambda name: name.replace("layers.0.", "layers.0._checkpoint_wrapped_module.")),
-    "a tower compiled": renamed(lambda name: name.replace("vision_tower.vision_tower.", "vision_tower._orig_mod.vision_tower.")),
+    "a tower compiled": renamed(
+        lambda name: name.replace("vision_tower.vision_tower.", "vision_tower._orig_mod.vision_tower.")
+    ),
     "PEFT's, merged": renamed(lambda name: f"base_model.model.{name}"),
     "a trainer's own": renamed(lambda name: f"model.{name}"),
     "a trainer's of another name": renamed(lambda name: f"student.module.{name}"),
-    "a tower without its inner prefix": renamed(lambda name: name.replace(APPLE_TOWER, APPLE_TOWER.removesuffix("model."))),
-    "rotary buffers": weights(lambda t: t | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": mx.ones((16,)) for i in range(2)}),
+    "a tower without its inner prefix": renamed(
+        lambda name: name.replace(APPLE_TOWER, APPLE_TOWER.removesuffix("model."))
+    ),
+    "rotary buffers": weights(
+        lambda t: t | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": mx.ones((16,)) for i in range(2)}
+    ),
     "one rotary buffer": weights(lambda t: t | {"model.rotary_emb.inv_freq": mx.ones((16,))}),
     "a mark between rows of tiles": weights(lambda t: t | {"model.image_newline": mx.ones((64,))}),
-    **{f"{name} from Windows": text(name, marked) for name in ("config.json", "vocab.json", "merges.txt", "added_tokens.json")},
+    **{
+        f"{name} from Windows": text(name, marked)
+        for name in ("config.json", "vocab.json", "merges.txt", "added_tokens.json")
+    },
     "a processor": processor(),
     "a processor's file": lambda folder: (folder / "processor_config.json").write_text(
         json.dumps({"image_processor": {"size": {"shortest_edge": 128}, "do_pad": None, "image_grid_pinpoints": None}})
@@ -181,14 +194,20 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "anyres": (config(image_aspect_ratio="anyres"), "image_aspect_ratio is 'anyres'.*not supported yet; use a model"),
     "anyres to nine": (config(image_aspect_ratio="anyres_max_9"), "image_aspect_ratio"),
     "square": (config(image_aspect_ratio="square"), "image_aspect_ratio"),
-    "unpad": (config(mm_patch_merge_type="spatial_unpad"), "mm_patch_merge_type is 'spatial_unpad'.*tiles.*use one with 'flat'"),
+    "unpad": (
+        config(mm_patch_merge_type="spatial_unpad"),
+        "mm_patch_merge_type is 'spatial_unpad'.*tiles.*use one with 'flat'",
+    ),
     "start and end": (config(mm_use_im_start_end=True), "mm_use_im_start_end"),
     "a resampler": (config(mm_resampler_type="spatial_pool"), "mm_resampler_type"),
     "a tower of no size": (config(mm_vision_tower="/data/tower"), "mm_vision_tower is '/data/tower'"),
     "a tower of other pictures": (config(mm_vision_tower="mobileclip_l_128_v2"), "mm_vision_tower"),
     "yarn": (config(rope_parameters={"rope_type": "yarn", "rope_theta": 1e6}), "rope_parameters.rope_type is 'yarn'"),
     "linear": (config(rope_scaling={"type": "linear", "factor": 2.0}), "rope_scaling.type is 'linear'"),
-    "sections": (config(rope_scaling={"type": "default", "mrope_section": [16, 24, 24]}), "rope_scaling has 'mrope_section'"),
+    "sections": (
+        config(rope_scaling={"type": "default", "mrope_section": [16, 24, 24]}),
+        "rope_scaling has 'mrope_section'",
+    ),
     "half": (config(rope_parameters=ROPE | {"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
     "sliding": (config(layer_types=["sliding_attention", "full_attention"]), "layer_types"),
     "a mean": (processor(image_mean=[0.48, 0.46, 0.41]), "image_mean"),
@@ -221,7 +240,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "quantised by 'bitsandbytes'.*dequantize",
     ),
-    "bitsandbytes by its older settings": (config(quantization_config={"load_in_4bit": True}), "quantised by 'bitsandbytes'"),
+    "bitsandbytes by its older settings": (
+        config(quantization_config={"load_in_4bit": True}),
+        "quantised by 'bitsandbytes'",
+    ),
     "bitsandbytes by its tensors": (weights(bitsandbytes), "quantised by bitsandbytes"),
     "GPTQ": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised by 'gptq'.*bfloat16"),
     "int8": (put(DOWN, mx.int8), f"'{DOWN}' is stored as 'I8' without the scales.*bfloat16"),

@@ -57,7 +57,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_questions(here: str, line: str, text: str, pictures: list[str]) -> None:
     said = parse(line.replace("{}", here))
     assert said.command is None
-    assert (said.text, said.pictures) == (text.replace("{}", here), tuple(path.replace("{}", here) for path in pictures))
+    assert (said.text, said.pictures) == (
+        text.replace("{}", here),
+        tuple(path.replace("{}", here) for path in pictures),
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,12 @@ def test_every_command_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("/undoo", "did you mean /undo"), ("/", "'/'"), ("/frob nicate", "/help lists them"), ("/undo 3", "takes nothing")],
+    [
+        ("/undoo", "did you mean /undo"),
+        ("/", "'/'"),
+        ("/frob nicate", "/help lists them"),
+        ("/undo 3", "takes nothing"),
+    ],
 )
 def test_unknown_commands(line: str, says: str) -> None:
     with pytest.raises(PromptError, match=says):

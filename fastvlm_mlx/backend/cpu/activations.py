@@ -13,9 +13,12 @@ from .views import Array, memory_of, own_memory_of
 # GELU(x) = x * Phi(x), and Phi(x) = 1 / (1 + exp(x * P(x^2))) where P falls for good. Coefficients, the highest power first, by
 # iteratively reweighted least squares on GELU's own error: at most 7e-8 before rounding to float32.
 LOGIT = np.array(
-    [-3.6279945e-09, 2.6757265e-07, -7.9482429e-06, 1.10547518e-04, 6.6050890e-05, -7.26682948e-02, -1.595768538], np.float32
+    [-3.6279945e-09, 2.6757265e-07, -7.9482429e-06, 1.10547518e-04, 6.6050890e-05, -7.26682948e-02, -1.595768538],
+    np.float32,
 )
-HIDDEN = 1 << 21  # numbers between the two layers of an MLP at a time: they stay in the processor's cache, and BLAS has its fill
+HIDDEN = (
+    1 << 21
+)  # numbers between the two layers of an MLP at a time: they stay in the processor's cache, and BLAS has its fill
 LITTLE = 1 << 14  # numbers for whose SwiGLU MLX, which does not have to wait for them, is as fast
 MIN_ROWS = 256  # but at least so many rows, below which products slow down
 

@@ -4,7 +4,9 @@ import mlx.core as mx
 
 from .cores import streams
 
-TILE = 16  # outputs of a row computed by one product: the band is TILE wide, its waste and the copied input balance there
+TILE = (
+    16  # outputs of a row computed by one product: the band is TILE wide, its waste and the copied input balance there
+)
 WINDOWS = 1 << 21  # elements of input windows laid out at a time: ten times the input they are taken from
 LITTLE = 1 << 18  # elements of windows that are not worth cutting
 
@@ -44,7 +46,9 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
             planes = mx.pad(channels[:, :, max(0, top) : min(end, H)], [(0, 0), (0, 0), *edges])
             height, line = planes.shape[2:]
             strides = (B * height * line, height * line, stride * line, tile * stride, line, 1)
-            windows = mx.as_strided(planes, (C, B, rows, tiles, k, span), strides).reshape(C, B * rows * tiles, k * span)
+            windows = mx.as_strided(planes, (C, B, rows, tiles, k, span), strides).reshape(
+                C, B * rows * tiles, k * span
+            )
             strip = (windows @ band).reshape(C, B, rows, tiles * tile)[..., :out_w]
             strips.append(mx.contiguous(strip.transpose(1, 2, 3, 0)))
     return mx.concatenate(strips, axis=1) if len(strips) > 1 else strips[0]

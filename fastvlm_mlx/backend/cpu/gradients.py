@@ -21,7 +21,9 @@ def with_gradient_of(general: Form) -> Callable[[Form], Form]:
         differentiable = mx.custom_function(form)
 
         @differentiable.vjp
-        def vjp(primals: mx.array | Sequence[mx.array], cotangent: mx.array, output: mx.array) -> mx.array | list[mx.array]:
+        def vjp(
+            primals: mx.array | Sequence[mx.array], cotangent: mx.array, output: mx.array
+        ) -> mx.array | list[mx.array]:
             arguments = [primals] if isinstance(primals, mx.array) else list(primals)
             _, gradients = mx.vjp(general, arguments, [cotangent])
             return gradients if len(arguments) > 1 else gradients[0]

@@ -19,8 +19,14 @@ def pictures() -> list[Source]:
 
     try:
         found = ImageGrab.grabclipboard()
-    except (NotImplementedError, OSError, ValueError) as error:  # Linux without wl-paste or xclip, or with something else on it
-        raise ImageError(f"The clipboard cannot be read ({error or 'no tool for it'}); save the picture and use /image.") from error
+    except (
+        NotImplementedError,
+        OSError,
+        ValueError,
+    ) as error:  # Linux without wl-paste or xclip, or with something else on it
+        raise ImageError(
+            f"The clipboard cannot be read ({error or 'no tool for it'}); save the picture and use /image."
+        ) from error
     if found is None or found == []:
         raise ImageError("There is no picture on the clipboard; copy one, or use /image PATH.")
     return list(found) if isinstance(found, list) else [found]
@@ -29,7 +35,9 @@ def pictures() -> list[Source]:
 def _copied_file() -> str | None:
     """The path of the (first) file that was copied in Finder; None where something else is on the clipboard, or nothing."""
     try:
-        told = subprocess.run(OSASCRIPT, stdin=subprocess.DEVNULL, capture_output=True, timeout=MAX_SECONDS, check=True).stdout
+        told = subprocess.run(
+            OSASCRIPT, stdin=subprocess.DEVNULL, capture_output=True, timeout=MAX_SECONDS, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return told.decode("utf-8", "surrogateescape").removesuffix("\n") or None

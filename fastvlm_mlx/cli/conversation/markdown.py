@@ -36,7 +36,9 @@ class MarkdownWriter:
             self._drawn = now
             self._live.update(_Tail(self._text), refresh=True)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._live.update("")
         self._live.stop()
         if self._text.strip():

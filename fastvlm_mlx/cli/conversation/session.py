@@ -202,7 +202,9 @@ class Session:
         question = self._stopped
         self._tries += 1
         if options.seed is not None:
-            options = replace(options, seed=(options.seed + self._tries) % (1 << 64))  # another answer, and the same one every time
+            options = replace(
+                options, seed=(options.seed + self._tries) % (1 << 64)
+            )  # another answer, and the same one every time
         waiting = [picture for picture in self.waiting if picture not in question.pictures]
         self.waiting = list(question.pictures)
         try:
@@ -238,7 +240,9 @@ class Session:
         self.chat.load(path, max_pixels=self._max_pixels)
         self.waiting, self._stopped, self._file = [], None, path
         exchanges = self.chat.exchanges
-        self._front.note(f"{_count(len(exchanges), 'question')} about {_count(pictures_in(exchanges), 'picture')} from {path}.")
+        self._front.note(
+            f"{_count(len(exchanges), 'question')} about {_count(pictures_in(exchanges), 'picture')} from {path}."
+        )
         if exchanges:
             self._front.note(f"Last: {_quoted(exchanges[-1].prompt)} {_quoted(exchanges[-1].answer)}")
 

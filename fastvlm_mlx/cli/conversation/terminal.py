@@ -13,7 +13,13 @@ from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, ThreadedCompleter, get_common_complete_suffix
+from prompt_toolkit.completion import (
+    CompleteEvent,
+    Completer,
+    Completion,
+    ThreadedCompleter,
+    get_common_complete_suffix,
+)
 from prompt_toolkit.document import Document
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory
@@ -159,7 +165,9 @@ class History(FileHistory):
 def history_file() -> Path:
     """Where the lines are kept, after the XDG base directories; nowhere, where there is no home."""
     states = (os.environ.get("XDG_STATE_HOME", ""), os.path.expanduser("~/.local/state"))  # noqa: PTH111
-    return next((Path(state) / "fastvlm-mlx" / "chat_history" for state in states if state.startswith("/")), Path(os.devnull))
+    return next(
+        (Path(state) / "fastvlm-mlx" / "chat_history" for state in states if state.startswith("/")), Path(os.devnull)
+    )
 
 
 class LineCompleter(Completer):

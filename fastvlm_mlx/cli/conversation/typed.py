@@ -81,7 +81,9 @@ def parse(line: str) -> Typed:
             return Typed(name, *_pictures_of_command(rest.strip()))
         if name in COMMANDS:
             if rest.strip() and not COMMANDS[name][0]:
-                raise PromptError(f"/{name} takes nothing after it, but {shown(rest.strip()[:40])} was given; leave it out.")
+                raise PromptError(
+                    f"/{name} takes nothing after it, but {shown(rest.strip()[:40])} was given; leave it out."
+                )
             return Typed(name, rest.strip())
         if re.fullmatch(r"/[\w?-]*", word) and not os.path.isfile(word):
             close = get_close_matches(name, COMMANDS, n=1)
@@ -121,7 +123,8 @@ def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]
     within = range(said[0], said[-1]) if said else range(0)  # what stands between words
     sentence = range(within.start, len(parts)) if within else within  # then the last picture is one of its words too
     text = "".join(
-        part if place % 2 == 0 else os.path.basename(part) if place in sentence else " " for place, part in enumerate(parts)
+        part if place % 2 == 0 else os.path.basename(part) if place in sentence else " "
+        for place, part in enumerate(parts)
     )
     return text.strip(), tuple(parts[1::2])
 

@@ -37,7 +37,10 @@ def heic() -> Finding:
     if data is None:
         found = "nothing here makes a HEIC picture, so none was tried"
         return Finding(
-            "HEIC", "wrong" if sys.platform == "darwin" else "note", found, "a picture that can be read: pip install pillow-heif"
+            "HEIC",
+            "wrong" if sys.platform == "darwin" else "note",
+            found,
+            "a picture that can be read: pip install pillow-heif",
         )
     try:
         pixels = np.asarray(load_image(data).convert("RGB"))
@@ -45,7 +48,12 @@ def heic() -> Finding:
         return Finding("HEIC", "wrong", str(error), "a picture that can be read")
     off = float(np.abs(pixels.astype(float).mean(axis=(0, 1)) - COLOUR).max())
     return at_most(
-        "HEIC", off, NEAR, found=f"read, {off:.1f} levels off", expected=f"at most {NEAR:.0f} levels of 255", unit="levels"
+        "HEIC",
+        off,
+        NEAR,
+        found=f"read, {off:.1f} levels off",
+        expected=f"at most {NEAR:.0f} levels of 255",
+        unit="levels",
     )
 
 
@@ -76,7 +84,11 @@ def clipboard() -> Finding:
         remote = "SSH_CONNECTION" in os.environ  # then there may be no desktop to ask
         try:
             done = subprocess.run(
-                [OSASCRIPT, "-e", "count of (clipboard info)"], capture_output=True, text=True, timeout=PATIENCE, check=False
+                [OSASCRIPT, "-e", "count of (clipboard info)"],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
             )
             said, right = "osascript" if not done.returncode else done.stderr, not done.returncode
         except subprocess.TimeoutExpired:
@@ -94,4 +106,6 @@ def terminal() -> Finding:
     at = "a terminal" if sys.stdout is not None and sys.stdout.isatty() else "no terminal"
     names = [os.environ[name] for name in ("TERM_PROGRAM", "TERM", "COLORTERM") if os.environ.get(name)]
     found = ", ".join([at, encoding, *names])
-    return holds("terminal", encoding.replace("-", "") == "utf8", found, "UTF-8, or characters are lost", otherwise="note")
+    return holds(
+        "terminal", encoding.replace("-", "") == "utf8", found, "UTF-8, or characters are lost", otherwise="note"
+    )

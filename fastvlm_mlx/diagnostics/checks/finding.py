@@ -40,16 +40,22 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def at_most(what: str, value: float, limit: float, *, found: str, expected: str, unit: str = "", **details: Any) -> Finding:
+def at_most(
+    what: str, value: float, limit: float, *, found: str, expected: str, unit: str = "", **details: Any
+) -> Finding:
     """A figure that is right up to a limit; one that is no number is wrong."""
     return Finding(what, "right" if value <= limit else "wrong", found, expected, value, limit, unit, details)
 
 
-def at_least(what: str, value: float, limit: float, *, found: str, expected: str, unit: str = "", **details: Any) -> Finding:
+def at_least(
+    what: str, value: float, limit: float, *, found: str, expected: str, unit: str = "", **details: Any
+) -> Finding:
     """A figure that is right from a limit on; one that is no number is wrong."""
     return Finding(what, "right" if value >= limit else "wrong", found, expected, value, limit, unit, details)
 
 
-def holds(what: str, condition: bool, found: str, expected: str, *, otherwise: Status = "wrong", **details: Any) -> Finding:
+def holds(
+    what: str, condition: bool, found: str, expected: str, *, otherwise: Status = "wrong", **details: Any
+) -> Finding:
     """Something that is so or is not."""
     return Finding(what, "right" if condition else otherwise, found, expected, details=details)

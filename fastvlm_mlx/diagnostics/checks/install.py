@@ -25,13 +25,23 @@ def check(setting: Setting) -> Iterator[Finding]:
     """Versions, wheels, settings, BLAS."""
     found = {"fastvlm-mlx": __version__, "python": platform.python_version()}
     found |= {name: number for name in (*MEASURED, *PARTS) if (number := number_of(name))}
-    yield Finding("versions", "measured", ", ".join(f"{name} {number}" for name, number in found.items()), "", details=found)
+    yield Finding(
+        "versions", "measured", ", ".join(f"{name} {number}" for name, number in found.items()), "", details=found
+    )
     yield mlx_version(found.get("mlx", "0"))
     yield wheel()
     named = sorted(name for name in os.environ if name.startswith(SETTINGS) and name not in HARMLESS)
     shown = ", ".join(f"{name}={os.environ[name]}" for name in named) or "none"
-    yield holds("MLX's settings in the environment", not named, shown, "none, or figures are not the usual ones", otherwise="note")
-    yield holds("matrix products on the CPU", not blas.is_slow(), blas.status(), "not the reference BLAS", otherwise="note")
+    yield holds(
+        "MLX's settings in the environment",
+        not named,
+        shown,
+        "none, or figures are not the usual ones",
+        otherwise="note",
+    )
+    yield holds(
+        "matrix products on the CPU", not blas.is_slow(), blas.status(), "not the reference BLAS", otherwise="note"
+    )
 
 
 def number_of(name: str) -> str | None:

@@ -25,8 +25,12 @@ def check(setting: Setting) -> Iterator[Finding]:
     yield Finding("compared", "measured", f"{setting.subject.name} with {setting.reference.name}", "")
     with setting.subject.here():
         device = {name: value for name, value in sorted(mx.device_info().items()) if name != "resource_limit"}
-    yield Finding("device", "measured", ", ".join(f"{name} {value}" for name, value in device.items()), "", details=device)
-    yield Finding("memory for a model", "measured", in_bytes(usable_memory()), "", float(usable_memory()), None, "bytes")
+    yield Finding(
+        "device", "measured", ", ".join(f"{name} {value}" for name, value in device.items()), "", details=device
+    )
+    yield Finding(
+        "memory for a model", "measured", in_bytes(usable_memory()), "", float(usable_memory()), None, "bytes"
+    )
     if sys.platform == "darwin":
         yield from of_macos(setting)
     else:
@@ -34,9 +38,17 @@ def check(setting: Setting) -> Iterator[Finding]:
     swapped = swap_used()
     shown = "unknown" if swapped is None else in_bytes(swapped)
     much = swapped is not None and swapped > cpu.memory_bytes() // 10
-    yield holds("swap in use", not much, shown, "less than a tenth of the memory; else close other programs", otherwise="note")
+    yield holds(
+        "swap in use", not much, shown, "less than a tenth of the memory; else close other programs", otherwise="note"
+    )
     virtual = is_virtual()
-    yield holds("virtual machine", not virtual, "yes" if virtual else "no", "no, or times are not the machine's", otherwise="note")
+    yield holds(
+        "virtual machine",
+        not virtual,
+        "yes" if virtual else "no",
+        "no, or times are not the machine's",
+        otherwise="note",
+    )
 
 
 def of_macos(setting: Setting) -> Iterator[Finding]:
@@ -46,11 +58,19 @@ def of_macos(setting: Setting) -> Iterator[Finding]:
     yield holds("macOS", version >= FIRST_SYSTEM, system, "14 or later")
     translated = sysctl("sysctl.proc_translated") == "1"
     yield holds("Rosetta", not translated, "yes" if translated else "no", "no: a Python for arm64")
-    yield holds("Metal", setting.on_gpu, setting.subject.name, "the GPU", otherwise="note" if mx.metal.is_available() else "wrong")
+    yield holds(
+        "Metal",
+        setting.on_gpu,
+        setting.subject.name,
+        "the GPU",
+        otherwise="note" if mx.metal.is_available() else "wrong",
+    )
     cores = re.search(r'"gpu-core-count"\s*=\s*(\d+)', output("/usr/sbin/ioreg", "-rc", "AGXAccelerator", "-d", "1"))
     yield Finding("GPU cores", "measured", cores[1] if cores else "unknown", "")
     slow = re.search(r"(?:lowpowermode|powermode)\s+1", output("/usr/bin/pmset", "-g")) is not None
-    yield holds("low power mode", not slow, "on" if slow else "off", "off, or times are not the machine's", otherwise="note")
+    yield holds(
+        "low power mode", not slow, "on" if slow else "off", "off, or times are not the machine's", otherwise="note"
+    )
 
 
 def chip() -> str:
@@ -76,7 +96,10 @@ def is_virtual() -> bool:
     if sys.platform == "darwin":
         return sysctl("kern.hv_vmm_present") == "1"
     try:
-        return re.search(r"^flags\s*:.*\bhypervisor\b", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE) is not None
+        return (
+            re.search(r"^flags\s*:.*\bhypervisor\b", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+            is not None
+        )
     except OSError:
         return False
 

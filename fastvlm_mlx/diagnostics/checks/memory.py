@@ -58,18 +58,24 @@ def pictures_together(engine: Engine, setting: Setting) -> Finding:
         one = max(peak(engine, 1) for _ in range(PICTURES))
         several = peak(engine, PICTURES)
     of_one, of_several = (
-        memory.estimate(engine.config, backend="metal", dtype="float32", context=count * engine.image_tokens + 64, images=count)
+        memory.estimate(
+            engine.config, backend="metal", dtype="float32", context=count * engine.image_tokens + 64, images=count
+        )
         for count in (1, PICTURES)
     )
     embeddings = (PICTURES - 1) * engine.image_tokens * engine.config.text.hidden_size * 4
     more = embeddings + max(0, of_several.total - of_one.total)
     limit = MOST * (one + more)
-    expects = (
-        f"at most {in_bytes(round(limit))}: one picture's highest peak, the others' embeddings, a longer prompt, and a quarter"
-    )
+    expects = f"at most {in_bytes(round(limit))}: one picture's highest peak, the others' embeddings, a longer prompt, and a quarter"
     shown = f"{in_bytes(several)}, one alone {in_bytes(one)}"
     return at_most(
-        f"{PICTURES} pictures at {SIZE} together", several, limit, found=shown, expected=expects, unit="bytes", one=float(one)
+        f"{PICTURES} pictures at {SIZE} together",
+        several,
+        limit,
+        found=shown,
+        expected=expects,
+        unit="bytes",
+        one=float(one),
     )
 
 

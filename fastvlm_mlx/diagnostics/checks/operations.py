@@ -27,7 +27,9 @@ from .setting import Setting, Side
 Figures = npt.NDArray[np.float32]
 Form = Callable[..., mx.array]
 
-EXPONENTIAL = 64  # the error of a fast exponential, 5 + |2x| units in the last place up to |x| = 5, as that of so many terms
+EXPONENTIAL = (
+    64  # the error of a fast exponential, 5 + |2x| units in the last place up to |x| = 5, as that of so many terms
+)
 SIGMAS = 8  # a sum of n terms is off by about sqrt(n) / 2 units in the last place: so many times as much is no accident
 EPSILON = 2.0**-24  # half a unit in the last place of float32, as a part of the value
 MAPS = (18, 17)  # pixels of a map: an even and an odd side
@@ -88,7 +90,9 @@ def compare(setting: Setting, family: str, cases: Sequence[Case], dtype: Dtype) 
         wrong = sum(not share <= 1 for share in shares.values())
         expects = f"at most {limit:.1e} of the largest value: {SIGMAS} * sqrt({worst.terms} terms) * 2**-24"
         shown = f"{value:.1e} at {worst.name}" + (f"; {wrong} wrong" if wrong else "")
-        return at_most(title, value, limit, found=shown, expected=expects, unit="of the largest value", **wrong_ones(shares, 1.0))
+        return at_most(
+            title, value, limit, found=shown, expected=expects, unit="of the largest value", **wrong_ones(shares, 1.0)
+        )
     cosines = {case.name: cosine(found, expected) for case, found, expected in pairs}
     worst = min(cases, key=lambda case: cosines[case.name])
     shown = f"cosine {cosines[worst.name]:.6f} at {worst.name}"
@@ -120,12 +124,21 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
                 found["depthwise"].append(Case(name, partial(_depthwise, stride), inputs, kernel * kernel))
     for length in keys:
         qkv = normal(1, 3 * 4, length, 32)
-        found["attention of the tower"].append(Case(f"{length} keys of 32", _attention, (qkv,), length + 32 + EXPONENTIAL))
+        found["attention of the tower"].append(
+            Case(f"{length} keys of 32", _attention, (qkv,), length + 32 + EXPONENTIAL)
+        )
         for width, heads, shared in ((64, 14, 2), (128, 12, 2)):
             for mask, rows in (("causal", min(length, 33)), ("none", 1), ("boolean", 1)):
-                q, k, v = normal(2, heads, rows, width), normal(2, shared, length, width), normal(2, shared, length, width)
+                q, k, v = (
+                    normal(2, heads, rows, width),
+                    normal(2, shared, length, width),
+                    normal(2, shared, length, width),
+                )
                 case = Case(
-                    f"{length} keys of {width}, mask {mask}", partial(_causal, mask), (q, k, v), length + width + EXPONENTIAL
+                    f"{length} keys of {width}, mask {mask}",
+                    partial(_causal, mask),
+                    (q, k, v),
+                    length + width + EXPONENTIAL,
                 )
                 found["attention of the decoder"].append(case)
     counts = (1, 13) if quick else (1, 6, 13, 33, 281)
@@ -227,11 +240,11 @@ def rope() -> Finding:
             details[f"{width} wide, from {name}"] = distance(numbers(y), turned(x, offsets))
     worst = max(details, key=lambda name: details[name])
     limit = (farthest + 8) * 2 * EPSILON + rounding(2)
-    expects = (
-        f"at most {limit:.1e} of the largest value: an angle of {farthest + 8} radians rounded to float32, {farthest + 8} * 2**-23"
-    )
+    expects = f"at most {limit:.1e} of the largest value: an angle of {farthest + 8} radians rounded to float32, {farthest + 8} * 2**-23"
     shown = f"{details[worst]:.1e} at {worst}"
-    return at_most("rotary positions", details[worst], limit, found=shown, expected=expects, unit="of the largest value", **details)
+    return at_most(
+        "rotary positions", details[worst], limit, found=shown, expected=expects, unit="of the largest value", **details
+    )
 
 
 def turned(x: Figures, offsets: Sequence[int]) -> Figures:
@@ -262,7 +275,9 @@ def top_p(vocabulary: int) -> Finding:
     expected = draws * chances[nucleus] / chances[nucleus].sum()
     found = np.array([drawn.count(int(token)) for token in nucleus])
     surprise = float(((found - expected) ** 2 / expected).sum())
-    limit = (count - 1) + SIGMAS * float(np.sqrt(2 * (count - 1)))  # chi squared: its mean and so many standard deviations
+    limit = (count - 1) + SIGMAS * float(
+        np.sqrt(2 * (count - 1))
+    )  # chi squared: its mean and so many standard deviations
     shown = f"{outside} of {draws} outside the nucleus of {count}, chi squared {surprise:.1f}"
     expects = f"0 outside; chi squared at most {limit:.1f}, {SIGMAS} standard deviations above its mean"
     value = float("inf") if outside else surprise

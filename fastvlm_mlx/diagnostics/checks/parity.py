@@ -58,8 +58,12 @@ def check(setting: Setting) -> Iterator[Finding]:
             title = f"{opened.name} at {size}, {dtype}"
             setting.say(title)
             rounded = None if dtype == "float32" else dtype
-            expected = passage(setting.reference, setting.reference.network(opened, weights, "float32", rounded), pixels, pieces)
-            found = passage(setting.subject, setting.subject.network(opened, weights, dtype), pixels, pieces, expected.tokens)
+            expected = passage(
+                setting.reference, setting.reference.network(opened, weights, "float32", rounded), pixels, pieces
+            )
+            found = passage(
+                setting.subject, setting.subject.network(opened, weights, dtype), pixels, pieces, expected.tokens
+            )
             mx.clear_cache()
             yield compare(title, found, expected, dtype)
             if dtype == "float32":
@@ -97,7 +101,11 @@ def stages(
 
 
 def passage(
-    side: Side, model: FastVLM, pixels: npt.NDArray[np.uint8], pieces: Sequence[Piece], given: Sequence[int] | None = None
+    side: Side,
+    model: FastVLM,
+    pixels: npt.NDArray[np.uint8],
+    pieces: Sequence[Piece],
+    given: Sequence[int] | None = None,
 ) -> Passage:
     """What a network computes for a prompt on a side; the tokens that go in after it are its own, or those `given`."""
     found: dict[str, Figures] = {}
@@ -146,13 +154,19 @@ def compare(title: str, found: Passage, expected: Passage, dtype: Dtype) -> Find
         wrong = [name for name in details if not details[name] <= limits[name]]
         worst = wrong[0] if wrong else max(details, key=lambda name: details[name])
         shown = f"{details[worst]:.1e} ({'first ' if wrong else ''}in {worst})"
-        expects = f"pixels equal, every stage within {FLOAT32:.0e} of its largest value (25 sums in another order, 4e-6 each)"
-        return at_most(title, details[worst], limits[worst], found=shown, expected=expects, unit="of the largest value", **details)
+        expects = (
+            f"pixels equal, every stage within {FLOAT32:.0e} of its largest value (25 sums in another order, 4e-6 each)"
+        )
+        return at_most(
+            title, details[worst], limits[worst], found=shown, expected=expects, unit="of the largest value", **details
+        )
     details = {name: cosine(x, expected.stages[name]) for name, x in found.stages.items()}
     wrong = [name for name in details if not details[name] >= COSINE]
     worst = wrong[0] if wrong else min(details, key=lambda name: details[name])
     shown = f"cosine {details[worst]:.6f} ({'first ' if wrong else ''}in {worst})"
-    expects = f"every stage at least {COSINE} (eight bits, 500 steps: 1 - 0.044**2 / 2), the same rounded weights in float32"
+    expects = (
+        f"every stage at least {COSINE} (eight bits, 500 steps: 1 - 0.044**2 / 2), the same rounded weights in float32"
+    )
     return at_least_cosine(title, details, worst, shown, expects)
 
 

@@ -126,11 +126,19 @@ def main() -> None:
 def findings(outcomes: Sequence[Outcome]) -> Iterator[Finding]:
     """What the outcomes mean; the first that is wrong is named."""
     one = next((each for each in outcomes if not each.ours), outcomes[0])
-    said = one.message if one.ours else f"{one.kind}: {one.message}" if one.message else f"nothing was raised in the {one.part}"
+    said = (
+        one.message
+        if one.ours
+        else f"{one.kind}: {one.message}"
+        if one.message
+        else f"nothing was raised in the {one.part}"
+    )
     yield holds("an allocation too large", one.ours, said, "a sentence of this package about memory")
     one = next((each for each in outcomes if each.pictures or each.positions), outcomes[0])
     kept = one.pictures + one.positions > 0
-    shown = f"pictures: {one.pictures}, positions: {one.positions}" + (f", of a failure in the {one.part}" if kept else "")
+    shown = f"pictures: {one.pictures}, positions: {one.positions}" + (
+        f", of a failure in the {one.part}" if kept else ""
+    )
     yield holds("what the failed answer left behind", not kept, shown, "no picture and no position of it")
     one = next((each for each in outcomes if each.after != each.alone), outcomes[0])
     right = one.after == one.alone

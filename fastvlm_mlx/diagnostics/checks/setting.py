@@ -38,7 +38,9 @@ class Side:
         """Within the block, MLX computes on this side's device."""
         return mx.stream(self.device)
 
-    def network(self, opened: OpenModel, weights: Mapping[str, mx.array], dtype: Dtype, rounded: Dtype | None = None) -> FastVLM:
+    def network(
+        self, opened: OpenModel, weights: Mapping[str, mx.array], dtype: Dtype, rounded: Dtype | None = None
+    ) -> FastVLM:
         """A network of these weights (float32), `rounded` before to a type or not, for this side, computing in `dtype`."""
 
         def read() -> Iterator[tuple[str, mx.array]]:

@@ -114,7 +114,9 @@ def share(what: str, taken: float, work: Work, per_second: float, bytes_per_seco
     return at_least(what, least / taken, LEAST_SHARE, found=shown, expected=expects, unit="of the bound", seconds=taken)
 
 
-def tower(network: FastVLM, config: ModelConfig, size: int, item: int) -> Iterator[tuple[str, Callable[[], mx.array], Work]]:
+def tower(
+    network: FastVLM, config: ModelConfig, size: int, item: int
+) -> Iterator[tuple[str, Callable[[], mx.array], Work]]:
     """The stages of the image encoder and the projector for one picture: name, what to run, and its work."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     x = mx.array(pixels).astype(network.dtype) / 255
@@ -146,11 +148,15 @@ def tower(network: FastVLM, config: ModelConfig, size: int, item: int) -> Iterat
     x = vision.conv_exp(x).reshape(1, -1, width)
     mx.eval(x)
     hidden = config.text.hidden_size
-    work = Work(2.0 * side**2 * hidden * (width + hidden), item * float(hidden * (width + hidden) + side**2 * (width + hidden)))
+    work = Work(
+        2.0 * side**2 * hidden * (width + hidden), item * float(hidden * (width + hidden) + side**2 * (width + hidden))
+    )
     yield "projector", partial(network.projector, x), work
 
 
-def decoder(network: FastVLM, config: ModelConfig, length: int, item: int) -> Iterator[tuple[str, Callable[[], mx.array], Work]]:
+def decoder(
+    network: FastVLM, config: ModelConfig, length: int, item: int
+) -> Iterator[tuple[str, Callable[[], mx.array], Work]]:
     """The prefill of so many positions, and a step after it: name, what to run, and its work."""
     text = config.text
     head = text.vocab_size * text.hidden_size
@@ -159,7 +165,9 @@ def decoder(network: FastVLM, config: ModelConfig, length: int, item: int) -> It
     scores = 4.0 * text.num_hidden_layers * text.hidden_size
     embeddings = mx.random.normal((1, length, text.hidden_size)).astype(network.dtype)
     mx.eval(embeddings)
-    work = Work(2.0 * layers * length + 2 * head + scores * length**2 / 2, item * float(layers + head + 2 * embeddings.size))
+    work = Work(
+        2.0 * layers * length + 2 * head + scores * length**2 / 2, item * float(layers + head + 2 * embeddings.size)
+    )
     yield f"prefill of {length}", lambda: network.prefill(embeddings, network.text.make_cache()), work
     cache = network.text.make_cache()
     mx.eval(network.prefill(embeddings, cache))

@@ -33,4 +33,6 @@ def check(setting: Setting) -> Iterator[Finding]:
             shown = f"{in_words(taken)}, of which load {in_words(load)}, first token {in_words(first)}"
             yield Finding(use, "measured", shown, "", taken, None, "s", {"load_seconds": load, "ttft_seconds": first})
     same = texts[0] == texts[1] != ""
-    yield holds("answers of both processes", same, "the same" if same else f"{texts[0]!r}, then {texts[1]!r}", "the same")
+    yield holds(
+        "answers of both processes", same, "the same" if same else f"{texts[0]!r}, then {texts[1]!r}", "the same"
+    )
