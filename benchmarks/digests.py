@@ -1,12 +1,12 @@
-"""One digest of the pixels of many pictures and one of the token ids of the answers about them: equal before and after a change,
-the change has touched neither.
+"""One digest of the pixels of many pictures and one of the token ids of the answers about them: equal before and after
+a change, the change has touched neither.
 
     python -m benchmarks.digests tiny --pictures 300
 
-Pictures are those that `training.evaluate` asks about, and each comes in one of the forms that people's files have: as drawn,
-stretched long and narrow, with transparency, grey in 16 bits, with a palette, turned by its EXIF orientation. Questions are asked
-alone, drawn with a seed, in batches, and one after another in a conversation. Token ids depend on the machine's rounding, so
-digests of two machines may differ.
+Pictures are those that `training.evaluate` asks about, and each comes in one of the forms that people's files have: as
+drawn, stretched long and narrow, with transparency, grey in 16 bits, with a palette, turned by its EXIF orientation.
+Questions are asked alone, drawn with a seed, in batches, and one after another in a conversation. Token ids depend on
+the machine's rounding, so digests of two machines may differ.
 """
 
 import argparse

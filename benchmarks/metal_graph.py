@@ -1,18 +1,19 @@
 """The graph Metal gets, looked through on any machine: which kernels it takes, where it copies, how many there are.
 
-    python -m benchmarks.metal_graph                      # ours, checked: a tower forward, a prefill, a decode step (as stored, and
-                                                          # at chat's 8 bits), a step of a batch (rows padded, and alike)
-    PYTHON -m benchmarks.metal_graph --mlx-vlm            # mlx-vlm's, counted the same way (PYTHON has mlx-vlm installed)
+    python -m benchmarks.metal_graph                      # ours, checked: a tower forward, a prefill, a decode step
+                                                          # (as stored, and at chat's 8 bits), a step of a batch (rows
+                                                          # padded, and alike)
+    PYTHON -m benchmarks.metal_graph --mlx-vlm            # mlx-vlm's, counted alike (PYTHON has mlx-vlm installed)
 
 MLX records a function's primitives with their shapes (`mx.export_function`). Three things are added, all read in MLX's
 source at COMMIT, of which every rule below names the file and function: operations that are one kernel on Metal but are
-spelled out on a CPU (`mx.fast`) are kept whole where Metal's rule takes them; strides are followed through every view, so
-that a copy made for a kernel's sake shows; and each convolution is sent down `dispatch_conv_2D_gpu`. Nothing is computed and
-nothing is timed. Where 0.32.4's wheel for macOS differs from that source, the rule is the wheel's
-(WHEEL), read in its machine code.
+spelled out on a CPU (`mx.fast`) are kept whole where Metal's rule takes them; strides are followed through every view,
+so that a copy made for a kernel's sake shows; and each convolution is sent down `dispatch_conv_2D_gpu`. Nothing is
+computed and nothing is timed. Where 0.32.4's wheel for macOS differs from that source, the rule is the wheel's (WHEEL),
+read in its machine code.
 
-Not seen: what does not depend on a traced input, and what the number of positions or the chip decides: attention in two passes
-(from 1024 or 4096 positions on), products split along their inner axis (a second kernel adds the parts).
+Not seen: what does not depend on a traced input, and what the number of positions or the chip decides: attention in two
+passes (from 1024 or 4096 positions on), products split along their inner axis (a second kernel adds the parts).
 """
 
 import argparse
@@ -31,7 +32,8 @@ import mlx.nn as nn
 COMMIT = (
     "ml-explore/mlx 846d17622"  # 0.32.2 in development, 2026-08-22; the newest source there is for mlx 0.32.4's wheels
 )
-WHEEL = "mlx-metal 0.32.4, macosx_14_0_arm64"  # dispatch_conv_2D_gpu: depthwise from 8 channels on, grouped gemm with 8 per group
+# dispatch_conv_2D_gpu: depthwise from 8 channels on, grouped gemm with 8 per group
+WHEEL = "mlx-metal 0.32.4, macosx_14_0_arm64"
 RULES = {
     "convolution": "mlx/backend/metal/conv.cpp, dispatch_conv_2D_gpu and conv_2D_gpu",
     "attention": "mlx/backend/metal/scaled_dot_product_attention.cpp, has_fused_kernel, use_fallback and eval_gpu",
@@ -109,7 +111,8 @@ def in_order(shape: Shape) -> Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """One primitive: what MLX calls it, its settings, its inputs and outputs by name, and the kernels it starts on Metal."""
+    """One primitive: what MLX calls it, its settings, its inputs and outputs by name, and the kernels it starts on
+    Metal."""
 
     name: str
     arguments: list[Any]
@@ -142,7 +145,8 @@ class Graph:
 
     @property
     def layout_copies(self) -> list[str]:
-        """Those of arrays that hold just what is wanted, in another order; the rest close the gaps that a cut has left."""
+        """Those of arrays that hold just what is wanted, in another order; the rest close the gaps that a cut has
+        left."""
         return [copy for copy in self.copies if CUT not in copy]
 
     @property
@@ -156,7 +160,8 @@ class Graph:
         return [(step.kernel, self.layouts[step.inputs[0]], self.layouts[step.inputs[1]]) for step in found]
 
 
-# ---- recording -------------------------------------------------------------------------------------------------------------
+# ---- recording
+# -------------------------------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -240,7 +245,8 @@ def weightless(model: nn.Module, dtype: mx.Dtype) -> nn.Module:
 
 
 def record(recorder: Recorder, function: Callable[..., mx.array], *examples: mx.array) -> Graph:
-    """The primitives of a function on arrays like the examples, each with its kernel on Metal and the copies it asks for."""
+    """The primitives of a function on arrays like the examples, each with its kernel on Metal and the copies it asks
+    for."""
     entries: list[dict[str, Any]] = []
     mx.export_function(entries.append, function, *examples)
     layouts: dict[str, Layout] = {}
@@ -251,7 +257,8 @@ def record(recorder: Recorder, function: Callable[..., mx.array], *examples: mx.
             layouts |= {name: in_order(tuple(shape)) for name, shape, _ in entry["inputs"]}
         elif entry["type"] == "constants":
             for name, array in entry["constants"]:
-                # Weights lie as they were loaded. A kept transposed view is written down as in order too: only products take one,
+                # Weights lie as they were loaded. A kept transposed view is written down as in order too: only products
+                # take one,
                 # and they take either order (RULES["matmul"]).
                 layouts[name] = in_order(tuple(array.shape))
                 if array.ndim == 0 and array.dtype == mx.int32:
@@ -267,7 +274,8 @@ def record(recorder: Recorder, function: Callable[..., mx.array], *examples: mx.
     return Graph(steps, layouts)
 
 
-# ---- Metal's rules ---------------------------------------------------------------------------------------------------------
+# ---- Metal's rules
+# ---------------------------------------------------------------------------------------------------------
 
 
 def attention_is_fused(q: Shape, k: Shape, v: Shape, mask: Any) -> bool:
@@ -280,7 +288,8 @@ def attention_is_fused(q: Shape, k: Shape, v: Shape, mask: Any) -> bool:
 
 
 def convolution_kernel(x: Shape, weight: Shape, arguments: list[Any], weight_strides: Shape | None = None) -> str:
-    """Which of Metal's kernels a 2-D convolution takes: x (B, H, W, C), weight (O, kH, kW, C / groups), by default in order."""
+    """Which of Metal's kernels a 2-D convolution takes: x (B, H, W, C), weight (O, kH, kW, C / groups), by default in
+    order."""
     stride, low, high, kernel_dilation, input_dilation, groups, flip = arguments
     (B, H, W, C), (O, kH, kW, _) = x, weight  # noqa: E741
     plain_input, plain_kernel = set(input_dilation) == {1}, set(kernel_dilation) == {1}
@@ -407,7 +416,8 @@ def _view(step: Step, inputs: list[Layout], fresh: list[Layout]) -> list[Layout]
 
 
 def product_takes(matrix: Layout, vector: bool) -> bool:
-    """Whether a product takes a matrix as it lies (`check_transpose`), in either order; a `vector` is one row or one column."""
+    """Whether a product takes a matrix as it lies (`check_transpose`), in either order; a `vector` is one row or one
+    column."""
     (rows, columns), (down, across) = matrix.shape[-2:], matrix.strides[-2:]
     return (across == 1 and (not vector or down == columns)) or (down == 1 and (not vector or across == rows))
 
@@ -424,7 +434,8 @@ def _turns_in_place(x: Layout) -> bool:
 
 
 def _attend(inputs: list[Layout], shape: Shape, wanted: Callable[..., None]) -> Layout:
-    """Where attention's output lies; a long query leaves it (B, L, heads, head_dim) in memory, whatever its shape says."""
+    """Where attention's output lies; a long query leaves it (B, L, heads, head_dim) in memory, whatever its shape
+    says."""
     _, heads, length, width = shape
     if length > 8:
         wanted(lambda array: array.strides[-1] == 1, inputs[:3], "head_dim has to be dense")
@@ -457,7 +468,8 @@ def _elementwise(inputs: list[Layout], shape: Shape) -> Layout:
     return in_order(shape)
 
 
-# ---- the models ------------------------------------------------------------------------------------------------------------
+# ---- the models
+# ------------------------------------------------------------------------------------------------------------
 
 SEEN = 300  # positions in the cache before the decode step that is recorded
 BATCH_POSITIONS = (300, 260, 281, 300)  # positions of the rows of a batch
@@ -465,8 +477,8 @@ CHAT_BITS = 8  # what chat quantises the decoder to on a GPU (`quantize.recipes.
 
 
 def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = None) -> dict[str, Graph]:
-    """Ours on Metal in bfloat16: image to embeddings, prefill of those and a few words, one more token (also quantised as in
-    chat), and one more for each row of a batch."""
+    """Ours on Metal in bfloat16: image to embeddings, prefill of those and a few words, one more token (also quantised
+    as in chat), and one more for each row of a batch."""
     from fastvlm_mlx.backend import ops as backend
     from fastvlm_mlx.decoding.batch import batch_caches
     from fastvlm_mlx.diagnostics import random_model
@@ -477,7 +489,7 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
     recorder = Recorder()
 
     def model_of(bits: int | None) -> Any:
-        model = FastVLM(random_model.config(size, layers), "metal")
+        model = FastVLM(random_model.config(size, layers))
         if bits is not None:
             packed_layers.apply(
                 model, recipes.plan(model, recipes.choose(bits=bits, group_size=recipes.DEFAULT_GROUP))[0]
@@ -505,7 +517,7 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
             recorder, lambda token: _likeliest(model.step(token, caches)), constant((len(lengths),), mx.uint32)
         )
 
-    with recorder.installed(), patch.object(backend, "_fused_swiglu", recorder.swiglu):
+    with backend.forms_of("metal"), recorder.installed(), patch.object(backend, "_fused_swiglu", recorder.swiglu):
         model = model_of(None)
         pixels = constant((1, resolution, resolution, 3), mx.uint8)
         tokens = (resolution // 64) ** 2
@@ -559,7 +571,8 @@ def _likeliest(logits: mx.array) -> mx.array:
     return mx.argmax(logits, axis=-1)
 
 
-# ---- what is asked of it ---------------------------------------------------------------------------------------------------
+# ---- what is asked of it
+# ---------------------------------------------------------------------------------------------------
 
 
 def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024) -> list[str]:
@@ -579,7 +592,8 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
             found.append(f"{name}: norms are spelled out instead of fused ({RULES['norm']})")
         if names["Pad"] > names["Attention"]:
             found.append(
-                f"{name}: {names['Pad']} paddings for {names['Attention']} attentions; pad q, k and v as one ({RULES['pad']})"
+                f"{name}: {names['Pad']} paddings for {names['Attention']} attentions; pad q, k and v as one "
+                f"({RULES['pad']})"
             )
         if len(graph.copies) - len(graph.layout_copies) > names["Pad"]:
             found.append(f"{name}: more cuts are copied than attentions are padded")
@@ -589,7 +603,8 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
         wanted = rows if name.startswith("decode step") else 0
         if graph.gathers_by_number > wanted:
             found.append(
-                f"{name}: {graph.gathers_by_number - wanted} arrays are indexed by a number, which gathers; slice or split"
+                f"{name}: {graph.gathers_by_number - wanted} arrays are indexed by a number, which gathers; slice or "
+                "split"
             )
         found += [
             f"{name}: {copy}" for copy in graph.layout_copies if not (name.startswith("batch step") and apart(copy))
@@ -602,14 +617,15 @@ def faults(graphs: dict[str, Graph], size: str = "0.5b", resolution: int = 1024)
             kernels, theirs = sum(graph.kernels.values()), MLX_VLM_KERNELS[name]
             if kernels > MAX_SHARE[name] * theirs:
                 found.append(
-                    f"{name}: {kernels} kernels, more than {MAX_SHARE[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s {theirs}"
+                    f"{name}: {kernels} kernels, more than {MAX_SHARE[name]:.0%} of mlx-vlm {MLX_VLM_VERSION}'s "
+                    f"{theirs}"
                 )
     return found
 
 
 def apart(copy: str) -> bool:
-    """Whether a copy is one of the two that every layer makes of the queries and keys of a batch: one row's heads lie together,
-    those of the next come after its values."""
+    """Whether a copy is one of the two that every layer makes of the queries and keys of a batch: one row's heads lie
+    together, those of the next come after its values."""
     return copy.startswith("RoPE copies") or "a short query" in copy
 
 

@@ -131,7 +131,7 @@ def to_transformers(
         "README.md": transformers_card(config, len(resolved.quantization)),
         "LICENSE": licence_text(folder, config),
     }
-    nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config, "cpu").flat_parameters().values())
+    nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config).flat_parameters().values())
     with new_folder(out, nbytes, force) as partial:
         if say:
             say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)
@@ -143,7 +143,7 @@ def to_transformers(
 
 def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
     """Raise CheckpointError unless names, shapes and types of our tensors are what the config calls for."""
-    model = FastVLM(config, "cpu")
+    model = FastVLM(config)
     layers.apply(model, config.quantization)
     parameters = model.flat_parameters()
     wrong = parameters.keys() ^ tensors.keys() or {

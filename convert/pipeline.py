@@ -118,7 +118,7 @@ def convert(
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
     kind: mx.Dtype = getattr(mx, config.dtype)
-    model = FastVLM(config, "cpu")
+    model = FastVLM(config)
     layers.apply(model, config.quantization)
     parameters = model.flat_parameters()
     nbytes = model.nbytes_in(kind)

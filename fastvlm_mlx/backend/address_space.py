@@ -1,7 +1,7 @@
 """Whether a limit on this process's address space (`ulimit -v`) leaves room to answer.
 
-What MLX and OpenBLAS start in the middle of work, threads and buffers, they cannot do without: where there is no room, OpenBLAS
-asks for it for ever, and MLX ends the process. So the room is asked for before.
+What MLX and OpenBLAS start in the middle of work, threads and buffers, they cannot do without: where there is no room,
+OpenBLAS asks for it for ever, and MLX ends the process. So the room is asked for before.
 """
 
 import mmap
@@ -24,7 +24,8 @@ CALLERS = 2  # threads that call OpenBLAS: Python's and MLX's
 
 
 def check_address_space(name: str, nbytes: int) -> None:
-    """Raise CheckpointError where there is a limit that does not leave room for a model of `nbytes` bytes and its work on a CPU."""
+    """Raise CheckpointError where there is a limit that does not leave room for a model of `nbytes` bytes and its work
+    on a CPU."""
     limit = _limit()
     if limit is None:
         return
@@ -35,8 +36,9 @@ def check_address_space(name: str, nbytes: int) -> None:
         mmap.mmap(-1, needed, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE).close()
     except (OSError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{name} takes about {needed / 1e9:.1f} GB of addresses beside what is in use, and the limit of this process is "
-            f"{limit / 1e9:.1f} GB (ulimit -v); raise it, set OPENBLAS_NUM_THREADS to 1, or use a smaller model."
+            f"{name} takes about {needed / 1e9:.1f} GB of addresses beside what is in use, and the limit of this "
+            f"process is {limit / 1e9:.1f} GB (ulimit -v); raise it, set OPENBLAS_NUM_THREADS to 1, or use a smaller "
+            "model."
         ) from error
 
 
@@ -45,8 +47,8 @@ def explained(error: BaseException) -> str | None:
     if not isinstance(error, ImportError) or not NO_ADDRESSES.search(str(error)) or _limit() is None:
         return None
     return (
-        f"The memory that this process may use (ulimit -v) is too little to load its libraries ({shown(str(error))}); raise the "
-        "limit."
+        f"The memory that this process may use (ulimit -v) is too little to load its libraries ({shown(str(error))}); "
+        "raise the limit."
     )
 
 

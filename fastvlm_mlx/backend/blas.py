@@ -3,8 +3,8 @@
 That is the one global effect of the import (loading a model for a CPU has another, `cpu.keep_memory`).
 
 MLX's Linux wheel carries the reference BLAS, at about 3 GFLOP/s on two cores; the same symbols from OpenBLAS, put into
-the process first, take their place at about 135. Nothing happens on macOS, where MLX uses Accelerate and Metal, nor where
-OpenBLAS is not installed: everything still runs, slowly, and `status` says what to install.
+the process first, take their place at about 135. Nothing happens on macOS, where MLX uses Accelerate and Metal, nor
+where OpenBLAS is not installed: everything still runs, slowly, and `status` says what to install.
 """
 
 import ctypes
@@ -22,7 +22,8 @@ _spared = False  # whether NumPy is to start no threads either
 
 
 def preload() -> None:
-    """Load OpenBLAS so that MLX finds it; does nothing elsewhere than on Linux, or once MLX is already in the process."""
+    """Load OpenBLAS so that MLX finds it; does nothing elsewhere than on Linux, or once MLX is already in the
+    process."""
     global library, _state, _waits
     if sys.platform != "linux" or _state != "not used":
         return
@@ -48,8 +49,8 @@ def preload() -> None:
 
 
 def spare_numpy() -> None:
-    """In a process that is all ours: have NumPy's own OpenBLAS, which only very slim pictures are resized with, start without
-    threads; `start_threads` takes the setting back."""
+    """In a process that is all ours: have NumPy's own OpenBLAS, which only very slim pictures are resized with, start
+    without threads; `start_threads` takes the setting back."""
     global _spared
     if not _is_chosen() and "numpy" not in sys.modules:
         os.environ[THREADS[0]] = "1"

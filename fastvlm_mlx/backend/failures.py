@@ -1,9 +1,9 @@
 """What MLX raises where a device fails, told apart by its message and said in one sentence.
 
-MLX has one class for all of it, RuntimeError. Its messages begin with where they come from: "[metal::malloc] Attempting to
-allocate ...", "[malloc] Unable to allocate ..." (mlx/backend/*/allocator.cpp), "[METAL] Command buffer execution failed:
-Insufficient Memory ..." (mlx/backend/metal/device.cpp), "cudaMalloc(...) failed: out of memory" (mlx/backend/cuda/utils.cpp).
-Nothing here imports MLX.
+MLX has one class for all of it, RuntimeError. Its messages begin with where they come from: "[metal::malloc] Attempting
+to allocate ...", "[malloc] Unable to allocate ..." (mlx/backend/*/allocator.cpp), "[METAL] Command buffer execution
+failed: Insufficient Memory ..." (mlx/backend/metal/device.cpp), "cudaMalloc(...) failed: out of memory"
+(mlx/backend/cuda/utils.cpp). Nothing here imports MLX.
 """
 
 import re
@@ -28,8 +28,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def explained(error: BaseException) -> FastVLMError | None:
-    """The error of this package that says what an exception of MLX's means; None for one of this package, and for a fault in a
-    program, which is left as it is."""
+    """The error of this package that says what an exception of MLX's means; None for one of this package, and for a
+    fault in a program, which is left as it is."""
     if isinstance(error, FastVLMError):
         return None
     if is_out_of_memory(error):

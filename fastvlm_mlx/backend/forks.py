@@ -1,4 +1,5 @@
-"""The process that MLX computes in: its threads and its device do not follow into a forked child, where an answer would hang."""
+"""The process that MLX computes in: its threads and its device do not follow into a forked child, where an answer would
+hang."""
 
 import os
 
@@ -14,6 +15,6 @@ def check_process() -> None:
         _home = os.getpid()
     elif _home != os.getpid():
         raise DeviceError(
-            "This process was forked after a model was loaded, and MLX does not work in a forked child; start workers by "
-            'multiprocessing\'s "spawn" method, and load the model in each.'
+            "This process was forked after a model was loaded, and MLX does not work in a forked child; start workers "
+            'by multiprocessing\'s "spawn" method, and load the model in each.'
         )

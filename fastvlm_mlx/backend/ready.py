@@ -1,4 +1,5 @@
-"""What a network whose weights are in place still needs to answer fast on a CPU: memory, and quantised matrices in float32."""
+"""What a network whose weights are in place still needs to answer fast on a CPU: memory, and quantised matrices in
+float32."""
 
 import warnings
 from collections.abc import Iterable
@@ -16,7 +17,8 @@ LARGE = 100_000_000  # parameters
 
 
 def make_ready(model: nn.Module, packed: Iterable[Packed]) -> None:
-    """Prepare a network for the default device; on a CPU, `packed` are its matrices to be kept in float32 as far as they fit."""
+    """Prepare a network for the default device; on a CPU, `packed` are its matrices to be kept in float32 as far as
+    they fit."""
     if ops.current() != "cpu":
         return
     parameters: dict[str, Any] = dict(tree_flatten(model.parameters()))

@@ -1,6 +1,7 @@
 """Memory on Metal: weights that stay resident while something answers, the cache of freed buffers, errors found late.
 
-Enters: the backend, and who answers. Leaves: limits of MLX's that are put back whatever fails. Elsewhere nothing is done.
+Enters: the backend, and who answers. Leaves: limits of MLX's that are put back whatever fails. Elsewhere nothing is
+done.
 """
 
 import threading
@@ -16,7 +17,8 @@ CACHE_BYTES = 1_000_000_000  # of freed buffers that MLX keeps to be used again;
 
 
 class _Wired:
-    """The limit of memory that stays resident, raised while anything is answering or being held, in whichever thread."""
+    """The limit of memory that stays resident, raised while anything is answering or being held, in whichever
+    thread."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # taken again where a holder is collected in the middle of a change
@@ -91,7 +93,8 @@ def check_device(backend: Backend) -> None:
 
 
 def recover() -> None:
-    """After an error of the device: take the one it has stored, which the next answer would meet, and free what can be freed."""
+    """After an error of the device: take the one it has stored, which the next answer would meet, and free what can be
+    freed."""
     with suppress(Exception):
         mx.synchronize()
     with suppress(Exception):

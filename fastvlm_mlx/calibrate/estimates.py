@@ -75,7 +75,7 @@ def _estimate(config: ModelConfig, name: str, recipe: Recipe | None = None) -> E
     """`mixed` takes its target, whichever way it is spent, and that is what four bits in groups of 64 take: those are counted."""
     if recipe is not None:
         same = recipe if recipe.target_bits is None else replace(recipe, target_bits=None, careful=recipe.bits)
-        config = replace(config, quantization=plan(FastVLM(config, "cpu"), same)[0])
+        config = replace(config, quantization=plan(FastVLM(config), same)[0])
     held = memory.estimate(config, backend=GPU)
     stored, weights = sum(memory.weight_bytes(config).values()), sum(held.weights.values())
     return Estimate(name, stored, weights, held.cache, held.activations, held.total, held.context)

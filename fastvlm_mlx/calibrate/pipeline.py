@@ -88,7 +88,7 @@ def quantize(
         raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.")
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
-    chosen, left = plan(FastVLM(config, "cpu"), recipe)
+    chosen, left = plan(FastVLM(config), recipe)
     nbytes = sum(weight_bytes(replace(config, quantization=chosen)).values())
     check_target(out, nbytes, force)
 
@@ -123,7 +123,7 @@ def quantize(
     }
     qualities: list[quality.Quality] = []
     with new_folder(out, nbytes, force) as unfinished:
-        total = len(FastVLM(config, "cpu").flat_parameters())
+        total = len(FastVLM(config).flat_parameters())
         write(
             unfinished,
             config,
@@ -146,7 +146,7 @@ def quantize(
 def trial(opened: OpenModel, recipe: Recipe, questions: Sequence[Question]) -> Engine:
     """A model quantised in memory; a recipe with a budget is calibrated on `questions`."""
     config = opened.resolve()
-    chosen, _ = plan(FastVLM(config, "cpu"), recipe)
+    chosen, _ = plan(FastVLM(config), recipe)
     if recipe.target_bits is not None:
         exact = Engine(opened)
         exact.load_weights()

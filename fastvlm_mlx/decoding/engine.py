@@ -13,7 +13,6 @@ from functools import partial
 
 from ..backend.failures import explaining
 from ..backend.forks import check_process
-from ..backend.ops import Backend
 from ..config import Dtype, ModelConfig, check_resolution
 from ..errors import CheckpointError, FastVLMError, PromptError, TokenizerError, counted, listed, shown
 from ..hub.consent import Agree
@@ -76,15 +75,12 @@ class Engine:
         group_size: int = DEFAULT_GROUP,
         plan: Plan | None = None,
         dtype: Dtype | None = None,
-        backend: Backend | None = None,
     ) -> None:
         """Read the weights into a network for the default device; see `loading.read_weights`."""
         started = time.perf_counter()
         check_process()
         with explaining():
-            model, config = read_weights(
-                self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype, backend=backend
-            )
+            model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype)
         self.config = replace(config, image=self.config.image)
         self._model = model
         self.images.clear()

@@ -46,21 +46,19 @@ def read_weights(
     group_size: int = recipes.DEFAULT_GROUP,
     plan: Plan | None = None,
     dtype: Dtype | None = None,
-    backend: Backend | None = None,
 ) -> tuple[FastVLM, ModelConfig]:
     """Read the weights into a network for the default device; returns it with the config that the weights turned out to fit.
 
     `bits` quantises the decoder on the way, in groups of `group_size`; a `plan` says each layer's bits. `dtype` is what to
-    compute in, by default the stored type on a GPU and float32 on a CPU. `backend` is whose forms the network has, by default
-    the device's own. Raises OptionError and CheckpointError.
+    compute in, by default the stored type on a GPU and float32 on a CPU. Raises OptionError and CheckpointError.
     """
-    backend = backend or ops.current()
+    backend = ops.current()
     check_dtype(dtype)
     licence.announce(opened.config.source.license)
     computed: Dtype = dtype or ("float32" if backend == "cpu" else opened.config.dtype)
     kind: mx.Dtype = getattr(mx, computed)
     config = opened.resolve()
-    model = FastVLM(config, backend)
+    model = FastVLM(config)
     if bits is not None:
         plan, _ = recipes.plan(model, recipes.choose(bits=bits, group_size=group_size))
     if plan:
@@ -95,7 +93,7 @@ def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
 
 def tower_in(dtype: mx.Dtype, model: FastVLM, config: ModelConfig) -> FastVLM:
     """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no weights."""
-    other = FastVLM(config, model.backend)
+    other = FastVLM(config)
     layers.apply(other, config.quantization)
     parts = [
         (path, parameter)

@@ -64,7 +64,7 @@ def open_random(size: str, layers: int | None = None) -> OpenModel:
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         noise = np.random.default_rng(0).uniform(-1, 1, NOISE).astype(np.float32)
-        model: Any = FastVLM(chosen, "cpu")  # MLX leaves `parameters` untyped
+        model: Any = FastVLM(chosen)  # MLX leaves `parameters` untyped
         for path, place in cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())):
             yield path, mx.array(_values(path, place.shape, noise))
 

@@ -1,7 +1,7 @@
 """The key-value cache of one decoder layer: what attention has already seen, kept so that it is computed once.
 
-`KVCache` holds one conversation. `BatchCache` holds several rows that go on together, a token each at a time. What attention
-asks of either: `offset`, the position of the next token; `update`; and then `mask`.
+`KVCache` holds one conversation. `BatchCache` holds several rows that go on together, a token each at a time. What
+attention asks of either: `offset`, the position of the next token; `update`; and then `mask`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ CACHE_GROWTH = 256  # positions added each time the buffer is full
 
 
 class KVCache:
-    """Keys and values (B, kv_heads, length, head_dim) of the positions so far, in a buffer that grows by CACHE_GROWTH."""
+    """Keys and values (B, kv_heads, length, head_dim) of the positions so far; their buffer grows by CACHE_GROWTH."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -59,10 +59,11 @@ class KVCache:
 
 
 class Padding:
-    """What rows of different lengths begin with so that they end together: a number of positions each, which no query sees.
+    """What rows of different lengths begin with so that they end together: a number of positions each, which no query
+    sees.
 
-    One for the caches of all layers, so that what follows from it is made once per step: the positions of the next tokens, and
-    the mask, which is None where no row is padded.
+    One for the caches of all layers, so that what follows from it is made once per step: the positions of the next
+    tokens, and the mask, which is None where no row is padded.
     """
 
     def __init__(self, counts: Sequence[int]):
@@ -79,7 +80,7 @@ class Padding:
         return self._offset[1]
 
     def mask(self, length: int, heads: int = 1) -> mx.array | None:
-        """What each row's last position may see of `length`, (B, heads, 1, length), true for its own; None where that is all.
+        """What each row's last position may see: (B, heads, 1, length), true for its own; None where that is all.
 
         It lies there in full, or Metal's attention would lay it out in every layer.
         """
@@ -123,14 +124,14 @@ class BatchCache:
         return self.padding.offset(self.length)
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append a position (B, kv_heads, 1, head_dim) to every row; returns keys and values of all, padding included."""
+        """Append a position (B, kv_heads, 1, head_dim) to every row; returns the keys and values of all, padded."""
         start, self.length = self.length, self.length + 1
         self._keys = _append(self._keys, keys, start)
         self._values = _append(self._values, values, start)
         return self._keys[:, :, : self.length], self._values[:, :, : self.length]
 
     def mask(self, tokens: int, heads: int = 1) -> mx.array | None:
-        """What each row's last position may see, (B, heads, 1, length): its own positions; None where no row is padded."""
+        """What each row's last position may see, (B, heads, 1, length): its own; None where no row is padded."""
         return self.padding.mask(self.length, heads)
 
     @property

@@ -1,13 +1,14 @@
 """What a model takes in memory, worked out from its config alone: weights, key-value cache, activations.
 
-Enters: a `ModelConfig`, with the quantisation of each layer where there is one. Leaves: counts and bytes. No weights are made.
+Enters: a `ModelConfig`, with the quantisation of each layer where there is one. Leaves: counts and bytes. No weights
+are made.
 
-Weights and cache are exact; of quantised matrices a CPU may keep float32 copies besides, in up to a quarter of the machine's
-memory (`backend.cpu.packed`), which are not counted. Activations are estimated: MLX queues operations ahead of their execution,
-so everything that the stem, one block of the tower or one layer of the decoder computes is taken to be in memory at the same
-time; the CPU's own operations (`cpu`) finish before the next begin. There the sum comes out from 10 % below to 25 % above MLX's
-own peak (tests/unit/test_memory.py; the activations of 0.5B's tower at 1024 pixels: 2 % below). What a GPU takes has not been
-measured.
+Weights and cache are exact; of quantised matrices a CPU may keep float32 copies besides, in up to a quarter of the
+machine's memory (`backend.cpu.packed`), which are not counted. Activations are estimated: MLX queues operations ahead
+of their execution, so everything that the stem, one block of the tower or one layer of the decoder computes is taken to
+be in memory at the same time; the CPU's own operations (`cpu`) finish before the next begin. There the sum comes out
+from 10 % below to 25 % above MLX's own peak (tests/unit/test_memory.py; the activations of 0.5B's tower at 1024 pixels:
+2 % below). What a GPU takes has not been measured.
 
 This is for answering: converting while loading (a folder that is not ours) can take more for a moment.
 """
@@ -28,17 +29,14 @@ PARTS = ("tower", "projector", "embeddings", "decoder")
 SCALE_BYTES = 2  # of a scale in a folder
 CONTEXT = 1024  # positions beside the pictures': a question and an answer of some length
 BYTES: dict[Dtype, int] = dict(zip(DTYPES, (4, 2, 2), strict=True))
-AHEAD = 1 << 24  # numbers that MLX makes, at most, ahead of those that are still waited for
-FUSED_HEAD_DIMS = (
-    64,
-    80,
-    128,
-)  # heads whose scores a GPU never writes out (mlx 0.32, scaled_dot_product_attention.cpp)
+AHEAD = 1 << 24  # elements that MLX makes, at most, ahead of those that are still waited for
+# Heads whose scores a GPU never writes out (mlx 0.32, scaled_dot_product_attention.cpp).
+FUSED_HEAD_DIMS = (64, 80, 128)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: weights by part (see `PARTS`), key-value cache at `context` positions, and activations at their largest."""
+    """Bytes: weights by part (`PARTS`), key-value cache at `context` positions, and activations at their largest."""
 
     weights: dict[str, int]
     cache: int
@@ -52,7 +50,7 @@ class Memory:
 
 
 def parameters(config: ModelConfig) -> dict[str, int]:
-    """Number of weights by part; the head counts as an embedding, and not at all where it is tied to it."""
+    """How many parameters each part has; the head counts as an embedding, and not at all where it is tied to it."""
     counts = dict.fromkeys(PARTS, 0)
     for name, shape in _shapes(config):
         counts[_part(name)] += math.prod(shape)
@@ -67,34 +65,38 @@ def estimate(
     context: int | None = None,
     images: int = 1,
 ) -> Memory:
-    """What answering takes with `images` pictures and `context` positions in all (by default the pictures' and CONTEXT more).
+    """What answering takes with `images` pictures and `context` positions in all.
 
-    `dtype` is the type to compute in, by default as stored on a GPU and float32 on a CPU. Layers in `config.quantization` are
-    counted as quantised, so `replace(config, quantization=plan)` answers for a recipe.
+    `context` is by default the pictures' positions and CONTEXT more. `dtype` is the type to compute in, by default as
+    stored on a GPU and float32 on a CPU. Layers in `config.quantization` are counted as quantised, so
+    `replace(config, quantization=plan)` answers for a recipe.
     """
-    kind = dtype or ("float32" if backend == "cpu" else config.dtype)
+    computed: Dtype = dtype or ("float32" if backend == "cpu" else config.dtype)
     limit = config.text.max_position_embeddings
-    shown = images * config.image.tokens
-    context = min(limit, context or shown + CONTEXT)
+    image_tokens = images * config.image.tokens
+    context = min(limit, context or image_tokens + CONTEXT)
     tower = _tower(config.vision, config.image.size, backend) if images else 0
     decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)
     return Memory(
-        weight_bytes(config, kind), _cache(config.text, context, kind), BYTES[kind] * max(tower, decoder), context
+        weight_bytes(config, computed),
+        _cache(config.text, context, computed),
+        BYTES[computed] * max(tower, decoder),
+        context,
     )
 
 
 def with_decoder_bits(config: ModelConfig, bits: int) -> ModelConfig:
-    """A model's config with the matrices of its decoder's layers in `bits`: the least that quantising while loading saves."""
-    plan = {
+    """A model's config with its decoder's matrices in `bits` bits: the least that quantising while loading saves."""
+    quantization = {
         name.removesuffix(".weight"): QuantConfig(bits, 64)
         for name, shape in _shapes(config)
         if name.startswith("text.layers.") and len(shape) == 2 and shape[-1] % 64 == 0
     }
-    return replace(config, quantization=plan)
+    return replace(config, quantization=quantization)
 
 
 def weight_bytes(config: ModelConfig, dtype: Dtype | None = None) -> dict[str, int]:
-    """Bytes of the weights by part, in memory as `dtype`, or in a folder (without `dtype`), where scales take 16 bits."""
+    """Bytes of the weights by part: in memory as `dtype`, or without it in a folder, whose scales have 16 bits."""
     sizes = dict.fromkeys(PARTS, 0)
     item = BYTES[dtype or config.dtype]
     scales = item if dtype else min(item, SCALE_BYTES)
@@ -106,14 +108,14 @@ def weight_bytes(config: ModelConfig, dtype: Dtype | None = None) -> dict[str, i
 
 
 def _quantized_bytes(count: int, settings: QuantConfig, item: int) -> int:
-    """Packed weights and their scales: one of a byte in the mx and nv modes, a scale and a bias of `item` bytes in affine."""
+    """Packed weights and their scales: a byte each in the mx and nv modes, two of `item` bytes in affine."""
     scales = 2 * item if settings.mode == "affine" else 1
     return count * settings.bits // 8 + count // settings.group_size * scales
 
 
 def _shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Every parameter of the model before quantising; MLX makes no array before it is asked for its values."""
-    for name, parameter in FastVLM(config, "cpu").flat_parameters().items():
+    for name, parameter in FastVLM(config).flat_parameters().items():
         yield name, parameter.shape
 
 
@@ -133,7 +135,7 @@ def _cache(config: TextConfig, context: int, dtype: Dtype) -> int:
 
 
 def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
-    """Numbers held at the tower's peak: the stem or the block that computes the most."""
+    """Elements held at the tower's peak: the stem or the block that computes the most."""
     half, side, width = -(-size // 2), -(-size // 4), config.widths[0]
     stem = half * half * 27 if backend == "cpu" else 0  # the windows of a 3x3 convolution over three colours
     stem += 3 * size * size + 2 * half * half * width
@@ -146,19 +148,19 @@ def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
             down = side * side * before + width // before * _depthwise(side, before, 7, 2, backend)
             down += 4 * out * out * width
             side, peak = out, max(peak, down)
-        x, wide = side * side * width, width * config.mlp_ratio
+        x, inner = side * side * width, width * config.mlp_ratio
         mixer = _depthwise(side, width, 3, 1, backend)
         if stage in ATTENTION_STAGES:
             mixer = 8 * x + (min(SCORES, width // HEAD_DIM * side**4) if backend == "cpu" else 0)  # the scores
-        hidden = 2 * side * side * wide
+        hidden = 2 * side * side * inner
         if backend == "cpu":
-            hidden = x + min(side * side * wide, max(MIN_ROWS * wide, HIDDEN))
+            hidden = x + min(side * side * inner, max(MIN_ROWS * inner, HIDDEN))
         peak = max(peak, 4 * x + max(mixer, _depthwise(side, width, 7, 1, backend) + hidden))
     return peak
 
 
 def _depthwise(side: int, channels: int, kernel: int, stride: int, backend: Backend) -> int:
-    """Numbers a depthwise convolution makes: its result, and on a CPU the padded input and the windows laid out from it."""
+    """Elements that a depthwise convolution makes: its result, on a CPU also the padded input and its windows."""
     out = -(-side // stride)
     result = channels * out * out
     if backend != "cpu":
@@ -170,7 +172,7 @@ def _depthwise(side: int, channels: int, kernel: int, stride: int, backend: Back
 
 
 def _decoder(config: TextConfig, rows: int, context: int, backend: Backend) -> int:
-    """Numbers held while the last `rows` of `context` positions go through one layer, and the logits after it."""
+    """Elements held while the last `rows` of `context` positions go through one layer, and the logits after it."""
     hidden, inner = config.hidden_size, config.intermediate_size
     scores = config.num_attention_heads * rows * context
     if backend == "cpu":  # which finishes one step before it begins the next

@@ -1,4 +1,4 @@
-"""The whole network: pixels -> image embeddings -> spliced between the text's -> logits. No files, no text, no pictures."""
+"""The whole network: pixels -> image embeddings, spliced between the text's -> logits. No file is read here."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..backend.ops import Backend
+from ..backend import ops
 from ..config import ModelConfig
 from ..inputs.pieces import ImageSlot, Piece
 from .kv_cache import KVCache
@@ -22,14 +22,18 @@ PREFILL_CHUNK = 2048  # positions per forward pass of a long prompt; bounds the 
 
 
 class FastVLM(nn.Module):
-    """Tower, projector and decoder of one `ModelConfig`, for one backend."""
+    """Tower, projector and decoder of one `ModelConfig`."""
 
-    def __init__(self, config: ModelConfig, backend: Backend):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        self.backend = backend
-        self.vision = FastViTHD(config.vision, backend)
-        self.projector = Projector(config.vision.out_width, config.text.hidden_size, backend)
-        self.text = Qwen2(config.text, backend)
+        self.vision = FastViTHD(config.vision)
+        self.projector = Projector(config.vision.out_width, config.text.hidden_size)
+        self.text = Qwen2(config.text)
+
+    @property
+    def backend(self) -> ops.Backend:
+        """What computes it: the backend of MLX's default device."""
+        return ops.current()
 
     @property
     def dtype(self) -> mx.Dtype:

@@ -1,41 +1,42 @@
-"""The layers that compute with packed weights; activations go in and come out as they do for the layers they replace."""
+"""The layers that compute with packed weights, in the place of linear layers and embeddings."""
 
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..backend.ops import Backend, quantized_linear
+from ..backend.ops import quantized_linear
 from ..config import QuantConfig
 from ..errors import CheckpointError, shown
 from .recipes import BITS, GROUP_SIZES, MODES, Plan
 
 
 class Packed(nn.Module):
-    """What both have: a matrix (O, I) as packed integers (O, I * bits / 32), scales (O, I / group) and, in affine mode, as many
-    offsets, called biases in MLX."""
+    """What a quantised linear layer and a quantised embedding share: a matrix (O, I) in its packed form.
 
-    def __init__(self, rows: int, width: int, settings: QuantConfig, backend: Backend, dtype: mx.Dtype = mx.float32):
+    weight (O, I * bits / 32) holds integers, scales is (O, I / group_size), and in affine mode biases as many offsets.
+    """
+
+    def __init__(self, rows: int, width: int, settings: QuantConfig, dtype: mx.Dtype = mx.float32):
         super().__init__()
-        self.backend = backend
         self.bits, self.group_size, self.mode = settings.bits, settings.group_size, settings.mode
         groups = (rows, width // settings.group_size)
         self.weight = mx.zeros((rows, width * settings.bits // 32), mx.uint32)
         self.scales = mx.zeros(groups, dtype if settings.mode == "affine" else mx.uint8)
         if settings.mode == "affine":
             self.biases = mx.zeros(groups, dtype)
-        self._wide: mx.array | None = None
-        self.keeps_wide = False
+        self._dequantised: mx.array | None = None
+        self.keeps_dequantised = False
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Every way of setting a parameter ends here; a copy in float32 of what was there before is let go of."""
         super().__setitem__(name, value)
         if name in ("weight", "scales", "biases"):
-            self._wide = None
+            self._dequantised = None
 
     def product(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
         """x (..., I) with the matrix -> (..., O)."""
-        return quantized_linear(x, self, bias, self.backend)
+        return quantized_linear(x, self, bias)
 
 
 def packed_layers(model: nn.Module) -> dict[str, "QuantizedLinear | QuantizedEmbedding"]:
@@ -48,17 +49,8 @@ def packed_layers(model: nn.Module) -> dict[str, "QuantizedLinear | QuantizedEmb
 class QuantizedLinear(Packed):
     """A linear layer (..., I) -> (..., O) with packed weights."""
 
-    def __init__(
-        self,
-        rows: int,
-        width: int,
-        settings: QuantConfig,
-        backend: Backend,
-        dtype: mx.Dtype = mx.float32,
-        *,
-        bias: bool,
-    ):
-        super().__init__(rows, width, settings, backend, dtype)
+    def __init__(self, rows: int, width: int, settings: QuantConfig, dtype: mx.Dtype = mx.float32, *, bias: bool):
+        super().__init__(rows, width, settings, dtype)
         if bias:
             self.bias = mx.zeros((rows,), dtype)
 
@@ -78,10 +70,10 @@ class QuantizedEmbedding(Packed):
         return self.product(x)
 
 
-def apply(model: nn.Module, chosen: Plan) -> None:
-    """Put an empty quantised layer in the place of each of the chosen ones; raises CheckpointError for one that cannot be."""
+def apply(model: nn.Module, plan: Plan) -> None:
+    """Put an empty quantised layer in the place of each that a plan names; raises CheckpointError where it cannot."""
     layers = dict(model.named_modules())
-    for path, settings in chosen.items():
+    for path, settings in plan.items():
         layer = layers.get(path)
         if not isinstance(layer, (nn.Linear, nn.Embedding)):
             raise CheckpointError(
@@ -94,28 +86,25 @@ def apply(model: nn.Module, chosen: Plan) -> None:
         )
         if not known or width % settings.group_size:
             raise CheckpointError(
-                f"config.json: MLX cannot quantise {shown(path)} of width {width} with {settings.bits} bits in groups of "
-                f"{settings.group_size} ({shown(settings.mode)}); convert the model again."
+                f"config.json: MLX cannot quantise {shown(path)} of width {width} with {settings.bits} bits in groups "
+                f"of {settings.group_size} ({shown(settings.mode)}); convert the model again."
             )
-        backend = cast(Backend, getattr(model, "backend", "cpu"))
         if isinstance(layer, nn.Embedding):
-            put_layer(model, path, QuantizedEmbedding(rows, width, settings, backend, layer.weight.dtype))
+            put_layer(model, path, QuantizedEmbedding(rows, width, settings, layer.weight.dtype))
         else:
-            put_layer(
-                model, path, QuantizedLinear(rows, width, settings, backend, layer.weight.dtype, bias="bias" in layer)
-            )
+            put_layer(model, path, QuantizedLinear(rows, width, settings, layer.weight.dtype, bias="bias" in layer))
 
 
 def layer_at(model: nn.Module, path: str) -> Any:
     """The module at a path."""
-    place: Any = model
+    module: Any = model
     for name in path.split("."):
-        place = place[int(name)] if isinstance(place, list) else place[name]
-    return place
+        module = module[int(name)] if isinstance(module, list) else module[name]
+    return module
 
 
 def put_layer(model: nn.Module, path: str, layer: nn.Module) -> None:
     """Put another module at a path."""
     parent, _, name = path.rpartition(".")
-    place = layer_at(model, parent) if parent else model
-    place[name] = layer
+    container = layer_at(model, parent) if parent else model
+    container[name] = layer

@@ -1,6 +1,6 @@
 """Which layers are quantised, at how many bits, and which are left alone, and why.
 
-One rule decides (`plan`), from the shapes alone; `mixed` starts from it and then spends its bytes by what calibration finds.
+One rule decides (`plan`), from the shapes alone; `mixed` starts from it and spends its bytes by what calibration finds.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ Plan = dict[str, QuantConfig]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Bits for the decoder's layers, at least `careful` for embedding, head and projector, and for the tower's, None: left alone.
+    """Bits of the decoder's layers, at least `careful` for embedding, head and projector; of the tower's, or None.
 
     With `target_bits`, calibration spends that many bits per weight, scales counted, over all of these layers.
     """
@@ -92,7 +92,7 @@ def choose(
     target_bits: float | None = None,
     tower: bool = False,
 ) -> Recipe:
-    """The recipe that options ask for, `4bit` where they ask for nothing; raises OptionError where they contradict each other."""
+    """The recipe that options ask for, `4bit` where they ask for nothing; raises OptionError for a contradiction."""
     check_bits(bits)
     if name is not None and name not in RECIPES:
         raise OptionError(f"`recipe` is {shown(name)}, expected one of {listed(RECIPES)}.")
@@ -136,8 +136,8 @@ def choose(
 def plan(model: nn.Module, recipe: Recipe) -> tuple[Plan, dict[str, str]]:
     """(layers to quantise by path, layers left alone by path with the reason).
 
-    A width that is no multiple of the group size takes the next smaller group. Raises OptionError where not a single layer
-    can take the group size asked for.
+    A width that is no multiple of the group size takes the next smaller group. Raises OptionError where not a single
+    layer can take the group size asked for.
     """
     chosen: Plan = {}
     left: dict[str, str] = {}
@@ -160,8 +160,8 @@ def plan(model: nn.Module, recipe: Recipe) -> tuple[Plan, dict[str, str]]:
     asked = recipe.group_size
     if widths and not any(asked is None or settings.group_size == asked for settings in chosen.values()):
         raise OptionError(
-            f"No layer's width is a multiple of the group size {asked or GROUP_SIZES[0]} (widths {listed(sorted(widths))}); "
-            "choose a smaller one."
+            f"No layer's width is a multiple of the group size {asked or GROUP_SIZES[0]} "
+            f"(widths {listed(sorted(widths))}); choose a smaller one."
         )
     return chosen, left
 

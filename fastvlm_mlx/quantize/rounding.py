@@ -1,7 +1,7 @@
 """A weight matrix (O, I) -> packed integers with scales of 16 bits, in MLX's format.
 
-An affine group holds w = scale * q + offset, q from 0 to 2 ** bits - 1. Scale and offset are rounded to the type they are stored
-in first and the integers chosen for those, so that storing them costs nothing.
+An affine group holds w = scale * q + offset, q from 0 to 2 ** bits - 1. Scale and offset are rounded to the type they
+are stored in first and the integers chosen for those, so that storing them costs nothing.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,8 @@ def scale_type(stored: str) -> mx.Dtype:
 
 
 def quantized(name: str, weight: mx.array, settings: QuantConfig, scales: mx.Dtype) -> list[tuple[str, mx.array]]:
-    """A weight "PATH.weight" (O, I) as its quantised layer's tensors: packed weight, scales, and offsets if the mode has them."""
+    """A weight "PATH.weight" (O, I) as its quantised layer's tensors: packed weight, scales, and offsets if the mode
+    has them."""
     path = name.removesuffix("weight")
     if settings.mode != "affine":
         parts: Sequence[mx.array] = mx.quantize(weight, settings.group_size, settings.bits, settings.mode)
@@ -58,7 +59,8 @@ def _affine(weight: mx.array, settings: QuantConfig, stored: mx.Dtype) -> tuple[
 def _range(low: mx.array, high: mx.array, levels: float, stored: mx.Dtype) -> tuple[mx.array, mx.array]:
     """Scale and offset of groups that span low..high, as they will be stored, float32.
 
-    As in MLX, the end farther from zero is met exactly and the scale is chosen so that zero is too; a scale may be negative.
+    As in MLX, the end farther from zero is met exactly and the scale is chosen so that zero is too; a scale may be
+    negative.
     """
     from_low = mx.abs(low) > mx.abs(high)
     scale = mx.maximum((high - low) / levels, SMALLEST)
@@ -71,8 +73,9 @@ def _range(low: mx.array, high: mx.array, levels: float, stored: mx.Dtype) -> tu
 
 
 def pack(q: mx.array, bits: int) -> mx.array:
-    """Integers (O, I) of `bits` bits, one after the other from the lowest bit of the first word on: (O, I * bits / 32) uint32."""
-    if 32 % bits == 0:  # no number lies in two words: a shift and a sum, instead of a kernel for each of 32 lanes
+    """Integers (O, I) of `bits` bits, one after the other from the lowest bit of the first word on: (O, I * bits / 32)
+    uint32."""
+    if 32 % bits == 0:  # no integer lies in two words: a shift and a sum, instead of a kernel for each of 32 lanes
         return (q.reshape(len(q), -1, 32 // bits) << mx.arange(0, 32, bits, dtype=mx.uint32)).sum(axis=-1)
     lanes = q.reshape(len(q), -1, 32)
     words = [mx.zeros(lanes.shape[:2], mx.uint32)] * bits

@@ -23,7 +23,7 @@ def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) ->
     """
     mx.eval([stored for _, stored, _ in cast])
     floating = [tensor for tensor in cast if mx.issubdtype(tensor[1].dtype, mx.floating)]
-    totals = ops.totals([stored for _, stored, _ in floating], ops.current())
+    totals = ops.totals([stored for _, stored, _ in floating])
     for (name, stored, array), total in zip(floating, totals, strict=True):
         if math.isfinite(total) or mx.isfinite(stored).all().item():
             continue

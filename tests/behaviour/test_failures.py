@@ -146,13 +146,18 @@ def test_a_fault_of_our_own_is_not_dressed_up(fresh: VLM, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope="module")
-def general() -> Iterator[VLM]:
-    """A small model computed as on a GPU, by MLX's general operations, with the prefill queued behind the pictures."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
-        engine = Engine(open_random("small")).at(256)
-        engine.load_weights(dtype="float32")
-    yield VLM(engine)
+def loaded() -> VLM:
+    """A small random model in float32."""
+    engine = Engine(open_random("small")).at(256)
+    engine.load_weights(dtype="float32")
+    return VLM(engine)
+
+
+@pytest.fixture
+def general(loaded: VLM, monkeypatch: pytest.MonkeyPatch) -> VLM:
+    """The small model computed as on a GPU, in every thread, with the prefill queued behind the pictures."""
+    monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "metal")
+    return loaded
 
 
 def test_memory_does_not_grow_with_pictures_shown_together(general: VLM) -> None:

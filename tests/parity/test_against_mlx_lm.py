@@ -44,7 +44,7 @@ def test_prefill_and_steps(heads: int, kv_heads: int, tied: bool) -> None:
     from mlx_lm.models.cache import make_prompt_cache
 
     config = TextConfig(32 * heads, 3, heads, kv_heads, 320, 512, tied, rope_theta=1e6, rms_norm_eps=1e-6)
-    ours = Qwen2(config, "cpu")
+    ours = Qwen2(config)
     rng = np.random.default_rng(heads)
     flat: Any = tree_flatten(ours.parameters())
     weights = {

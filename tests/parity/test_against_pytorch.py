@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastvlm_mlx import load
-from fastvlm_mlx.backend.ops import Backend
+from fastvlm_mlx.backend.ops import Backend, forms_of
 from fastvlm_mlx.convert import convert, open_foreign
 from fastvlm_mlx.decoding.generate import _decode
 from fastvlm_mlx.decoding.request import Options
@@ -228,7 +228,8 @@ def test_the_gpu_forms_of_the_tower(
     reach: MLX's grouped convolution on a CPU writes outside smaller ones)."""
     theirs, _ = pair
     opened = open_foreign(original.save_apple(theirs, tmp_path / "apple", tokenizer_files), "small")
-    model = FastVLM(opened.config, backend)
+    model = FastVLM(opened.config)
     fill(model, opened, mx.float32, {})
     image = pixels(512, 448)
-    assert difference(features_from(model, image), features_of(theirs, image)) < TIGHT
+    with forms_of(backend):
+        assert difference(features_from(model, image), features_of(theirs, image)) < TIGHT

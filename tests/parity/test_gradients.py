@@ -1,7 +1,9 @@
-"""Gradients of a loaded model on a CPU: of its own forms, of MLX's general ones, and of transformers' model, for every parameter.
+"""Gradients of a loaded model on a CPU: of its own forms, of MLX's general ones, and of transformers' model, for every
+parameter.
 
-The loss is the cross-entropy of an answer about a picture, through tower, projector and decoder. Gradients of transformers' own
-parameters are taken through the production converter's folding, which is differentiated with the rest.
+The loss is the cross-entropy of an answer about a picture, through tower, projector and decoder. Gradients of
+transformers' own parameters are taken through the production converter's folding, which is differentiated with the
+rest.
 """
 
 from collections import Counter
@@ -20,7 +22,7 @@ from fastvlm_mlx import VLM, load
 from fastvlm_mlx.backend import blas, cpu
 from fastvlm_mlx.backend.cpu import activations, convolution, products
 from fastvlm_mlx.backend.linear import Linear
-from fastvlm_mlx.backend.ops import general_forms
+from fastvlm_mlx.backend.ops import gelu, general_forms
 from fastvlm_mlx.convert.fold import fold
 from fastvlm_mlx.convert.source import Source, open_source
 from fastvlm_mlx.inputs.pieces import ImageSlot
@@ -150,7 +152,6 @@ def test_an_adapter_gets_its_gradient(pair: tuple[Any, VLM, Source]) -> None:
 
         def __init__(self, layer: nn.Module):
             nn.Module.__init__(self)
-            self.backend = layer.backend
             self["weight"], self.bias = layer["weight"], layer["bias"]
             self.a = 0.1 * mx.random.normal((self["weight"].shape[1], len(self["weight"])), key=mx.random.key(2))
             self.freeze(keys=["weight", "bias"])
@@ -202,8 +203,8 @@ def test_the_gradient_goes_through_quantised_layers(pair: tuple[Any, VLM, Source
     model.text.layers[0].input_layernorm.unfreeze()
     for matrix_is_kept in (True, False):
         for _, module in model.named_modules():
-            if hasattr(module, "keeps_wide"):
-                module.keeps_wide = matrix_is_kept
+            if hasattr(module, "keeps_dequantised"):
+                module.keeps_dequantised = matrix_is_kept
         _, ours = gradients(model)
         with general_forms():
             _, general = gradients(model)
@@ -212,7 +213,8 @@ def test_the_gradient_goes_through_quantised_layers(pair: tuple[Any, VLM, Source
 
 
 def test_forward_mode(pair: tuple[Any, VLM, Source]) -> None:
-    """What changes along a direction, by `mx.jvp`, is the gradient along it (MLX has no such rule for the stem's convolution)."""
+    """What changes along a direction, by `mx.jvp`, is the gradient along it (MLX has no such rule for the stem's
+    convolution)."""
     text = pair[1].model.text
     x = pair[1].model.embed([BEFORE, AFTER], {})
     parameters: Any = tree_flatten(text.parameters())
@@ -285,14 +287,18 @@ def test_a_compiled_step_takes_the_general_forms(pair: tuple[Any, VLM, Source]) 
     assert difference(np.array(together), np.array(alone)) < 1e-5
 
 
-def test_the_switch_is_of_one_thread_and_ends_with_its_block() -> None:
+def test_the_switch_is_of_one_thread_and_ends_with_its_block(calls: Counter[str]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from fastvlm_mlx.backend.ops import _on_cpu
+    def own_form() -> bool:
+        """Whether the CPU's own form of GELU is taken."""
+        calls.clear()
+        gelu(mx.ones(3))
+        return calls["gelu"] == 1
 
     with pytest.raises(ZeroDivisionError), general_forms():
-        assert not _on_cpu("cpu")
+        assert not own_form()
         with ThreadPoolExecutor(1) as other:
-            assert other.submit(_on_cpu, "cpu").result()
+            assert other.submit(own_form).result()
         raise ZeroDivisionError
-    assert _on_cpu("cpu") and not _on_cpu("metal")
+    assert own_form()

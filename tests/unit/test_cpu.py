@@ -86,14 +86,14 @@ def test_activations_of_every_size(shape: tuple[int, ...]) -> None:
 def test_swiglu_far_from_zero(little: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "LITTLE", little)
     gate = mx.array([-1e30, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30])
-    assert mx.allclose(backend.swiglu(gate, mx.ones(7), "cpu"), mx.array([0, 0, 0, 0, 88.0, 200.0, 1e30]), atol=1e-6)
+    assert mx.allclose(backend.swiglu(gate, mx.ones(7)), mx.array([0, 0, 0, 0, 88.0, 200.0, 1e30]), atol=1e-6)
 
 
 def test_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some rows at a time, and the input stays as it was."""
     monkeypatch.setattr(activations, "HIDDEN", 1)
     monkeypatch.setattr(activations, "MIN_ROWS", 7)
-    fc1, fc2 = Linear(6, 24, backend="cpu"), Linear(24, 6, backend="cpu")
+    fc1, fc2 = Linear(6, 24), Linear(24, 6)
     for layer in (fc1, fc2):
         layer.weight, layer.bias = mx.random.normal(layer.weight.shape), mx.random.normal(layer.bias.shape)
     x = mx.random.normal((30, 6))
@@ -170,5 +170,6 @@ def test_totals(dtype: mx.Dtype, name: backend.Backend) -> None:
         mx.array([[1.5, -0.5], [2.0, 4.0]], dtype).T, mx.zeros((0,), dtype), mx.array(3, dtype),
         mx.array([1.0, math.nan], dtype), mx.array([math.inf, -math.inf], dtype),
     ]  # fmt: skip
-    *finite, nan, both = backend.totals(arrays, name)
+    with backend.forms_of(name):
+        *finite, nan, both = backend.totals(arrays)
     assert finite == [7, 0, 3] and math.isnan(nan) and math.isnan(both)

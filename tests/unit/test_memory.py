@@ -19,7 +19,8 @@ from fastvlm_mlx.network import memory
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.quantize import layers, recipes
 
-# The estimate of everything, against MLX's own peak. Both ends were seen: MLX runs ahead by a few operations, more or less.
+# The estimate of everything, against MLX's own peak. Both ends were seen: MLX runs ahead by a few operations, more or
+# less.
 LEAST, MOST = 0.9, 1.25
 
 
@@ -48,7 +49,7 @@ def test_published_sizes(size: str) -> None:
 @pytest.mark.parametrize("bits", [None, 4, 8])
 def test_weights_to_the_byte(bits: int | None) -> None:
     config = random_model.config("small")
-    model = FastVLM(config, "cpu")
+    model = FastVLM(config)
     model.set_dtype(mx.bfloat16)
     if bits:
         chosen, _ = recipes.plan(model, recipes.choose(bits=bits))
@@ -64,7 +65,7 @@ def test_weights_to_the_byte(bits: int | None) -> None:
 def test_modes_to_the_byte(mode: str, group_size: int, bits: int) -> None:
     config = random_model.config("small", layers=1)
     plan = {"text.layers.0.mlp.down_proj": QuantConfig(bits, group_size, mode)}
-    model = FastVLM(config, "cpu")
+    model = FastVLM(config)
     model.set_dtype(mx.bfloat16)
     layers.apply(model, plan)
     nbytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
@@ -91,7 +92,7 @@ def test_the_peak_of_tiny(tiny: Engine, size: int, words: int) -> None:
 
 def test_fewer_bits_and_smaller_pictures_take_less() -> None:
     config = random_model.config("7b")
-    model = FastVLM(config, "cpu")
+    model = FastVLM(config)
     whole = memory.estimate(config)
     fewer = memory.estimate(replace(config, quantization=recipes.plan(model, recipes.choose(bits=4))[0]))
     small = memory.estimate(replace(config, image=replace(config.image, size=512)))

@@ -102,7 +102,8 @@ def test_the_last_row_taken_by_its_number_is_seen_to_be_copied() -> None:
 
 
 def test_a_token_at_chats_eight_bits(graphs: dict[str, Graph]) -> None:
-    """The products take a bias of their own kernel, and the embedding's row is looked up in three arrays and dequantised."""
+    """The products take a bias of their own kernel, and the embedding's row is looked up in three arrays and
+    dequantised."""
     plain, packed = graphs["decode step"].kernels, graphs["decode step, 8 bits"].kernels
     assert usual_bits(random_model.config("0.5b"), "metal") == metal_graph.CHAT_BITS
     assert packed["QuantizedMatmul"] == plain["Matmul"] + plain["AddMM"] == 97

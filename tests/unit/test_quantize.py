@@ -1,4 +1,5 @@
-"""Quantising: every mode against plain arithmetic, the plan and its reasons, folders, folded scales, and a budget spent."""
+"""Quantising: every mode against plain arithmetic, the plan and its reasons, folders, folded scales, and a budget
+spent."""
 
 import gc
 import itertools
@@ -57,7 +58,8 @@ def mixed() -> recipes.Recipe:
 @pytest.mark.parametrize("settings", AFFINE, ids=name_of)
 @pytest.mark.parametrize("stored", [mx.bfloat16, mx.float16])
 def test_affine_rounding(settings: QuantConfig, stored: mx.Dtype) -> None:
-    """MLX reads what was packed, every weight is at its group's nearest level, and the levels are about as good as MLX's."""
+    """MLX reads what was packed, every weight is at its group's nearest level, and the levels are about as good as
+    MLX's."""
     weight = random(6, 256)
     packed, scales, offsets = (tensor for _, tensor in rounding.quantized("weight", weight, settings, stored))
     assert packed.dtype == mx.uint32 and scales.dtype == offsets.dtype == stored
@@ -94,7 +96,8 @@ def test_packed_numbers_follow_each_other_bit_by_bit(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_numbers_that_fit_a_word_are_packed_by_one_sum(bits: int) -> None:
-    """On a GPU every primitive that is no view is a kernel, and a decoder is packed in hundreds of pieces while it loads."""
+    """On a GPU every primitive that is no view is a kernel, and a decoder is packed in hundreds of pieces while it
+    loads."""
     found: list[str] = []
     mx.export_function(
         lambda entry: found.append(entry.get("name", "")),
@@ -118,11 +121,11 @@ def test_a_quantised_product_is_that_of_the_weights_it_stands_for(
     tensors = [
         (name, tensor if tensor.dtype in (mx.uint32, mx.uint8) else tensor.astype(mx.float32)) for name, tensor in parts
     ]
-    linear = layers.QuantizedLinear(48, 128, settings, "cpu", bias=True)
+    linear = layers.QuantizedLinear(48, 128, settings, bias=True)
     linear.load_weights([*tensors, ("bias", bias)])
-    embedding = layers.QuantizedEmbedding(48, 128, settings, "cpu")
+    embedding = layers.QuantizedEmbedding(48, 128, settings)
     embedding.load_weights(tensors)
-    linear.keeps_wide = embedding.keeps_wide = keeps
+    linear.keeps_dequantised = embedding.keeps_dequantised = keeps
     expected = np.array(x).astype(np.float64) @ wide.T
     tolerance = 1e-5 * np.abs(expected).max()
     for _ in range(2):  # with what was kept the first time
@@ -134,9 +137,9 @@ def test_a_quantised_product_is_that_of_the_weights_it_stands_for(
 
 
 def test_what_is_kept_wide_fits_its_share_of_the_memory() -> None:
-    matrices = [layers.QuantizedEmbedding(64, 64, QuantConfig(4, 64), "cpu") for _ in range(3)]
-    cpu.keep_dequantised(matrices, packed_matrices.WIDE_SHARE * 64 * 64 * 4 * 2)
-    assert [matrix.keeps_wide for matrix in matrices] == [True, True, False]
+    matrices = [layers.QuantizedEmbedding(64, 64, QuantConfig(4, 64)) for _ in range(3)]
+    cpu.keep_dequantised(matrices, packed_matrices.DEQUANTISED_SHARE * 64 * 64 * 4 * 2)
+    assert [matrix.keeps_dequantised for matrix in matrices] == [True, True, False]
 
 
 def test_the_plan_and_its_reasons(small: VLM) -> None:
@@ -167,7 +170,8 @@ def test_the_plan_of_a_mode(small: VLM, mode: str) -> None:
         ({"name": "5bit"}, "`recipe` is '5bit'"), ({"bits": 7}, "`bits` is 7"), ({"bits": True}, "`bits` is True"),
         ({"name": "4bit", "bits": 4}, "choose one"), ({"mode": "fp4"}, "`mode` is 'fp4'"),
         ({"group_size": 48}, "`group_size` is 48"),
-        ({"mode": "mxfp4", "bits": 8}, "mxfp4 has 4 bits in groups of 32"), ({"name": "small", "mode": "mxfp4"}, "together"),
+        ({"mode": "mxfp4", "bits": 8}, "mxfp4 has 4 bits in groups of 32"),
+        ({"name": "small", "mode": "mxfp4"}, "together"),
         ({"target_bits": 4.5}, "only the recipe 'mixed'"), ({"name": "mixed", "target_bits": 1}, "2.25 to 8.5"),
         ({"name": "mixed", "target_bits": float("nan")}, "2.25 to 8.5"),
     ],
@@ -270,7 +274,8 @@ def test_calibration_needs_pictures(apple: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", ["narrow", "stored"])
 def test_folded_scales_change_nothing(apple: Path, scale: str) -> None:
-    """In both kinds of block, with two query heads to a value head; float32 throughout, or a norm rounded to 16 bits."""
+    """In both kinds of block, with two query heads to a value head; float32 throughout, or a norm rounded to 16
+    bits."""
     vlm = load(str(apple), dtype="float32")
     model, image = vlm.model, np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     ids = [list(range(40, 60))]
@@ -344,7 +349,8 @@ def test_a_budget_goes_where_it_saves_most() -> None:
 def test_the_chain_is_the_network(
     small: VLM, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches filled up on the right give the logits that each question gives alone, also when a batch holds a single one."""
+    """Batches filled up on the right give the logits that each question gives alone, also when a batch holds a single
+    one."""
     found = examples.answered(small.engine, questions)
     assert len(found.pixels) == 2 and [item.picture for item in found.items] == [0, 1, 0]
     for positions in (4096, 1):
@@ -404,7 +410,8 @@ def test_scores_keep_the_head_they_were_made_with(small: VLM, questions: list[ex
 
 
 def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calibrating the decoder keeps a picture's embeddings and not its maps, the hidden states of answers and not their logits."""
+    """Calibrating the decoder keeps a picture's embeddings and not its maps, the hidden states of answers and not their
+    logits."""
     monkeypatch.setattr(chain, "POSITIONS", 256)
     peaks = []
     for count in (4, 24):

@@ -1,4 +1,5 @@
-"""GELU and SwiGLU by NumPy's exponential, and an MLP that applies GELU while its input is still in the processor's cache."""
+"""GELU and SwiGLU by NumPy's exponential, and an MLP that applies GELU while its input is still in the processor's
+cache."""
 
 from collections.abc import Callable
 
@@ -10,17 +11,16 @@ from .cores import pieces, share_out
 from .gradients import with_gradient_of
 from .views import Array, memory_of, own_memory_of
 
-# GELU(x) = x * Phi(x), and Phi(x) = 1 / (1 + exp(x * P(x^2))) where P falls for good. Coefficients, the highest power first, by
-# iteratively reweighted least squares on GELU's own error: at most 7e-8 before rounding to float32.
+# GELU(x) = x * Phi(x), and Phi(x) = 1 / (1 + exp(x * P(x^2))) where P falls for good. Coefficients, the highest power
+# first, by iteratively reweighted least squares on GELU's own error: at most 7e-8 before rounding to float32.
 LOGIT = np.array(
     [-3.6279945e-09, 2.6757265e-07, -7.9482429e-06, 1.10547518e-04, 6.6050890e-05, -7.26682948e-02, -1.595768538],
     np.float32,
 )
-HIDDEN = (
-    1 << 21
-)  # numbers between the two layers of an MLP at a time: they stay in the processor's cache, and BLAS has its fill
-LITTLE = 1 << 14  # numbers for whose SwiGLU MLX, which does not have to wait for them, is as fast
+# Elements between the two layers of an MLP at a time: they stay in the processor's cache, and BLAS has its fill.
+HIDDEN = 1 << 21
 MIN_ROWS = 256  # but at least so many rows, below which products slow down
+LITTLE = 1 << 14  # elements for whose SwiGLU MLX, which does not have to wait for them, is as fast
 
 
 @with_gradient_of(nn.gelu)
@@ -36,7 +36,8 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
 
 
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
-    """fc2(gelu(fc1(x))) for x (R, I), some rows at a time; each is finished before the next, which then can have its memory."""
+    """fc2(gelu(fc1(x))) for x (R, I), some rows at a time; each is finished before the next, which then can have its
+    memory."""
     plain = _is_plain(fc1) and _is_plain(fc2)
     weights = [fc1["weight"], fc1["bias"], fc2["weight"], fc2["bias"]] if plain else []
     step = max(MIN_ROWS, HIDDEN // (len(weights[0]) if plain else 4 * x.shape[-1]))
@@ -49,7 +50,8 @@ def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is x @ weight.T + bias and nothing else: a class derived from it, such as an adapter's, does more."""
+    """Whether a layer is x @ weight.T + bias and nothing else: a class derived from it, such as an adapter's, does
+    more."""
     return getattr(type(layer), "is_plain", False) is True and layer.keys() == {"weight", "bias"}
 
 
@@ -61,7 +63,7 @@ def _feed_forward(x: mx.array, w1: mx.array, b1: mx.array, w2: mx.array, b2: mx.
 
 
 def _apply(function: Callable[..., None], *arguments: mx.array) -> mx.array:
-    """A function of single numbers applied to float32 arrays of one shape."""
+    """A function applied element by element to float32 arrays of one shape."""
     y = mx.zeros(arguments[0].shape, mx.float32)
     parts = zip(*(_cut(memory_of(argument)) for argument in arguments), _cut(own_memory_of(y)), strict=True)
     share_out(lambda part: function(*part[:-1], out=part[-1]), parts)

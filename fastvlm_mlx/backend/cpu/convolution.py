@@ -4,20 +4,19 @@ import mlx.core as mx
 
 from .cores import streams
 
-TILE = (
-    16  # outputs of a row computed by one product: the band is TILE wide, its waste and the copied input balance there
-)
+# Outputs of a row computed by one product: the band is TILE wide, its waste and the copied input balance there.
+TILE = 16
 WINDOWS = 1 << 21  # elements of input windows laid out at a time: ten times the input they are taken from
 LITTLE = 1 << 18  # elements of windows that are not worth cutting
 
 
 def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
-    """Depthwise convolution with a centred odd kernel: x (B, H, W, C), weight (C, k, k, 1) -> (B, ceil(H/s), ceil(W/s), C).
+    """Centred depthwise convolution, k odd: x (B, H, W, C), weight (C, k, k, 1) -> (B, ceil(H/s), ceil(W/s), C).
 
-    A row of `tile` outputs depends on `span` inputs in each of k rows, through a band matrix that holds the kernel's row
-    shifted by `stride` from one output to the next. Per channel that is one (rows, k * span) @ (k * span, tile) product.
-    Strips of rows go to all cores. Unlike MLX's own loop it is also safe for maps smaller than the kernel. All of it is MLX's own
-    operations, which have gradients.
+    A row of `tile` outputs depends on `span` inputs in each of k rows, through a band matrix that holds the kernel's
+    row shifted by `stride` from one output to the next. Per channel that is one (rows, k * span) @ (k * span, tile)
+    product. Strips of rows go to all cores. Unlike MLX's own loop it is also safe for maps smaller than the kernel. All
+    of it is MLX's own operations, which have gradients.
     """
     B, H, W, C = x.shape
     k = weight.shape[1]

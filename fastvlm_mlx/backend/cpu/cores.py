@@ -1,7 +1,7 @@
 """Every core: MLX's CPU backend runs all but matrix products on one thread, so work is cut into pieces for several.
 
-`streams` are for MLX's own operations, each stream a thread; `share_out` is for NumPy's, which let go of Python's lock while they
-compute.
+`streams` are for MLX's own operations, each stream a thread; `share_out` is for NumPy's, which let go of Python's lock
+while they compute.
 """
 
 import os
@@ -19,7 +19,7 @@ Piece = TypeVar("Piece")
 
 MAX_STREAMS = 4
 FEW = 4  # pieces; fewer are done before the threads have started
-PIECE = 1 << 17  # numbers at a time: enough to make up for handing them over, few enough for the processor's cache
+PIECE = 1 << 17  # elements at a time: enough to make up for handing them over, few enough for the processor's cache
 
 
 @cache
@@ -44,7 +44,8 @@ _thread = threading.local()
 
 
 def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
-    """Call `function` for every piece, on all cores where there are some and FEW pieces or more; raises what it raises."""
+    """Call `function` for every piece, on all cores where there are some and FEW pieces or more; raises what it
+    raises."""
     waiting = list(pieces)
     if len(waiting) < FEW or count() == 1:
         for piece in waiting:
@@ -61,6 +62,6 @@ def _pool() -> "ThreadPoolExecutor":
 
 
 def pieces(rows: int, width: int) -> list[slice]:
-    """Rows of `width` numbers each, cut into some PIECE numbers at a time."""
+    """Rows of `width` elements each, cut into some PIECE elements at a time."""
     step = max(1, PIECE // width)
     return [slice(start, start + step) for start in range(0, rows, step)]

@@ -1,6 +1,7 @@
 """Gradients of forms that leave MLX: what goes through NumPy or BLAS by hand is a constant to MLX's differentiation.
 
-Each such form computes what a general one does, and takes its gradient: forward as fast as it can be, backward as MLX does it.
+Each such form computes what a general one does, and takes its gradient: forward as fast as it can be, backward as MLX
+does it.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +14,8 @@ Form = Callable[..., mx.array]
 def with_gradient_of(general: Form) -> Callable[[Form], Form]:
     """Give a form of arrays alone, which may evaluate them, the gradient of the `general` form of the same arguments.
 
-    The result can be differentiated (`mx.grad`, `mx.vjp`, `mx.jvp`, `mx.checkpoint`); an evaluating form still cannot be compiled
-    or vectorised (`ops.general_forms`).
+    The result can be differentiated (`mx.grad`, `mx.vjp`, `mx.jvp`, `mx.checkpoint`); an evaluating form still cannot
+    be compiled or vectorised (`ops.general_forms`).
     """
 
     def decorate(form: Form) -> Form:

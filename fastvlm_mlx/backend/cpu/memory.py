@@ -12,8 +12,8 @@ def memory_bytes() -> int:
 
 
 def keep_memory() -> None:
-    """Have the C library of Linux (glibc) keep what is freed: activations are as large as what it returns to the system at
-    once, and getting it back costs a fault per page, a tenth to a third of a tower's time."""
+    """Have the C library of Linux (glibc) keep what is freed: activations are as large as what it returns to the system
+    at once, and getting it back costs a fault per page, a tenth to a third of a tower's time."""
     if sys.platform != "linux":
         return
     with suppress(OSError, AttributeError):  # another C library

@@ -8,7 +8,7 @@ import numpy as np
 
 from .views import memory_of
 
-WIDE_SHARE = 4  # of the machine's memory, a quarter may hold float32 copies of quantised matrices
+DEQUANTISED_SHARE = 4  # of the machine's memory, a quarter may hold float32 copies of quantised matrices
 
 
 class Packed(Protocol):
@@ -20,37 +20,38 @@ class Packed(Protocol):
     bits: int
     group_size: int
     mode: str
-    keeps_wide: bool
-    _wide: mx.array | None
+    keeps_dequantised: bool
+    _dequantised: mx.array | None
 
 
 def keep_dequantised(matrices: Iterable[Packed], memory: int) -> None:
-    """Decide which quantised matrices are kept in float32 once they were turned back: the first that fit in a share of `memory`.
+    """Decide which quantised matrices are kept in float32 once they were turned back: the first that fit in a share of
+    `memory`.
 
-    A kept matrix answers as fast as one that was never quantised; the others are turned back for every prompt, and MLX's own
-    product, ten times as slow, takes single tokens. `memory` is the machine's, in bytes.
+    A kept matrix answers as fast as one that was never quantised; the others are turned back for every prompt, and
+    MLX's own product, ten times as slow, takes single tokens. `memory` is the machine's, in bytes.
     """
-    room = memory // WIDE_SHARE
+    room = memory // DEQUANTISED_SHARE
     for matrix in matrices:
         size = matrix.scales.size * matrix.group_size * 4
-        matrix.keeps_wide = size <= room
-        room -= size if matrix.keeps_wide else 0
+        matrix.keeps_dequantised = size <= room
+        room -= size if matrix.keeps_dequantised else 0
 
 
 def dequantised(matrix: Packed) -> mx.array:
     """A quantised matrix in float32 (O, I)."""
-    if matrix._wide is not None:
-        return matrix._wide
+    if matrix._dequantised is not None:
+        return matrix._dequantised
     if matrix.mode == "affine" and matrix.bits in ODD_BITS:
         groups = unpack(matrix.weight, matrix.bits).reshape(*matrix.scales.shape, -1)
-        wide = (groups * matrix.scales[..., None] + matrix.biases[..., None]).reshape(len(groups), -1)
+        values = (groups * matrix.scales[..., None] + matrix.biases[..., None]).reshape(len(groups), -1)
     else:
         offsets = matrix.biases if matrix.mode == "affine" else None
-        wide = mx.dequantize(matrix.weight, matrix.scales, offsets, matrix.group_size, matrix.bits, matrix.mode)
-        wide = wide.astype(mx.float32)
-    if matrix.keeps_wide:
-        matrix._wide = wide
-    return wide
+        values = mx.dequantize(matrix.weight, matrix.scales, offsets, matrix.group_size, matrix.bits, matrix.mode)
+        values = values.astype(mx.float32)
+    if matrix.keeps_dequantised:
+        matrix._dequantised = values
+    return values
 
 
 ODD_BITS = (3, 5, 6)  # integers that cross the borders of words: MLX takes them apart one by one

@@ -1,4 +1,5 @@
-"""Softmax attention on a CPU: BLAS for the products, NumPy for the exponentials, and never more than some of the scores."""
+"""Softmax attention on a CPU: BLAS for the products, NumPy for the exponentials, and never more than some of the
+scores."""
 
 from functools import cache, partial
 
@@ -50,7 +51,8 @@ def _attention(queries: mx.array, keys: mx.array, values: mx.array, *, scale: fl
 
 
 def _strip(queries: mx.array, keys: mx.array, values: mx.array, last: npt.NDArray[np.int_] | None) -> mx.array:
-    """Queries (heads, R, head_dim) that each see keys (heads, head_dim, K) up to their `last` (R,) or all; evaluated."""
+    """Queries (heads, R, head_dim) that each see keys (heads, head_dim, K) up to their `last` (R,) or all;
+    evaluated."""
     scores = queries @ keys
     weights = own_memory_of(scores)
     K = weights.shape[-1]

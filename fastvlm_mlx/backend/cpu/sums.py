@@ -7,7 +7,7 @@ from .views import memory_of
 
 
 def total(array: mx.array) -> float:
-    """The sum of all values of an array of floating-point numbers, which may overflow its type."""
+    """The sum of all elements of a floating-point array, which may overflow its dtype."""
     if array.dtype == mx.bfloat16:  # which NumPy does not have
         return float(array.sum().item())  # type: ignore[arg-type]
     with np.errstate(over="ignore", invalid="ignore"):

@@ -16,7 +16,8 @@ def memory_of(array: mx.array) -> npt.NDArray[Any]:
 
 
 def own_memory_of(array: mx.array) -> npt.NDArray[Any]:
-    """The memory of an array that nobody else has seen, to write to: what is written there is written into the array."""
+    """The memory of an array that nobody else has seen, to write to: what is written there is written into the
+    array."""
     memory = memory_of(array)
     assert memory.flags.c_contiguous and memory.flags.writeable  # or parts of it would be copies
     return memory

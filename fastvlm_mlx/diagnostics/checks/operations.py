@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...backend import ops
-from ...backend.ops import Backend
 from ...config import Dtype, QuantConfig
 from ...decoding.sampling import choose
 from ...quantize.layers import QuantizedLinear
@@ -39,7 +38,7 @@ QUANTISED = "quantised product"
 
 @dataclass(frozen=True)
 class Case:
-    """An operation in one shape: `form` takes a backend and the `inputs`, and sums up to `terms` products per value."""
+    """An operation in one shape: `form` takes the `inputs`, and sums up to `terms` products per value."""
 
     name: str
     form: Form
@@ -50,7 +49,7 @@ class Case:
         """Its values on a side, from inputs rounded to `dtype`, computed in `compute`."""
         with side.here():
             given = [mx.array(each).astype(getattr(mx, dtype)).astype(getattr(mx, compute)) for each in self.inputs]
-            return numbers(self.form(side.backend, *given))
+            return numbers(self.form(*given))
 
 
 def rounding(terms: int) -> float:
@@ -125,7 +124,7 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
     for length in keys:
         qkv = normal(1, 3 * 4, length, 32)
         found["attention of the tower"].append(
-            Case(f"{length} keys of 32", _attention, (qkv,), length + 32 + EXPONENTIAL)
+            Case(f"{length} keys of 32", ops.attention, (qkv,), length + 32 + EXPONENTIAL)
         )
         for width, heads, shared in ((64, 14, 2), (128, 12, 2)):
             for mask, rows in (("causal", min(length, 33)), ("none", 1), ("boolean", 1)):
@@ -147,7 +146,7 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
     x = {width: normal(max(counts), width) for width in widths}
     w = {width: normal(out, width) for width in widths}
     found["product"] = [
-        Case(f"{count} rows, width {width}", _product, (x[width][:count], w[width], normal(out)), width)
+        Case(f"{count} rows, width {width}", ops.linear, (x[width][:count], w[width], normal(out)), width)
         for count in counts
         for width in widths
     ]
@@ -159,45 +158,37 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
     ]
     wide = normal(33, 4864)
     found["activations"] = [
-        Case("GELU", lambda backend, x: ops.gelu(x, backend), (wide,), EXPONENTIAL),
-        Case("SwiGLU", lambda backend, gate, up: ops.swiglu(gate, up, backend), (wide, normal(33, 4864)), EXPONENTIAL),
+        Case("GELU", ops.gelu, (wide,), EXPONENTIAL),
+        Case("SwiGLU", ops.swiglu, (wide, normal(33, 4864)), EXPONENTIAL),
     ]
     return found
 
 
-def _depthwise(stride: int, backend: Backend, x: mx.array, weight: mx.array) -> mx.array:
-    return ops.depthwise(x, weight, stride, backend)
+def _depthwise(stride: int, x: mx.array, weight: mx.array) -> mx.array:
+    return ops.depthwise(x, weight, stride)
 
 
-def _attention(backend: Backend, qkv: mx.array) -> mx.array:
-    return ops.attention(qkv, backend)
-
-
-def _causal(mask: str, backend: Backend, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+def _causal(mask: str, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     length = k.shape[2]
     shown: str | mx.array | None = "causal" if mask == "causal" else None
     if mask == "boolean":  # as a batch has it: the second row begins with padding
         shown = (mx.arange(length) >= mx.array([0, length // 2])[:, None])[:, None, None]
-        if backend == "cpu":  # the definition: what is not seen is left out
+        if ops.current() == "cpu":  # the definition: what is not seen is left out
             halves = [(0, 0), (1, length // 2)]
             return mx.concatenate(
-                [_causal("none", backend, q[i : i + 1], k[i : i + 1, :, s:], v[i : i + 1, :, s:]) for i, s in halves]
+                [_causal("none", q[i : i + 1], k[i : i + 1, :, s:], v[i : i + 1, :, s:]) for i, s in halves]
             )
-    return ops.causal_attention(q, k, v, shown, backend)
+    return ops.causal_attention(q, k, v, shown)
 
 
-def _product(backend: Backend, x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    return ops.linear(x, weight, bias, backend)
-
-
-def _quantised(matrix: QuantizedLinear, backend: Backend, x: mx.array) -> mx.array:
-    if backend == "cpu":  # the definition: dequantised, then multiplied
+def _quantised(matrix: QuantizedLinear, x: mx.array) -> mx.array:
+    if ops.current() == "cpu":  # the definition: dequantised, then multiplied
         offsets = getattr(matrix, "biases", None)
         wide = mx.dequantize(matrix.weight, matrix.scales, offsets, matrix.group_size, matrix.bits, matrix.mode)
         return x @ wide.astype(mx.float32).T
     if matrix.mode == "affine":
         matrix = cast(QuantizedLinear, _Typed(matrix, x.dtype))
-    return ops.quantized_linear(x, matrix, None, backend)
+    return ops.quantized_linear(x, matrix)
 
 
 class _Typed:
@@ -206,7 +197,7 @@ class _Typed:
     def __init__(self, matrix: QuantizedLinear, dtype: mx.Dtype):
         self.weight, self.bits, self.group_size, self.mode = matrix.weight, matrix.bits, matrix.group_size, matrix.mode
         self.scales, self.biases = matrix.scales.astype(dtype), matrix.biases.astype(dtype)
-        self.keeps_wide, self._wide = False, None
+        self.keeps_dequantised, self._dequantised = False, None
 
 
 def settings_of_every_kind() -> dict[str, QuantConfig]:
@@ -220,7 +211,7 @@ def matrices(weight: Figures) -> dict[str, QuantizedLinear]:
     found = {}
     for name, settings in settings_of_every_kind().items():
         rows, width = weight.shape
-        layer = QuantizedLinear(rows, width, settings, "metal", bias=False)
+        layer = QuantizedLinear(rows, width, settings, bias=False)
         for path, tensor in quantized("weight", mx.array(weight), settings, mx.bfloat16):
             layer[path] = tensor.astype(mx.float32) if tensor.dtype == mx.bfloat16 else tensor
         mx.eval(layer.parameters())

@@ -6,7 +6,7 @@ forms, which the tests hold against PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
@@ -28,15 +28,17 @@ TINY_SIZE = 192  # pixels; what the built-in model was trained at
 
 @dataclass(frozen=True)
 class Side:
-    """A device, and the backend whose forms a network on it has."""
+    """A device, and the backend whose forms are used on it."""
 
     name: str
     backend: Backend
     device: mx.Device
 
-    def here(self) -> AbstractContextManager[object]:
-        """Within the block, MLX computes on this side's device."""
-        return mx.stream(self.device)
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        """Within the block, in this thread, MLX computes on this side's device, by its backend's forms."""
+        with mx.stream(self.device), ops.forms_of(self.backend):
+            yield
 
     def network(
         self, opened: OpenModel, weights: Mapping[str, mx.array], dtype: Dtype, rounded: Dtype | None = None
@@ -48,7 +50,7 @@ class Side:
                 yield name, array if rounded is None else array.astype(getattr(mx, rounded)).astype(mx.float32)
 
         with self.here():
-            model = FastVLM(opened.config, self.backend)
+            model = FastVLM(opened.config)
             fill(model, replace(opened, weights=read), getattr(mx, dtype), {})
         return model
 
@@ -56,7 +58,7 @@ class Side:
         """The built-in model, or a random one by its size, ready to answer on this side."""
         engine = Engine(open_model(model))
         with self.here():
-            engine.load_weights(dtype=dtype, backend=self.backend)
+            engine.load_weights(dtype=dtype)
         return engine
 
 

@@ -60,7 +60,7 @@ def check(setting: Setting) -> Iterator[Finding]:
             tokens = (size // 64) ** 2
             prompt = render(opened.tokenizer, [Turn(PROMPT, 1)], tokens, None)
             length = sum(map(len, prompt))
-            read = max(moved, row_rate(network)) if not setting.on_gpu else moved
+            read = max(moved, row_rate()) if not setting.on_gpu else moved
             item = 2 if dtype != "float32" else 4
             stages = [*tower(network, opened.config, size, item), *decoder(network, opened.config, length, item)]
             for name, run, work in stages if number == 0 else stages[-2:]:
@@ -97,12 +97,12 @@ def product_rate(side: int, dtype: Dtype) -> float:
     return float(2 * side**3) / seconds_of(lambda: x @ x)
 
 
-def row_rate(network: FastVLM) -> float:
+def row_rate() -> float:
     """Bytes of a matrix per second as a row is multiplied with it: on a CPU every core reads, where a copy takes one."""
     weight = mx.random.normal((8192, 2048))
     x = mx.random.normal((1, 2048))
     mx.eval(weight, x)
-    return weight.nbytes / seconds_of(lambda: ops.linear(x, weight, None, network.backend))
+    return weight.nbytes / seconds_of(lambda: ops.linear(x, weight))
 
 
 def share(what: str, taken: float, work: Work, per_second: float, bytes_per_second: float) -> Finding:

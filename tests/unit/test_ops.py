@@ -1,0 +1,40 @@
+"""Which backend's forms are taken: those of the default device, or those that a block of one thread asks for."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import mlx.core as mx
+import pytest
+
+from fastvlm_mlx.backend import ops
+
+
+def test_the_default_device_decides_when_an_operation_is_called() -> None:
+    with mx.stream(mx.cpu):
+        assert ops.current() == "cpu"
+
+
+def test_a_block_takes_another_backends_forms_in_its_thread_alone() -> None:
+    with mx.stream(mx.cpu), ops.forms_of("metal"):
+        assert ops.current() == "metal"
+        with ops.forms_of("cuda"), ops.general_forms():
+            assert ops.current() == "cuda"
+        assert ops.current() == "metal"
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(ops.current).result() == ("cpu" if not mx.metal.is_available() else "metal")
+
+
+def test_the_block_ends_where_it_raises() -> None:
+    before = ops.current()
+    with pytest.raises(ZeroDivisionError), ops.forms_of("metal"):
+        raise ZeroDivisionError
+    assert ops.current() == before
+
+
+@pytest.mark.parametrize("backend", ["cpu", "metal", "cuda"])
+def test_a_narrow_head_is_padded_for_metal_alone(backend: ops.Backend) -> None:
+    """By the graph that is built: a head of 32 is filled up to what Metal's fused attention takes."""
+    qkv = mx.zeros((1, 6, 5, 32))
+    found: list[str] = []
+    with ops.forms_of(backend), ops.general_forms():
+        mx.export_function(lambda step: found.append(step.get("name", "")), ops.attention, qkv)
+    assert ("Pad" in found) == (backend == "metal")
