@@ -151,3 +151,12 @@ def _timm(name: str) -> str:
                           ("convffn", "mlp"), ("lkb_reparam", "reparam_conv")):  # fmt: skip
         name = name.replace(apples, timms)
     return "model.vision_tower.timm_model." + name
+
+
+# Each layout under the name that parametrised tests give it.
+WRITERS: dict[str, Callable[[Path, Path], Path]] = {
+    "transformers": transformers,
+    "mlx-vlm": mlx_vlm,
+    "mlx-vlm quantised": lambda apple, out: mlx_vlm(apple, out, alike(4, 32)),
+    "apple-mlx": apple_mlx,
+}

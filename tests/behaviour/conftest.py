@@ -1,15 +1,17 @@
 """Shared by the tests of hostile input: the command line in forked children, and inputs in order to change."""
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from .forkserver import ForkServer, Result
+from fastvlm_mlx.convert import convert
 
-Run = Callable[..., Result]
+from ..layouts import WRITERS
+from .forkserver import ForkServer, Run
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +34,26 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.fromarray(np.random.default_rng(1).integers(0, 256, (80, 60, 3), dtype=np.uint8)).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def _ours(_apple: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("ours") / "model"
+    convert(_apple, out)
+    return out
+
+
+@pytest.fixture
+def ours(_ours: Path, tmp_path: Path) -> Path:
+    """A converted folder, the test's own to change."""
+    return Path(shutil.copytree(_ours, tmp_path / "ours"))
+
+
+@pytest.fixture(scope="session")
+def _folders(_apple: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each layout; without an index, so that it does not notice the tests' own changes to the weights."""
+    root = tmp_path_factory.mktemp("layouts")
+    folders = {name: write(_apple, root / name.replace(" ", "-")) for name, write in WRITERS.items()}
+    for folder in folders.values():
+        (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    return folders

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ class Result:
         assert self.seconds < LIMIT, self
         assert self.memory < MEMORY, self
 
+
+Run = Callable[..., Result]  # `run(*arguments, stdin=b"", env={}, cwd=folder)` is `fastvlm-mlx ARGUMENTS`
 
 # What to do, in one of the words that say it.
 ADVICE = (

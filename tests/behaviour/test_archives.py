@@ -25,7 +25,7 @@ from fastvlm_mlx.hub import archive, caches, transfer
 from fastvlm_mlx.hub.find import find
 
 from .archives import NAME, Behaviour, Handler, drops, honest, raw, replies, serving, zipped
-from .conftest import Run
+from .forkserver import Run
 
 
 @pytest.fixture(scope="module")

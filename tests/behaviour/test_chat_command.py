@@ -19,8 +19,7 @@ from fastvlm_mlx.diagnostics.random_model import SIZES
 from fastvlm_mlx.errors import FastVLMError, ImageError
 from fastvlm_mlx.quantize.recipes import usual_bits
 
-from .conftest import Run
-from .forkserver import Result
+from .forkserver import Result, Run
 
 EXACT = ("--dtype", "float32", "--max-tokens", 8)
 

@@ -12,7 +12,7 @@ from fastvlm_mlx.calibrate.examples import read_questions
 from fastvlm_mlx.convert import pickles
 from fastvlm_mlx.files import digests, shards
 
-from .conftest import Run
+from .forkserver import Run
 
 ASKED = ("--dtype", "float32", "--max-tokens", 8, "-p", "Why?")
 COMPANION = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4056)

@@ -14,7 +14,7 @@ from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.files import unzip
 
 from .archives import NAME, zipped
-from .conftest import Run
+from .forkserver import Run
 
 Write = Callable[[zipfile.ZipFile], object]
 TOP = f"{NAME}/"

@@ -33,8 +33,6 @@ from fastvlm_mlx.inputs.tokenizer import Tokenizer
 from fastvlm_mlx.storage.open import open_ours
 
 from . import pictures
-from .test_hostile_folders import _ours  # noqa: F401  (a fixture)
-from .test_hostile_layouts import _folders  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.fuzz
 
@@ -253,7 +251,7 @@ def nested(table: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     return change()
 
 
-def test_our_configs(_ours: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_our_configs(_ours: Path, capfd: pytest.CaptureFixture[str]) -> None:
     @many
     @given(nested(json.loads((_ours / "config.json").read_text())))
     def read(config: dict[str, Any]) -> None:
@@ -273,7 +271,7 @@ def test_apples_configs(_apple: Path, capfd: pytest.CaptureFixture[str]) -> None
     read()
 
 
-def test_transformers_configs(_folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_transformers_configs(_folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pictures_of = {
         "size": {"shortest_edge": 128},
         "crop_size": {"height": 128, "width": 128},
@@ -377,8 +375,8 @@ def test_damaged_pickles(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
 
 def test_folders_with_changed_configs(
     _apple: Path,
-    _ours: Path,  # noqa: F811
-    _folders: dict[str, Path],  # noqa: F811
+    _ours: Path,
+    _folders: dict[str, Path],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -434,7 +432,7 @@ def read_changed(path: Path, changes: st.SearchStrategy[bytes], capfd: pytest.Ca
     read()
 
 
-def test_tokenizer_json(_ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_tokenizer_json(_ours: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     whole = (_ours / "tokenizer.json").read_bytes()
 
     @many

@@ -17,7 +17,7 @@ from fastvlm_mlx.errors import FastVLMWarning, ImageError, OptionError
 from fastvlm_mlx.inputs.image import load_image, preprocess
 
 from . import pictures
-from .conftest import Run
+from .forkserver import Run
 
 ORIENTATION = 0x0112
 

@@ -19,7 +19,7 @@ from fastvlm_mlx.errors import OutputError
 from fastvlm_mlx.storage.place import new_folder
 
 from .. import checkpoint
-from .conftest import Run
+from .forkserver import Run
 
 OURS = {"LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer.json"}
 COMMAND = [sys.executable, "-m", "fastvlm_mlx"]

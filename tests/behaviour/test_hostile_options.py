@@ -10,7 +10,7 @@ from fastvlm_mlx import VLM
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import OptionError, PromptError
 
-from .conftest import Run
+from .forkserver import Run
 
 HUGE = "9" * 5000
 

@@ -17,7 +17,7 @@ from fastvlm_mlx.files import digests
 from fastvlm_mlx.hub import caches
 from fastvlm_mlx.network.memory import PARTS
 
-from .conftest import Run
+from .forkserver import Run
 
 
 @pytest.fixture(scope="module")

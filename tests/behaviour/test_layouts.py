@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from .. import layouts
-from .conftest import Run
+from .forkserver import Run
 
 
 def ask(run: Run, folder: Path, photo: Path) -> bytes:

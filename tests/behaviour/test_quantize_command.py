@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run
+from .forkserver import Run
 
 
 def patiently(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from fastvlm_mlx.errors import HubError, OptionError
 from fastvlm_mlx.hub import publish
 
 from .archives import Server
-from .conftest import Run
+from .forkserver import Run
 
 NAME = "someone/FastVLM-small-mlx"
 

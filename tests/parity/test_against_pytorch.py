@@ -1,8 +1,4 @@
-"""Stage by stage against transformers' FastVLM in float32, the weights having gone through the production converter.
-
-Tolerances are relative to the largest value: float32 sums in another order, through up to 46 blocks and 24 layers, differ
-by a few 1e-6; 1e-4 is what the project promises.
-"""
+"""Stage by stage against transformers' FastVLM in float32, the weights having gone through the production converter."""
 
 from pathlib import Path
 
@@ -17,44 +13,14 @@ from fastvlm_mlx.convert import convert, open_foreign
 from fastvlm_mlx.decoding.generate import _decode
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.inputs.pieces import ImageSlot
-from fastvlm_mlx.network.model import LEVELS, FastVLM
+from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.storage.fill import fill
 from fastvlm_mlx.vlm import VLM
 
 from . import original
+from .stages import TIGHT, TOLERANCE, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
 
-TOLERANCE = 1e-4
 PICTURE = 4  # positions of a picture of 128 x 128 pixels
-TIGHT = 2e-5  # what is in fact reached, so that a real mistake of this size does not hide below the promise
-
-
-def difference(ours: mx.array, theirs: torch.Tensor) -> float:
-    """max |difference| / max |value|."""
-    a, b = np.array(ours.astype(mx.float32)), theirs.detach().float().numpy()
-    assert a.shape == b.shape
-    return float(np.abs(a - b).max() / np.abs(b).max())
-
-
-def pixels(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A random image (1, H, W, 3) uint8, smooth enough to have some structure."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (1, -(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-    return coarse.repeat(8, axis=1).repeat(8, axis=2)[:, :height, :width]
-
-
-def to_torch(image: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(LEVELS[image]).permute(0, 3, 1, 2)
-
-
-@torch.no_grad()
-def features_of(theirs: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
-    return theirs.model.vision_tower(to_torch(image)).last_hidden_state.flatten(2).transpose(1, 2)
-
-
-def features_from(ours: FastVLM, image: np.ndarray) -> mx.array:
-    """Our features with their channels in the published order: ours come filter by filter, theirs channel by channel."""
-    features = ours.vision(mx.array(LEVELS[image]).astype(ours.dtype))
-    B, N, C = features.shape
-    return features.reshape(B, N, 2, C // 2).swapaxes(2, 3).reshape(B, N, C)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +51,6 @@ def test_projector(pair: tuple[torch.nn.Module, VLM]) -> None:
     with torch.no_grad():
         expected = theirs.model.get_image_features(to_torch(image)).pooler_output
     assert difference(ours.model.encode(mx.array(image)), expected) < TIGHT
-
-
-@torch.no_grad()
-def prompt_embeddings(theirs: torch.nn.Module, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
-    embed = theirs.model.language_model.embed_tokens
-    picture = theirs.model.get_image_features(to_torch(image)).pooler_output
-    return torch.cat([embed(torch.tensor([before])), picture, embed(torch.tensor([after]))], dim=1)
 
 
 def test_prefill_and_cached_decode(pair: tuple[torch.nn.Module, VLM]) -> None:

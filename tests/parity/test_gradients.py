@@ -29,7 +29,7 @@ from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.network.model import FastVLM
 
 from . import original
-from .test_against_pytorch import pixels, prompt_embeddings
+from .stages import pixels, prompt_embeddings
 
 BEFORE, AFTER, ANSWER = [1, 2, 3], list(range(40, 90)), [7, 300, 25, 411]
 IMAGE = pixels(192, 256)

@@ -16,7 +16,7 @@ from fastvlm_mlx.convert import convert, to_transformers
 from fastvlm_mlx.inputs.pieces import ImageSlot
 
 from . import original
-from .test_against_pytorch import TIGHT, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
+from .stages import TIGHT, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
 
 ROUNDING = 3e-7  # of the largest value of a tensor: two roundings of float32
 

@@ -10,7 +10,7 @@ from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.inputs.prompt import Turn, render
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
-from ..conftest import CORPUS
+from ..tokenizer import CORPUS
 
 TEXTS = [
     *CORPUS,

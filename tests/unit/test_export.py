@@ -13,7 +13,7 @@ from fastvlm_mlx.convert import convert, to_transformers
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, OutputError
 
 from .. import checkpoint, layouts
-from .test_layouts import assert_equal, stored, unpacked
+from ..converted import assert_equal, stored, unpacked
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
 

@@ -17,35 +17,15 @@ from fastvlm_mlx.convert.packed import values
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError
 
 from .. import checkpoint, layouts
+from ..converted import assert_equal, stored, unpacked
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
 WHOLE: dict[str, Callable[[Path, Path], Path]] = {"transformers": layouts.transformers, "mlx-vlm": layouts.mlx_vlm}
 
 
-def stored(folder: Path) -> dict[str, mx.array]:
-    return dict(mx.load(str(folder / "model.safetensors")))
-
-
 def converted(source: Path, out: Path, **options: Any) -> dict[str, mx.array]:
     convert(source, out, dtype="float32", **options)
     return stored(out)
-
-
-def assert_equal(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:
-    assert found.keys() == expected.keys()
-    assert not [name for name in found if not mx.array_equal(found[name], expected[name])]
-
-
-def unpacked(folder: Path) -> dict[str, mx.array]:
-    """A converted folder's tensors, quantised ones as the values they stand for."""
-    tensors = stored(folder)
-    config = json.loads((folder / "config.json").read_text())
-    for path, how in config["quantization"].items():
-        parts = [
-            tensors.pop(f"{path}.{part}") for part in ("weight", "scales", "biases") if f"{path}.{part}" in tensors
-        ]
-        tensors[f"{path}.weight"] = values(*parts, settings=checkpoint.quant(how))
-    return tensors
 
 
 @pytest.fixture(params=["tied", "untied"])
