@@ -92,7 +92,7 @@ def prepare(
         weights.pop("lm_head.weight", None)
     _write(folders["mlx-vlm"], checkpoint, config, weights, resolution)
     convert(folders["mlx-vlm"], folders["ours"])
-    theirs = {_transformers_name(name): array for name, array in weights.items() if not name.endswith("head.proj")}
+    theirs = {transformers_name(name): array for name, array in weights.items() if not name.endswith("head.proj")}
     _write(folders["transformers"], checkpoint, _transformers_config(config, resolution, dtype), theirs, resolution)
     done.write_text(json.dumps(settings))
     return folders
@@ -126,7 +126,7 @@ def _apple_name(name: str) -> str:
     raise KeyError(name)
 
 
-def _transformers_name(name: str) -> str:
+def transformers_name(name: str) -> str:
     if name.startswith(APPLE_TOWER):
         name = name.removeprefix(APPLE_TOWER)
         if found := re.match(r"network\.(\d+)\.", name):

@@ -26,8 +26,8 @@ CALLERS = 2  # threads that call OpenBLAS: Python's and MLX's
 def check_address_space(name: str, nbytes: int) -> None:
     """Raise CheckpointError where there is a limit that does not leave room for a model of `nbytes` bytes and its work
     on a CPU."""
-    limit = _limit()
-    if limit is None:
+    allowed = limit()
+    if allowed is None:
         return
     needed = 2 * nbytes + MLX_THREADS  # what is read is in memory twice for a moment
     if blas.library is not None:
@@ -37,14 +37,14 @@ def check_address_space(name: str, nbytes: int) -> None:
     except (OSError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{name} takes about {needed / 1e9:.1f} GB of addresses beside what is in use, and the limit of this "
-            f"process is {limit / 1e9:.1f} GB (ulimit -v); raise it, set OPENBLAS_NUM_THREADS to 1, or use a smaller "
+            f"process is {allowed / 1e9:.1f} GB (ulimit -v); raise it, set OPENBLAS_NUM_THREADS to 1, or use a smaller "
             "model."
         ) from error
 
 
 def explained(error: BaseException) -> str | None:
     """One sentence for a library that found no room to be loaded under a limit; None for any other exception."""
-    if not isinstance(error, ImportError) or not NO_ADDRESSES.search(str(error)) or _limit() is None:
+    if not isinstance(error, ImportError) or not NO_ADDRESSES.search(str(error)) or limit() is None:
         return None
     return (
         f"The memory that this process may use (ulimit -v) is too little to load its libraries ({shown(str(error))}); "
@@ -52,11 +52,11 @@ def explained(error: BaseException) -> str | None:
     )
 
 
-def _limit() -> int | None:
+def limit() -> int | None:
     """The addresses that this process may have, in bytes; None where nothing limits them."""
     if sys.platform != "linux":
         return None
     import resource
 
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if limit == resource.RLIM_INFINITY else limit
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if allowed == resource.RLIM_INFINITY else allowed

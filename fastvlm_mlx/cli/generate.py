@@ -102,12 +102,12 @@ def generate(
     else:
         print(flush=True)
     if answer.finish_reason == "length":
-        say(_cut(answer.stats.completion_tokens, max_tokens))
+        say(note_of_a_cut(answer.stats.completion_tokens, max_tokens))
     if verbose:
         print(answer.stats.describe(load_seconds=engine.load_seconds), file=sys.stderr)
 
 
-def _cut(tokens: int, limit: int) -> str:
+def note_of_a_cut(tokens: int, limit: int) -> str:
     """What to say of an answer that was cut after so many tokens, `limit` being the option's."""
     if tokens < limit:
         return f"Note: the answer was cut after {counted(tokens, 'token')}, where the model's context is full."

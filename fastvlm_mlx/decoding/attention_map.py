@@ -133,7 +133,7 @@ def _attention_map(
         queries, _, _ = block.self_attn.project(block.input_layernorm(x), layer_cache.offset)
         x = block(x, layer_cache)
         if number in chosen:
-            total = total + _weights(queries, layer_cache.held[0])[among].mean((0, 1))
+            total = total + attention_weights(queries, layer_cache.held[0])[among].mean((0, 1))
             mx.eval(x, total)
     shares = np.array(total / len(chosen))
     grids, start = [], 0
@@ -146,7 +146,7 @@ def _attention_map(
     return AttentionMap([grid / on_pictures for grid in grids], on_pictures, pictures)
 
 
-def _weights(queries: mx.array, keys: mx.array) -> mx.array:
+def attention_weights(queries: mx.array, keys: mx.array) -> mx.array:
     """Attention (heads, T, L) of the last T positions: queries (1, heads, T, head_dim), keys (1, kv_heads, L, head_dim)."""
     _, heads, T, head_dim = queries.shape
     _, kv_heads, L, _ = keys.shape

@@ -15,15 +15,15 @@ AGREEMENT = "https://github.com/apple/ml-fastvlm/blob/main/LICENSE_MODEL"
 ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
 NOTICE = f"These weights are Apple's, for research purposes only (licence {APPLE}); the agreement: {AGREEMENT}. This is said once."
 
-_said = False
+announced = False  # whether this process has begun to warn
 
 
 def announce(licence: str) -> None:
     """Warn (FastVLMWarning, on stderr) of Apple's terms, if these are the weights' and it has not been said before."""
-    global _said
-    if licence != APPLE or _said:
+    global announced
+    if licence != APPLE or announced:
         return
-    _said = True
+    announced = True
     try:
         mark = caches.root() / "notices" / APPLE
         if mark.exists():

@@ -223,7 +223,7 @@ def _request(url: str, method: str, headers: dict[str, str]) -> Any:
     headers = {"User-Agent": f"fastvlm-mlx/{__version__}", "Accept-Encoding": "identity", **headers}
     first = url
     for _ in range(REDIRECTS + 1):
-        _check_address(url, first)
+        check_address(url, first)
         try:
             return _opener().open(Request(url, method=method, headers=headers), timeout=TIMEOUT)
         except HTTPError as error:
@@ -261,10 +261,10 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        return location  # which is no address, as `_check_address` will say
+        return location  # which is no address, as `check_address` will say
 
 
-def _check_address(url: str, first: str) -> None:
+def check_address(url: str, first: str) -> None:
     """Raise HubError unless an address is https, or on this machine as the first one was."""
     try:
         parts = urlsplit(url)

@@ -375,13 +375,15 @@ def test_unreachable(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_https_never_leads_to_http_even_on_this_machine() -> None:
     with pytest.raises(HubError, match="not a plain https"):
-        transfer._check_address("http://127.0.0.1/x", "https://example.com/x")
-    transfer._check_address("https://cdn.example.com/x", "https://example.com/x")
+        transfer.check_address("http://127.0.0.1/x", "https://example.com/x")
+    transfer.check_address("https://cdn.example.com/x", "https://example.com/x")
 
 
 def test_two_at_once(server: type[Handler]) -> None:
     part = caches.root() / "archives" / f"{NAME}.zip.part"
-    with transfer._only_one(part), pytest.raises(HubError, match="by another process"):
+    part.parent.mkdir(parents=True)
+    with part.open("wb") as file, pytest.raises(HubError, match="by another process"):
+        fcntl.flock(file, fcntl.LOCK_EX)
         find(NAME, agree=agree)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import fastvlm_mlx
 from fastvlm_mlx import VLM
-from fastvlm_mlx.decoding.attention_map import RAMP, _weights
+from fastvlm_mlx.decoding.attention_map import RAMP, attention_weights
 from fastvlm_mlx.errors import ImageError, OptionError, PromptError
 from fastvlm_mlx.inputs.pieces import ImageSlot
 from training.world import Options, Scene, Shape, draw
@@ -31,7 +31,7 @@ def test_weights_are_those_of_the_fused_attention(heads: int, kv_heads: int) -> 
         mx.array(draw.normal(size=(1, count, length, 16)).astype(np.float32))
         for count, length in ((heads, 5), (kv_heads, 12), (kv_heads, 12))
     )
-    weights = _weights(queries, keys)
+    weights = attention_weights(queries, keys)
     fused = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=16**-0.5, mask="causal")[0]
     ours = weights.reshape(kv_heads, heads // kv_heads * 5, 12) @ values[0]
     assert np.abs(np.array(ours).reshape(heads, 5, 16) - np.array(fused)).max() < 1e-6
@@ -57,7 +57,7 @@ def test_the_map_is_what_a_pass_over_the_whole_sequence_gives(small: VLM) -> Non
     for layer, cache in zip(small.model.text.layers[:-1], small.model.text.make_cache(), strict=False):
         x = layer(x, cache)
     queries, keys, _ = last.self_attn.project(last.input_layernorm(x), 0)
-    whole = np.array(_weights(queries, keys).mean(0))[-6:].mean(0)
+    whole = np.array(attention_weights(queries, keys).mean(0))[-6:].mean(0)
     lengths = [len(piece) for piece in pieces]
     starts = [sum(lengths[:place]) for place, piece in enumerate(pieces) if isinstance(piece, ImageSlot)]
     expected = [whole[start : start + 4].reshape(2, 2) for start in starts]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx import VLM, DeviceError, FastVLMWarning, OutOfMemoryError, load
-from fastvlm_mlx.backend import forks, residency
+from fastvlm_mlx.backend import residency
 from fastvlm_mlx.config import DTYPES
 from fastvlm_mlx.decoding import generate
 from fastvlm_mlx.decoding.engine import Engine
@@ -479,13 +479,3 @@ def test_a_child_forked_after_a_model_was_loaded_is_told(fresh: VLM) -> None:
         os.waitpid(child, 0)
     assert told == b"." * len(calls)
     assert fresh.generate(PICTURES[0], "What is it?", max_tokens=1).text is not None
-
-
-def test_a_process_of_its_own_is_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "_home", None)
-    forks.check_process()
-    forks.check_process()
-    assert forks._home == os.getpid()
-    monkeypatch.setattr(forks, "_home", os.getpid() + 1)
-    with pytest.raises(DeviceError, match=r'"spawn"'):
-        forks.check_process()

@@ -314,11 +314,12 @@ def test_interrupted_at_any_moment(slow: Path, photo: Path, tmp_path: Path, comm
 def test_an_interrupt_that_became_another_error() -> None:
     """A compiled module that is interrupted while it is imported raises ImportError."""
     script = (
-        "import os, signal, time\nfrom fastvlm_mlx.cli import entry\n"
-        "def run():\n"
+        "import os, signal, sys, time, types\nfrom fastvlm_mlx.cli import entry\n"
+        "def build(arguments):\n"
         "    try:\n        os.kill(os.getpid(), signal.SIGINT)\n        time.sleep(5)\n"
         "    except KeyboardInterrupt:\n        raise ImportError('while initializing the extension') from None\n"
-        "entry._run = run\nentry.main()\n"
+        "sys.modules['fastvlm_mlx.cli.app'] = types.SimpleNamespace(COMMANDS=(), build=build, flags=dict)\n"
+        "entry.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")

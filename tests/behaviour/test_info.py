@@ -15,6 +15,7 @@ from fastvlm_mlx.diagnostics import info, random_model
 from fastvlm_mlx.errors import CheckpointError
 from fastvlm_mlx.files import digests
 from fastvlm_mlx.hub import caches
+from fastvlm_mlx.network import memory
 from fastvlm_mlx.network.memory import PARTS
 
 from .forkserver import Run
@@ -78,7 +79,7 @@ def test_verdicts(gigabytes: int, verdict: str, monkeypatch: pytest.MonkeyPatch,
     """7B, in float32 on a CPU."""
     monkeypatch.setattr("fastvlm_mlx.backend.ops.current", lambda: "cpu")
     config = random_model.config("7b")
-    found = info.ModelInfo("7b", tmp_path, config, 1, info._estimate(config), gigabytes * 10**9)
+    found = info.ModelInfo("7b", tmp_path, config, 1, memory.estimate(config, backend="cpu"), gigabytes * 10**9)
     assert re.search(verdict, found.verdict), found.verdict
     assert found.fits == (not found.verdict.startswith("no"))
 

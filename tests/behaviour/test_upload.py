@@ -104,7 +104,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A stand-in that takes the token "right", which is in the environment."""
-    from huggingface_hub import HfApi, _commit_api, constants
+    from huggingface_hub import HfApi, constants
     from huggingface_hub import hf_api as hf_api_module
 
     class Served(Hub):
@@ -119,8 +119,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(hf_api_module.api, "endpoint", endpoint)
     monkeypatch.setattr(HfApi.__init__, "__defaults__", (endpoint, *HfApi.__init__.__defaults__[1:]))  # type: ignore[index]
-    for module in (_commit_api, hf_api_module):
-        monkeypatch.setattr(module, "is_xet_available", lambda: False, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("HF_TOKEN", "right")
     monkeypatch.setenv("no_proxy", "*")
     yield Served

@@ -1,0 +1,1 @@
+"""Against the originals: PyTorch, transformers, timm and mlx-lm with random weights, stage by stage."""

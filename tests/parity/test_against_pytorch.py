@@ -10,8 +10,8 @@ import torch
 from fastvlm_mlx import load
 from fastvlm_mlx.backend.ops import Backend, forms_of
 from fastvlm_mlx.convert import convert, open_foreign
-from fastvlm_mlx.decoding.generate import _decode
-from fastvlm_mlx.decoding.request import Options
+from fastvlm_mlx.decoding.generate import stream
+from fastvlm_mlx.decoding.request import Options, Request
 from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.storage.fill import fill
@@ -110,10 +110,9 @@ def test_32_greedy_tokens(tmp_path: Path, tokenizer_files: Path, tied: bool) -> 
             embeddings = torch.cat(
                 [embeddings, theirs.model.language_model.embed_tokens(torch.tensor([expected[-1:]]))], dim=1
             )
-    model = ours.model
-    cache = model.text.make_cache()
-    logits = model.prefill(model.embed([before, ImageSlot(0, 9), after], {0: model.encode(mx.array(image))[0]}), cache)
-    assert list(_decode(model, cache, logits, Options(), 32)) == expected
+    request = Request([image[0]], [before, ImageSlot(0, 9), after], 0.0)
+    *_, last = stream(ours.engine, request, Options(max_tokens=32, stop_tokens=()))
+    assert last.answer is not None and last.answer.token_ids == expected
     assert len(set(expected)) > 4  # a model stuck on one token would prove little
 
 

@@ -8,6 +8,7 @@ rest.
 
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +289,6 @@ def test_a_compiled_step_takes_the_general_forms(pair: tuple[Any, VLM, Source]) 
 
 
 def test_the_switch_is_of_one_thread_and_ends_with_its_block(calls: Counter[str]) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def own_form() -> bool:
         """Whether the CPU's own form of GELU is taken."""
         calls.clear()

@@ -15,10 +15,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of the a
 
 def test_libraries_that_find_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ImportError("libjpeg.so.62: failed to map segment from shared object")
-    monkeypatch.setattr(address_space, "_limit", lambda: 1 << 28)
+    monkeypatch.setattr(address_space, "limit", lambda: 1 << 28)
     assert "ulimit -v" in str(address_space.explained(error))
     assert address_space.explained(ImportError("no module")) is None
-    monkeypatch.setattr(address_space, "_limit", lambda: None)
+    monkeypatch.setattr(address_space, "limit", lambda: None)
     assert address_space.explained(error) is None
 
 

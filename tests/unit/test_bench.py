@@ -179,4 +179,4 @@ def test_names_for_transformers() -> None:
         "model.mm_projector.2.bias": "model.multi_modal_projector.linear_2.bias",
         "model.layers.3.mlp.up_proj.weight": "model.language_model.layers.3.mlp.up_proj.weight",
     }
-    assert {name: checkpoint._transformers_name(name) for name in names} == names
+    assert {name: checkpoint.transformers_name(name) for name in names} == names

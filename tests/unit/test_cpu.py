@@ -43,7 +43,7 @@ def test_depthwise(shape: tuple[int, ...], kernel: int, stride: int) -> None:
 def test_depthwise_in_strips(
     shape: tuple[int, ...], kernel: int, stride: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolution, "_rows", lambda *_: rows)
+    monkeypatch.setattr(convolution, "strip_rows", lambda *_: rows)
     check_depthwise(shape, kernel, stride)
 
 
@@ -125,7 +125,7 @@ def test_attention_of_large_scores() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_work_reaches_every_piece_and_errors_come_back(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_cores, "count", lambda: cores)
-    monkeypatch.setattr(cpu_cores, "_pool", lambda: pool)
+    monkeypatch.setattr(cpu_cores, "pool", lambda: pool)
     pool = ThreadPoolExecutor(cores)
     done: list[int] = []
     cpu_cores.share_out(done.append, range(20))

@@ -478,7 +478,7 @@ def test_an_old_mlx_settings_and_a_slow_blas_are_found(monkeypatch: pytest.Monke
         "wrong", "wrong", "right", "right", "right",
     ]  # fmt: skip
     monkeypatch.setenv("MLX_MAX_OPS_PER_BUFFER", "2")
-    monkeypatch.setattr(blas, "_state", "missing")
+    monkeypatch.setattr(blas, "is_slow", lambda: True)
     notes = [f.what for f in install.check(HERE) if f.status == "note"]
     assert notes == ["MLX's settings in the environment", "matrix products on the CPU"]
 

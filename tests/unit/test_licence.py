@@ -21,13 +21,13 @@ from fastvlm_mlx.hub import caches, licence
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, on a machine that has said nothing yet."""
     monkeypatch.setenv("FASTVLM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(licence, "_said", False)
+    monkeypatch.setattr(licence, "announced", False)
     return tmp_path / "cache"
 
 
 def said(monkeypatch: pytest.MonkeyPatch, name: str = licence.APPLE) -> list[str]:
     """What a new process would say."""
-    monkeypatch.setattr(licence, "_said", False)
+    monkeypatch.setattr(licence, "announced", False)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         licence.announce(name)
@@ -65,7 +65,7 @@ def test_loading_and_converting_say_it(
     with pytest.warns(FastVLMWarning, match=licence.APPLE):
         load(str(apple))
     (cache / "notices" / licence.APPLE).unlink()
-    monkeypatch.setattr(licence, "_said", False)
+    monkeypatch.setattr(licence, "announced", False)
     with pytest.warns(FastVLMWarning, match=licence.APPLE):
         convert(apple, tmp_path / "ours")
 

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -12,12 +12,20 @@ import fastvlm_mlx
 from fastvlm_mlx import progress
 from fastvlm_mlx.cli import messages
 from fastvlm_mlx.cli.app import COMMANDS, flags
-from fastvlm_mlx.cli.generate import _cut
+from fastvlm_mlx.cli.generate import note_of_a_cut
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import FastVLMError, OptionError, counted
 
 PACKAGE = Path(fastvlm_mlx.__file__).parent
+UseFlags = Callable[[Callable[[], dict[str, str]]], None]
 FLAG = re.compile(r"(?:^|[\s(])--[a-z]")
+
+
+@pytest.fixture
+def use_flags() -> Iterator[UseFlags]:
+    """Say what a message's arguments are called on the command line, for one test."""
+    yield messages.use_flags
+    messages.use_flags(dict)
 
 
 def texts(path: Path) -> Iterator[str]:
@@ -83,16 +91,16 @@ def test_the_library_speaks_of_no_flags() -> None:
         ),
     ],
 )
-def test_arguments_as_flags(command: str, message: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "_flags", lambda: flags(command))
+def test_arguments_as_flags(command: str, message: str, expected: str, use_flags: UseFlags) -> None:
+    use_flags(lambda: flags(command))
     assert messages.with_flags(message) == expected
 
 
-def test_a_message_is_said_also_where_flags_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_said_also_where_flags_cannot_be_had(use_flags: UseFlags) -> None:
     def fails() -> dict[str, str]:
         raise MemoryError
 
-    monkeypatch.setattr(messages, "_flags", fails)
+    use_flags(fails)
     assert messages.with_flags("`bits` is 7") == "`bits` is 7"
 
 
@@ -122,8 +130,10 @@ def test_singular_and_plural() -> None:
 
 
 def test_what_is_said_of_an_answer_that_was_cut() -> None:
-    assert _cut(1, 1) == "Note: the answer was cut at its limit of 1 token; a larger `max_tokens` lets it go on."
-    assert _cut(207, 1024) == "Note: the answer was cut after 207 tokens, where the model's context is full."
+    assert (
+        note_of_a_cut(1, 1) == "Note: the answer was cut at its limit of 1 token; a larger `max_tokens` lets it go on."
+    )
+    assert note_of_a_cut(207, 1024) == "Note: the answer was cut after 207 tokens, where the model's context is full."
 
 
 HOSTILE = "a\x1b[2J\x9b31m\u202e\x07 b\u00a0c\u3000\u202fd\n\t\u00e9\u5feb"

@@ -35,7 +35,7 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     band = lines[..., : tile * span].reshape(C, k, tile, span).transpose(0, 1, 3, 2).reshape(C, k * span, tile)
 
     strips, cores = [], streams()
-    step = _rows(out_h, B * tiles * k * span * C, len(cores))
+    step = strip_rows(out_h, B * tiles * k * span * C, len(cores))
     for number, first in enumerate(range(0, out_h, step)):
         rows = min(step, out_h - first)
         with mx.stream(cores[number % len(cores)]):
@@ -53,7 +53,7 @@ def depthwise(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     return mx.concatenate(strips, axis=1) if len(strips) > 1 else strips[0]
 
 
-def _rows(rows: int, windows: int, cores: int) -> int:
+def strip_rows(rows: int, windows: int, cores: int) -> int:
     """Rows of outputs at a time, of so many in all that each take `windows` elements: as many strips for each core."""
     if rows * windows <= LITTLE:
         return rows

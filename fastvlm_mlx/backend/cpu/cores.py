@@ -51,11 +51,12 @@ def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> Non
         for piece in waiting:
             function(piece)
     else:
-        list(_pool().map(function, waiting))
+        list(pool().map(function, waiting))
 
 
 @cache
-def _pool() -> "ThreadPoolExecutor":
+def pool() -> "ThreadPoolExecutor":
+    """The threads that share out work, as many as there are cores; started when first asked for."""
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(count(), "fastvlm-mlx-core")

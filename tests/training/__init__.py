@@ -1,0 +1,1 @@
+"""How `tiny` was made: its world of scenes, its questions, its tokenizer, and its export."""
