@@ -20,6 +20,18 @@ os.environ["FASTVLM_CACHE"] = CACHE.name
 (Path(CACHE.name) / "notices" / licence.APPLE).touch()
 
 
+ASKED_FOR = ("fuzz", "timing")  # markers of tests that run only where `-m` names them
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes too long, or needs an idle machine, unless it is asked for."""
+    left_out = [name for name in ASKED_FOR if name not in config.option.markexpr]
+    deselected = [item for item in items if any(item.get_closest_marker(name) for name in left_out)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
+
+
 @pytest.fixture(scope="session")
 def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files of a small tokenizer that nobody changes."""

@@ -21,7 +21,7 @@ import pytest
 import fastvlm_mlx
 from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, HubError, OptionError
 from fastvlm_mlx.files import digests
-from fastvlm_mlx.hub import archive, caches, transfer
+from fastvlm_mlx.hub import archive, caches, licence, transfer
 from fastvlm_mlx.hub.find import find
 
 from .archives import NAME, Behaviour, Handler, drops, honest, raw, replies, serving, zipped
@@ -66,6 +66,12 @@ def assert_nothing() -> None:
     assert not list((caches.root() / "models").glob("*")) if (caches.root() / "models").exists() else True
 
 
+def terms_were_said() -> None:
+    """Leave in the cache that the notice about Apple's licence has been given."""
+    (caches.root() / "notices").mkdir()
+    (caches.root() / "notices" / licence.APPLE).touch()
+
+
 def test_download_unpack_load(server: type[Handler], model: Path, data: bytes) -> None:
     shown: list[str] = []
     folder = find(f"{NAME}.zip", agree=lambda notice: not shown.append(notice)).folder
@@ -79,14 +85,14 @@ def test_download_unpack_load(server: type[Handler], model: Path, data: bytes) -
         find(NAME, agree=lambda _: pytest.fail("asked again")).folder == folder == find(NAME, cached_only=True).folder
     )
     assert server.requests == []
+    terms_were_said()
     assert fastvlm_mlx.load(NAME, dtype="float32").generate(None, "Hi", max_tokens=3).text is not None
 
 
 def test_commands_find_it_by_name(server: type[Handler], run: Run, photo: Path, model: Path) -> None:
     find(NAME, agree=agree)
     cache = {"FASTVLM_CACHE": str(caches.root())}
-    (caches.root() / "notices").mkdir()
-    (caches.root() / "notices" / "apple-amlr").touch()
+    terms_were_said()
     by_name = run("generate", "-m", NAME, "-i", photo, "--max-tokens", 6, env=cache)
     by_name.answered()
     assert by_name.out == run("generate", "-m", model, "-i", photo, "--max-tokens", 6).out

@@ -188,6 +188,7 @@ def summary(found: list[Look]) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_tiny_looks_at_the_shape_it_is_asked_about() -> None:
     """Far from chance, even on twenty pictures.
 

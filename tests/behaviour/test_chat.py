@@ -45,7 +45,8 @@ def from_scratch(vlm: VLM, chat: Chat, prompt: str, pictures: list[np.ndarray], 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_conversations(small: VLM, tmp_path: Path, seed: int) -> None:
     """Text, one or several images, an image added later, turns undone or edited, the system prompt changed, answers cut short,
-    the beginning left out, a transcript taken up."""
+    the beginning left out, a transcript taken up.
+    """
     rng = random.Random(seed)
     chat = small.chat(system=rng.choice([None, "Be brief."]))
     for _ in range(8):
@@ -92,6 +93,7 @@ def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) ->
     assert len(chat.messages) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted as it is closed
 def test_interrupted_anywhere_the_conversation_stays_true_to_its_caches(small: VLM) -> None:
     """An interrupt as any function of the package is entered or left; then another question gets the answer it gets anyway."""

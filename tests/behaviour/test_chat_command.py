@@ -285,10 +285,10 @@ def test_a_file_copied_in_finder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    picture = Image.open(photo)
-    for found, pictures in ((picture, [picture]), ([str(photo)], [str(photo)])):
-        monkeypatch.setattr(ImageGrab, "grabclipboard", lambda found=found: found)
-        assert clipboard.pictures() == pictures
+    with Image.open(photo) as picture:
+        for found, pictures in ((picture, [picture]), ([str(photo)], [str(photo)])):
+            monkeypatch.setattr(ImageGrab, "grabclipboard", lambda found=found: found)
+            assert clipboard.pictures() == pictures
     for nothing in (None, []):
         monkeypatch.setattr(ImageGrab, "grabclipboard", lambda nothing=nothing: nothing)
         with pytest.raises(ImageError, match="no picture on the clipboard"):

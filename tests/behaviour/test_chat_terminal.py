@@ -93,6 +93,7 @@ def test_questions_and_answers(chat: Open, tiny: VLM) -> None:
     assert screen.leave() == 0
 
 
+@pytest.mark.slow
 def test_completion_history_and_dragging(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     text = tiny.generate(SIGN, "What does the text say?").text
     picture = tmp_path / "my sign (1).png"
@@ -119,6 +120,7 @@ def fresh(small: VLM, photo: Path) -> list[str]:
     return [small.chat().ask(question, photo, max_tokens=250).text for question in ("What is it?", "And now?")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("term", "plain"), [("xterm-256color", True), ("xterm-256color", False), ("dumb", True)])
 def test_an_answer_stopped_is_as_if_never_begun(
     chat: Open, fresh: list[str], model: Path, photo: Path, tmp_path: Path, term: str, plain: bool
@@ -152,6 +154,7 @@ def test_a_dumb_terminal_is_sent_plain_lines(chat: Open, tiny: VLM) -> None:
     assert screen.leave() == 0
 
 
+@pytest.mark.slow
 def test_every_command(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     def text(question: str, *pictures: Path, system: str | None = None) -> str:
         return re.escape(tiny.generate(list(pictures), question, system=system).text)
@@ -185,6 +188,7 @@ def test_every_command(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     assert screen.leave("/exit\r") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("", ""), (PASTE, PASTE_END)])
 def test_a_very_long_paste(chat: Open, tiny: VLM, before: str, after: str) -> None:
     text = tiny.generate(SHAPES, "How many shapes are there?").text

@@ -18,6 +18,8 @@ from fastvlm_mlx.diagnostics import doctor
 from fastvlm_mlx.diagnostics.checks.finding import Finding
 from fastvlm_mlx.diagnostics.checks.setting import Setting
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 KEYS = {"format", "right", "verdict", "quick", "seconds", "counts", "machine", "findings"}
 FINDING = {"check", "what", "status", "found", "expected", "value", "limit", "unit", "details"}

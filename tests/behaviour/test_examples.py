@@ -25,12 +25,14 @@ def test_all_are_here() -> None:
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir() if path.is_file()) < 400_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_with_a_model_and_a_picture_of_ones_own(apple: Path, script: str) -> None:
     assert run(script, "--model", apple, "--image", EXAMPLES / "sign.png").strip()
     assert "--model" in (EXAMPLES / script).read_text(encoding="utf-8").split('"""')[1]  # its usage says so
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_with_the_built_in_model(script: str) -> None:
     lines = run(script).splitlines()

@@ -160,6 +160,7 @@ def general(loaded: VLM, monkeypatch: pytest.MonkeyPatch) -> VLM:
     return loaded
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_pictures_shown_together(general: VLM) -> None:
     """What the embeddings and the longer prompt themselves take aside, which is counted for."""
 

@@ -204,6 +204,7 @@ def test_names_that_a_file_system_may_take_for_one(refused: Callable[[bytes, str
     refused(data, "twice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BOMBS)
 def test_bombs(refused: Callable[[bytes, str], None], case: str) -> None:
     make, says = BOMBS[case]

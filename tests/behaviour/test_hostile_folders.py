@@ -12,6 +12,8 @@ from .changes import Attack, poison, settings, weights
 from .forkserver import Run
 from .hostile_folders import APPLES, BOTH, NORM, OURS, SAYS_OTHERWISE
 
+pytestmark = pytest.mark.slow
+
 
 def ask(run: Run, folder: Path) -> Any:
     return run("generate", "-m", folder, "-p", "Hi", "--max-tokens", 1)

@@ -16,6 +16,8 @@ from .forkserver import Run
 from .hostile_folders import BOTH, OURS
 from .hostile_layouts import LIES, LINEAR, OTHERWISE, TIMM, UP
 
+pytestmark = pytest.mark.slow
+
 INDEX = "model.safetensors.index.json"
 
 Open = Callable[[str], Folder]

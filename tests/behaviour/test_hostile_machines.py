@@ -21,6 +21,8 @@ from fastvlm_mlx.storage.place import new_folder
 from .. import checkpoint
 from .forkserver import Run
 
+pytestmark = pytest.mark.slow
+
 OURS = {"LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer.json"}
 COMMAND = [sys.executable, "-m", "fastvlm_mlx"]
 

@@ -12,6 +12,8 @@ from .changes import Attack, text, then, without
 from .folders import Folder
 from .forkserver import ForkServer, Run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run_with_torch() -> Iterator[Run]:

@@ -12,6 +12,8 @@ import pytest
 from fastvlm_mlx.errors import FastVLMWarning, HubError, ImageError
 from fastvlm_mlx.hub.find import find
 
+from .archives import Server
+
 NAME, COMMIT = "someone/FastVLM-small", "a" * 40
 
 
@@ -71,8 +73,8 @@ def server(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     class Served(Hub):
         folder, requests, tokens = apple, [], []
 
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Served)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    httpd = Server(("127.0.0.1", 0), Served)
+    threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     endpoint = f"http://127.0.0.1:{httpd.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
@@ -81,6 +83,7 @@ def server(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(HfApi.__init__, "__defaults__", (endpoint, *HfApi.__init__.__defaults__[1:]))
     yield Served
     httpd.shutdown()
+    httpd.server_close()
 
 
 def test_a_first_download_is_announced_fetches_what_is_needed_and_is_not_repeated(server: type[Hub]) -> None:

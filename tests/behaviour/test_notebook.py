@@ -261,6 +261,7 @@ def pictures(book: Any) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_and_its_output_is_in_it() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     committed = nbformat.reads(text, as_version=4)

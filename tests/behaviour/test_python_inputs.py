@@ -73,7 +73,10 @@ RGB: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", RGB)
 def test_every_form_of_a_picture(kind: str) -> None:
-    assert np.array_equal(np.asarray(load_image(RGB[kind]())), PIXELS)
+    picture = RGB[kind]()
+    assert np.array_equal(np.asarray(load_image(picture)), PIXELS)
+    if isinstance(picture, io.IOBase):
+        picture.close()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_convert_quantises_as_quantize_does(run: Run, model: Path, tmp_path: Pat
     assert {q["bits"] for q in json.loads((one / "config.json").read_text())["quantization"].values()} == {3, 8}
 
 
+@pytest.mark.slow
 def test_a_calibrated_folder_and_its_report(model: Path, pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = patiently("quantize", model, "--out", out, "--recipe", "mixed", "--pictures", pictures, "--report")
@@ -62,6 +63,7 @@ def test_a_calibrated_folder_and_its_report(model: Path, pictures: Path, tmp_pat
     assert chart.read_text().startswith("<svg")
 
 
+@pytest.mark.slow
 def test_every_recipe_in_memory(model: Path, pictures: Path) -> None:
     done = patiently("bench", "--quality", model, "recipes", "--pictures", pictures)
     assert done.returncode == 0, done.stderr

@@ -124,6 +124,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub
     monkeypatch.setenv("no_proxy", "*")
     yield Served
     httpd.shutdown()
+    httpd.server_close()
 
 
 def test_every_file_arrives(server: type[Hub], apple: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

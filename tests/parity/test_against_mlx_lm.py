@@ -9,6 +9,8 @@ import pytest
 from fastvlm_mlx.config import TextConfig
 from fastvlm_mlx.network.language import Qwen2
 
+pytestmark = pytest.mark.slow
+
 models = pytest.importorskip("mlx_lm.models.qwen2", reason="mlx-lm comes with the extra 'lm'")
 
 TIGHT = 1e-5  # of the largest logit: sums of float32 in another order

@@ -20,6 +20,8 @@ from fastvlm_mlx.vlm import VLM
 from . import original
 from .stages import TIGHT, TOLERANCE, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
 
+pytestmark = pytest.mark.slow
+
 PICTURE = 4  # positions of a picture of 128 x 128 pixels
 
 
@@ -183,7 +185,8 @@ def test_the_gpu_forms_of_the_tower(
     pair: tuple[torch.nn.Module, VLM], tmp_path: Path, tokenizer_files: Path, backend: Backend
 ) -> None:
     """The graphs built for Metal and CUDA, run here by MLX's general CPU kernels (maps no smaller than a 7x7 kernel's
-    reach: MLX's grouped convolution on a CPU writes outside smaller ones)."""
+    reach: MLX's grouped convolution on a CPU writes outside smaller ones).
+    """
     theirs, _ = pair
     opened = open_foreign(original.save_apple(theirs, tmp_path / "apple", tokenizer_files), "small")
     model = FastVLM(opened.config)

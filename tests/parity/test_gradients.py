@@ -32,6 +32,8 @@ from fastvlm_mlx.network.model import FastVLM
 from . import original
 from .stages import pixels, prompt_embeddings
 
+pytestmark = pytest.mark.slow
+
 BEFORE, AFTER, ANSWER = [1, 2, 3], list(range(40, 90)), [7, 300, 25, 411]
 IMAGE = pixels(192, 256)
 POSITIONS = 12  # of a picture of 192 x 256 pixels

@@ -18,6 +18,8 @@ from fastvlm_mlx.inputs.pieces import ImageSlot
 from . import original
 from .stages import TIGHT, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
 
+pytestmark = pytest.mark.slow
+
 ROUNDING = 3e-7  # of the largest value of a tensor: two roundings of float32
 
 

@@ -49,6 +49,7 @@ def test_shapes_do_not_overlap_and_stay_inside(held_out: bool) -> None:
                 assert math.hypot(shape.x - other.x, shape.y - other.y) > (shape.size + other.size) / 2
 
 
+@pytest.mark.slow
 def test_training_never_draws_the_held_out_part() -> None:
     for scene in scenes(150, Options()):
         assert not {(shape.kind, shape.colour) for shape in scene.shapes} & HELD_OUT_PAIRS
@@ -64,6 +65,7 @@ def test_held_out_world_draws_unseen_pairs_and_strings() -> None:
     assert any(s.upper() not in WORDS for s in strings)
 
 
+@pytest.mark.slow
 def test_random_strings_avoid_ambiguous_characters() -> None:
     for scene in scenes(150, Options(only="text")):
         assert scene.text is not None

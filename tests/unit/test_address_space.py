@@ -10,7 +10,10 @@ import pytest
 from fastvlm_mlx.backend import address_space
 
 OURS = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's"),
+]
 
 
 def test_libraries_that_find_no_room(monkeypatch: pytest.MonkeyPatch) -> None:

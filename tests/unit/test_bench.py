@@ -136,6 +136,7 @@ def test_tower_work_is_what_the_paper_counts() -> None:
     assert totals == [14.8, 59.6, 135.2, 243.4]
 
 
+@pytest.mark.slow
 def test_growth_is_told_from_work(vlm: VLM, tmp_path: Path) -> None:
     measured = scaling.measure(vlm.engine, [64, 128], [1, 2], 64, rounds=1, tokens=2)
     table = scaling.save(measured, vlm.config.vision, machine(), tmp_path)
@@ -154,6 +155,7 @@ def test_charts_are_well_formed() -> None:
     assert len(ElementTree.fromstring(curves).findall("{http://www.w3.org/2000/svg}circle")) == 4
 
 
+@pytest.mark.slow
 def test_ours_runs_in_the_comparison_from_a_checkpoint_of_its_own_making(tmp_path: Path) -> None:
     """The whole command without the others, which tests do not install."""
     arguments = ["--random", "small", "--layers", "1", "--resolution", "64", "--rounds", "1", "--max-tokens", "3"]

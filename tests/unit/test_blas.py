@@ -34,6 +34,7 @@ def test_threads_start_after_the_imports() -> None:
     assert (first, then, unchanged) == ("1", cores, "True")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", blas.THREADS)
 def test_the_environment_says_how_many(name: str) -> None:
     first, then, _, unchanged = loaded(**{name: "1"})
@@ -63,6 +64,7 @@ def numpy_loaded(how: str, **chosen: str) -> list[str]:
     ).stdout.split()
 
 
+@pytest.mark.slow
 def test_numpy_starts_no_threads_in_a_command() -> None:
     by_itself, _, cores = numpy_loaded("leave")
     if by_itself == "0":

@@ -15,6 +15,9 @@ PROTOCOLS = {  # names that others have given a meaning to
 }  # fmt: skip
 
 
+CLOCKS = ("time.monotonic", "time.perf_counter", "time.time", "result.seconds", "self.seconds")
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in PROTOCOLS
 
@@ -30,6 +33,15 @@ def imports_of_tests(tree: ast.Module) -> Iterator[str]:
             continue
         ours = isinstance(node, ast.ImportFrom) and (node.level > 0 or names[0] in OURS)
         yield from (name for name in names if ours and name.startswith("test_"))
+
+
+def clocks_in_asserts(tree: ast.Module) -> Iterator[str]:
+    """What asserts read of a clock."""
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.Assert):
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Attribute) and ast.unparse(node) in CLOCKS:
+                    yield ast.unparse(node)
 
 
 def private_names(tree: ast.Module) -> Iterator[str]:
@@ -53,6 +65,12 @@ def test_a_file_imports_no_test_file_and_no_private_name(path: Path) -> None:
     assert not list(private_names(tree)), "test what is public, or make public what a test needs"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT / "tests")))
+def test_only_tests_marked_timing_assert_seconds(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "mark.timing" in text or not list(clocks_in_asserts(ast.parse(text)))
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -63,6 +81,7 @@ def test_a_file_imports_no_test_file_and_no_private_name(path: Path) -> None:
         ("transfer._check(url)", ["_check"]),
         ('monkeypatch.setattr(licence, "_said", False)', ["_said"]),
         ('monkeypatch.setattr("fastvlm_mlx.hub.licence._said", False)', ["fastvlm_mlx.hub.licence._said"]),
+        ("assert time.monotonic() - began < 5", ["time.monotonic"]),
         ("from .checkpoint import write", []),
         ("answer._repr_html_()", []),
         ("self._count += 1", []),
@@ -70,4 +89,4 @@ def test_a_file_imports_no_test_file_and_no_private_name(path: Path) -> None:
 )
 def test_what_is_found(line: str, found: list[str]) -> None:
     tree = ast.parse(line)
-    assert [*imports_of_tests(tree), *private_names(tree)] == found
+    assert [*imports_of_tests(tree), *private_names(tree), *clocks_in_asserts(tree)] == found

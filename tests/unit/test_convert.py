@@ -199,6 +199,7 @@ def test_progress_reaches_the_end(apple: Path, tmp_path: Path) -> None:
     assert seen[-1][0] == seen[-1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_peak_memory_of_a_conversion(tmp_path: Path, tokenizer_files: Path) -> None:
     """Below 1.6 times the larger of source and result, beyond what the imports alone take."""

@@ -49,6 +49,7 @@ def wrong(findings: Iterable[Finding]) -> list[str]:
 # ---- parity ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @cpu_only
 def test_both_sides_compute_the_same() -> None:
     """The built-in model, and a random one at two sides in pixels, in every type."""
@@ -75,6 +76,7 @@ def other_depthwise(monkeypatch: pytest.MonkeyPatch, spoil: Any, dtype: mx.Dtype
     monkeypatch.setattr("fastvlm_mlx.network.vision.depthwise", form)
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize("spoil", [lambda y: y * 1.001, lambda y: mx.roll(y, 1, axis=1), lambda y: y * float("nan")])
 def test_a_stage_that_is_off_is_named(spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +86,7 @@ def test_a_stage_that_is_off_is_named(spoil: Any, monkeypatch: pytest.MonkeyPatc
     json.dumps(finding.to_dict(), allow_nan=False)
 
 
+@pytest.mark.slow
 @cpu_only
 def test_a_stage_that_is_off_in_16_bits_alone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     other_depthwise(monkeypatch, lambda y: mx.roll(y, 1, axis=1), mx.bfloat16)
@@ -92,6 +95,7 @@ def test_a_stage_that_is_off_in_16_bits_alone_is_named(monkeypatch: pytest.Monke
     assert "first in stage 1" in next(f.found for f in findings if f.status == "wrong")
 
 
+@pytest.mark.slow
 @cpu_only
 def test_a_step_that_does_not_see_the_picture_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = parity.FastVLM.step.__globals__["Qwen2"].__init__.__globals__["causal_attention"]
@@ -127,6 +131,7 @@ def test_distance_and_cosine_of_what_is_no_number() -> None:
 # ---- operations ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @cpu_only
 def test_operations_agree() -> None:
     assert wrong(operations.check(replace(HERE, quick=False))) == []
@@ -165,6 +170,7 @@ def test_an_operation_that_is_off_is_found(family: str, name: str, monkeypatch: 
         )
 
 
+@pytest.mark.slow
 @cpu_only
 def test_an_operation_that_raises_is_found_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     right = operations.ops.attention
@@ -210,6 +216,7 @@ def test_bits_in_the_wrong_place_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 # ---- threads ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_a_thread_has_not_computed_yet_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embeddings are cached before they are evaluated, so that only the thread that made them could."""
     right = ImageCache.put
@@ -217,6 +224,7 @@ def test_what_a_thread_has_not_computed_yet_is_found(monkeypatch: pytest.MonkeyP
     assert "cached by one thread, used by another" in wrong(threads.check(HERE))
 
 
+@pytest.mark.slow
 def test_a_stream_that_belongs_to_a_thread_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = threads.stream
 
@@ -240,6 +248,7 @@ def kept_alive(start: Any, work: Any) -> Any:
     return answer
 
 
+@pytest.mark.slow
 def test_a_thread_that_takes_the_model_along_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = threads.stream
     left: list[bool] = []
@@ -262,6 +271,7 @@ def test_a_thread_that_takes_the_model_along_is_found(monkeypatch: pytest.Monkey
 # ---- memory ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_held_together_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right, held = FastVLM.encode, list[mx.array]()
 
@@ -275,6 +285,7 @@ def test_pictures_held_together_are_found(monkeypatch: pytest.MonkeyPatch) -> No
     assert memory.pictures_together(engine, HERE).status == "wrong"
 
 
+@pytest.mark.slow
 def test_what_questions_leave_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = HERE.local.engine()
     assert memory.left_behind(engine).status == "right"
@@ -307,6 +318,7 @@ def test_an_estimate_that_is_off_is_found(share: float, monkeypatch: pytest.Monk
 # ---- recovery --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_error_that_says_nothing_of_memory_is_found() -> None:
     def fails() -> mx.array:
         raise ZeroDivisionError("division by zero")
@@ -340,6 +352,7 @@ def test_what_a_failed_answer_leaves_behind_is_found() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_after_an_error_is_found() -> None:
     engine = HERE.subject.engine()
 
@@ -352,6 +365,7 @@ def test_a_wrong_answer_after_an_error_is_found() -> None:
     assert "the next answer" in wrong(recovery.findings([outcome]))
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_tells_what_came_of_it() -> None:
     outcomes = recovery.in_a_process()
     assert [outcome.part for outcome in outcomes] == list(recovery.PARTS)
@@ -368,6 +382,7 @@ def test_a_process_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPa
 # ---- speed and start -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_slow_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Projector.__call__
 

@@ -80,6 +80,7 @@ def test_the_files(apple: Path, tmp_path: Path) -> None:
     assert {array.dtype for array in stored(tmp_path / "theirs").values()} == {mx.bfloat16, mx.int64}
 
 
+@pytest.mark.slow
 def test_the_built_in_model(tmp_path: Path) -> None:
     import fastvlm_mlx
 

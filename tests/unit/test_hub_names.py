@@ -71,6 +71,7 @@ def test_what_cannot_be_found(asked: list[Any], tmp_path: Path) -> None:
     assert asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -64,6 +64,7 @@ def test_the_stored_type_is_kept(apple: Path, tmp_path: Path) -> None:
 # Quantised
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [layouts.alike(), layouts.alike(8, 32), layouts.alike(4, 32, "mxfp4"), layouts.mixed, layouts.whole]
 )
@@ -150,6 +151,7 @@ def test_a_part_that_is_missing(apple: Path, tmp_path: Path, part: str) -> None:
 # Apple's exports for its app: the tower comes from another folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", ["llava", "transformers", "mlx-vlm"])
 def test_an_export_takes_its_tower_from_another_folder(source: Path, tmp_path: Path, tower: str) -> None:
     export = layouts.apple_mlx(source, tmp_path / "export")
@@ -316,6 +318,7 @@ def as_pickle(folder: Path, files: int = 1) -> None:
         torch.save({name: tensors[name] for name in names[i::files]}, folder / file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1, 3])
 def test_pickles_of_tensors(apple: Path, tmp_path: Path, files: int) -> None:
     other = Path(shutil.copytree(apple, tmp_path / "pickled"))

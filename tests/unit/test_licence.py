@@ -70,6 +70,7 @@ def test_loading_and_converting_say_it(
         convert(apple, tmp_path / "ours")
 
 
+@pytest.mark.slow
 def test_the_command_says_it_once_on_stderr(cache: Path, apple: Path) -> None:
     command = [sys.executable, "-m", "fastvlm_mlx", "generate", "-m", str(apple), "-p", "Hi", "--max-tokens", "2"]
     first, second = (subprocess.run(command, capture_output=True, check=True, text=True) for _ in range(2))

@@ -72,6 +72,7 @@ def test_modes_to_the_byte(mode: str, group_size: int, bits: int) -> None:
     assert sum(memory.weight_bytes(replace(config, quantization=plan)).values()) == nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(backend.current() != "cpu", reason="the estimate was measured on the CPU backend")
 @pytest.mark.parametrize(("size", "words"), [(64, 5), (128, 5), (192, 5), (256, 5), (192, 700), (192, 1900)])
 def test_the_peak_of_tiny(tiny: Engine, size: int, words: int) -> None:

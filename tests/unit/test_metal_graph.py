@@ -181,6 +181,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield seen
 
 
+@pytest.mark.slow
 def test_the_host_waits_once_between_picture_and_first_token(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -346,6 +346,7 @@ def test_a_budget_goes_where_it_saves_most() -> None:
         assert kl <= min(kl for nbytes, kl in everything if nbytes <= budget - largest)
 
 
+@pytest.mark.slow
 def test_the_chain_is_the_network(
     small: VLM, questions: list[examples.Question], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +368,7 @@ def test_the_chain_is_the_network(
         assert np.abs(together - np.array(alone)).max() < 1e-4 * np.abs(together).max()
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_and_beside_fewer_bits(
     apple: Path, small: VLM, questions: list[examples.Question]
 ) -> None:
@@ -409,6 +411,7 @@ def test_scores_keep_the_head_they_were_made_with(small: VLM, questions: list[ex
         layers.put_layer(small.model, path, whole)
 
 
+@pytest.mark.slow
 def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrating the decoder keeps a picture's embeddings and not its maps, the hidden states of answers and not their
     logits."""
@@ -442,6 +445,7 @@ def test_steps_nobody_looks_into_are_one(small: VLM, questions: list[examples.Qu
     assert [path for step in steps for path in step.paths] == [path for step in alone for path in step.paths]
 
 
+@pytest.mark.slow
 def test_scores_keep_no_decoder(apple: Path, questions: list[examples.Question]) -> None:
     vlm = load(str(apple), dtype="float32")
     scores = chain.Chain(vlm.model, examples.answered(vlm.engine, questions)).scores()
@@ -451,6 +455,7 @@ def test_scores_keep_no_decoder(apple: Path, questions: list[examples.Question])
     assert kept() is None and sum(map(len, scores.rows())) > 0
 
 
+@pytest.mark.slow
 def test_the_tower_is_calibrated_too(apple: Path, tmp_path: Path, questions: list[examples.Question]) -> None:
     recipe = recipes.choose("mixed", tower=True)
     result = pipeline.quantize(
@@ -459,6 +464,7 @@ def test_the_tower_is_calibrated_too(apple: Path, tmp_path: Path, questions: lis
     assert any(path.startswith("vision.") for path in result.config.quantization)
 
 
+@pytest.mark.slow
 def test_mixed_keeps_to_its_budget_and_goes_on_where_it_was(
     apple: Path,
     tmp_path: Path,

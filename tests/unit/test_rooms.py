@@ -31,6 +31,7 @@ def run_time(edges: list[Edge]) -> list[Edge]:
     return [edge for edge in edges if edge.kind != "typing"]
 
 
+@pytest.mark.slow
 def test_every_import_is_one_its_room_may_make(edges: list[Edge]) -> None:
     assert imports.forbidden(run_time(edges), imports.allowed(PACKAGE, BESIDE)) == []
 

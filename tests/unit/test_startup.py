@@ -55,6 +55,7 @@ def test_importing_the_package_imports_no_library(tmp_path: Path) -> None:
     assert not imported(code, out) & (HEAVY | FOR_THE_HUB | FOR_OTHER_WORK | FOR_A_MODEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["generate", "chat"])
 def test_help_imports_only_what_parses(tmp_path: Path, command: str) -> None:
     out = tmp_path / "modules"
@@ -63,6 +64,7 @@ def test_help_imports_only_what_parses(tmp_path: Path, command: str) -> None:
     assert {name for name in ("generate", "chat") if f"fastvlm_mlx.cli.{name}" in found} == {command}
 
 
+@pytest.mark.slow
 def test_a_local_model_answers_without_heavy_modules(tmp_path: Path, model: Path) -> None:
     picture, out = tmp_path / "picture.png", tmp_path / "modules"
     from PIL import Image

@@ -132,6 +132,7 @@ READ: dict[str, Change] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", READ)
 def test_read_as_the_model_it_is(apple: Path, case: str) -> None:
     expected = load(apple).generate(IMAGE, "What is it?", max_tokens=8)

@@ -102,6 +102,7 @@ def test_unknown_commands(line: str, says: str) -> None:
         parse(line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["it's a word. ", "/a/b ", "~/q w.png ", '"a ', "a'", "/"])
 def test_long_lines_are_text(here: str, unit: str) -> None:
     """A line of a million characters is not searched at all, and the longest that is, not for long."""
