@@ -115,9 +115,9 @@ def _check_only(theirs: dict[str, Any], only: dict[str, Any], prefix: str = "") 
 
 def _text(theirs: dict[str, Any], *, tied: bool, prefix: str = "") -> TextConfig:
     """Qwen2's settings, from a table that messages call `prefix`."""
-    kinds = theirs.get("layer_types") or []
+    layer_types = theirs.get("layer_types") or []
     check(
-        isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds),
+        isinstance(layer_types, list) and all(layer_type == "full_attention" for layer_type in layer_types),
         f"{prefix}layer_types has others than full_attention",
     )
     try:

@@ -101,7 +101,7 @@ def to_transformers(
         image=replace(resolved.image, fit=fit or resolved.image.fit),
         quantization={},
     )
-    kind: mx.Dtype = getattr(mx, config.dtype)
+    stored_dtype: mx.Dtype = getattr(mx, config.dtype)
 
     tensors = dict(opened.weights())
     _check(tensors, resolved, name)
@@ -116,7 +116,7 @@ def to_transformers(
         for target, array in unfold(tensors, resolved):
             if target in ("text.embed_tokens.weight", "text.lm_head.weight"):
                 array = _with_rows(array, vocab)
-            stored = array.astype(kind)
+            stored = array.astype(stored_dtype)
             theirs = source_name(target, "transformers")
             check_finite(str(folder), [(theirs, stored, array)])
             if progress:
@@ -131,7 +131,7 @@ def to_transformers(
         "README.md": transformers_card(config, len(resolved.quantization)),
         "LICENSE": licence_text(folder, config),
     }
-    nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config).flat_parameters().values())
+    nbytes = stored_dtype.size * sum(parameter.size for parameter in FastVLM(config).flat_parameters().values())
     with new_folder(out, nbytes, force) as partial:
         if say:
             say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)

@@ -62,10 +62,10 @@ def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
     return plan
 
 
-def unpacked_shapes(found: Shapes, kinds: dict[str, str], plan: Plan, names: dict[str, str]) -> Shapes:
+def unpacked_shapes(found: Shapes, dtypes: dict[str, str], plan: Plan, names: dict[str, str]) -> Shapes:
     """Shapes as if nothing were quantised; raises CheckpointError where a layer's parts do not fit each other.
 
-    `kinds` are the types that safetensors names, `names` what the tensors are called in the checkpoint.
+    `dtypes` are the types that safetensors names, `names` what the tensors are called in the checkpoint.
     """
     shapes = dict(found)
     for layer, q in plan.items():
@@ -76,13 +76,13 @@ def unpacked_shapes(found: Shapes, kinds: dict[str, str], plan: Plan, names: dic
             raise CheckpointError(f"{names[scales]!r} comes without its {missing[0]}; fetch the checkpoint again.")
         width = found[scales][-1] * q.group_size if found[scales] else 0
         right = (
-            kinds[weight] == "U32"
+            dtypes[weight] == "U32"
             and found[weight] == (*found[scales][:-1], width * q.bits // 32)
             and len(found[weight]) == 2
         )
         for part in parts[1:]:
-            kind = kinds[f"{layer}.{part}"]
-            right &= kind == "U8" if q.mode != "affine" else kind in ("F32", "F16", "BF16")
+            dtype = dtypes[f"{layer}.{part}"]
+            right &= dtype == "U8" if q.mode != "affine" else dtype in ("F32", "F16", "BF16")
             right &= found[f"{layer}.{part}"] == found[scales]
         if not right:
             raise CheckpointError(

@@ -70,7 +70,7 @@ def _open(path: Path) -> dict[str, Any]:
     torch = _torch(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many classes
         reason = " ".join(str(error).split())[:150]
         raise CheckpointError(
             f"{path}: holds more than tensors, or is damaged ({reason}); nothing in it was run; {INSTEAD}, or fetch it again."
@@ -127,12 +127,12 @@ def _described(path: Path, name: str, tensor: Any) -> Tensor:
     """A tensor as a safetensors header would have it."""
     import torch
 
-    kinds = {
+    dtypes = {
         torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
         torch.uint8: "U8", torch.bool: "BOOL",
     }  # fmt: skip
     shape = tuple(tensor.shape)
-    plain = tensor.layout == torch.strided and tensor.dtype in kinds and len(shape) <= MAX_DIMENSIONS
+    plain = tensor.layout == torch.strided and tensor.dtype in dtypes and len(shape) <= MAX_DIMENSIONS
     # A stored number can stand for a tensor of terabytes by being repeated.
     if (
         not plain
@@ -140,4 +140,4 @@ def _described(path: Path, name: str, tensor: Any) -> Tensor:
         or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
     ):
         raise CheckpointError(f"{path}: {name[:200]!r} is no plain tensor of a type FastVLM has; {INSTEAD}.")
-    return Tensor(path, kinds[tensor.dtype], shape)
+    return Tensor(path, dtypes[tensor.dtype], shape)

@@ -50,11 +50,11 @@ def open_foreign(
     source = open_source(folder, layout)
     tower = open_tower(vision_from, source)
     sources = [source] if tower is None else [source, tower]
-    words = read_tokenizer(tokenizer or folder)
+    loaded_tokenizer = read_tokenizer(tokenizer or folder)
     config = source.config(name, fit)
     if tower is not None:
         config = replace(config, vision=tower.config(name, fit).vision)
-    check_tokenizer(words, config)
+    check_tokenizer(loaded_tokenizer, config)
     _check_shapes(config, sources)
     kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})
     if kept.unpacked:
@@ -63,12 +63,15 @@ def open_foreign(
         ]
         warnings.warn(f"{name}: {UNPACKED}: {listed(theirs)}.", FastVLMWarning, stacklevel=3)
     config = replace(
-        config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers
+        config,
+        dtype=_stored_dtype(sources),
+        eos_token_ids=_stop_tokens(config, loaded_tokenizer),
+        quantization=kept.layers,
     )
 
     @cache
     def resolve() -> ModelConfig:
-        return _settle_head(config, source)
+        return _resolve_head(config, source)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         resolved = resolve()
@@ -79,7 +82,7 @@ def open_foreign(
         packed.unpack(tensors, kept.unpacked)
         yield from fold(tensors, resolved)
 
-    return OpenModel(name, config, words, weights, resolve)
+    return OpenModel(name, config, loaded_tokenizer, weights, resolve)
 
 
 def convert(
@@ -117,18 +120,18 @@ def convert(
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
-    kind: mx.Dtype = getattr(mx, config.dtype)
+    stored_dtype: mx.Dtype = getattr(mx, config.dtype)
     model = FastVLM(config)
     layers.apply(model, config.quantization)
     parameters = model.flat_parameters()
-    nbytes = model.nbytes_in(kind)
+    nbytes = model.nbytes_in(stored_dtype)
     total = len(parameters)
 
     def cast() -> Iterator[tuple[str, mx.array]]:
         if say:
             say(config.source.layout)
         for done, (name, array) in enumerate(opened.weights(), start=1):
-            stored = array.astype(kind) if mx.issubdtype(array.dtype, mx.floating) else array
+            stored = array.astype(stored_dtype) if mx.issubdtype(array.dtype, mx.floating) else array
             if parameters.pop(name).shape != stored.shape:
                 raise AssertionError(f"folding made {name} {stored.shape}")
             check_finite(str(folder), [(name, stored, array)])
@@ -162,7 +165,7 @@ def _stored_dtype(sources: list[Source]) -> Dtype:
             tensor = source.checkpoint.tensors[target.source]
             if tensor.dtype in sizes:
                 sizes[tensor.dtype] += tensor.nbytes
-    return named[max(sizes, key=lambda kind: sizes[kind])]
+    return named[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
 def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -172,7 +175,7 @@ def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted(found | ({end_of_text} if end_of_text is not None else set())))
 
 
-def _settle_head(config: ModelConfig, source: Source) -> ModelConfig:
+def _resolve_head(config: ModelConfig, source: Source) -> ModelConfig:
     """Drop a stored head that equals the embedding it is said to be tied to; keep it, untied, where they differ."""
     heads = [part for part in packed.PARTS if f"{HEAD}.{part}" in source.plan.renames]
     if not config.text.tie_word_embeddings or not heads:
@@ -194,7 +197,7 @@ def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
         holders |= dict.fromkeys(shapes, source)
     if (
         config.text.tie_word_embeddings and f"{HEAD}.weight" in found
-    ):  # stored all the same: equal or not is settled on loading
+    ):  # stored all the same: equal or not is resolved on loading
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
 
     def name_of(target: str) -> str:

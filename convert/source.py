@@ -41,8 +41,8 @@ class Source(NamedTuple):
         """The published form's shapes, from the headers alone; raises CheckpointError for parts that do not fit each other."""
         headers = self.checkpoint.tensors
         shapes = {target: _turned(headers[source].shape, axes) for target, (source, axes) in self.plan.renames.items()}
-        kinds = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
-        shapes = packed.unpacked_shapes(shapes, kinds, self.quantization, self.plan.names())
+        dtypes = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
+        shapes = packed.unpacked_shapes(shapes, dtypes, self.quantization, self.plan.names())
         for group in self.plan.merges:
             zeros = {part: mx.zeros(headers[name].shape) for part, name in group.parts.items()}
             try:

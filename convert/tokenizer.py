@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 
 from fastvlm_mlx.errors import CheckpointError, TokenizerError, shown
 from fastvlm_mlx.files import regular as files
-from fastvlm_mlx.files.jsonfile import MAX_JSON, parse_table
+from fastvlm_mlx.files.jsonfile import MAX_JSON_BYTES, parse_table
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 # How Qwen2 cuts text before merging: English contractions, words with one leading mark, single digits, runs of other
@@ -54,7 +54,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return files.read_text(path, MAX_JSON)
+        return files.read_text(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise TokenizerError(
             f"{path.parent}: no {path.name}; expected tokenizer.json, or vocab.json and merges.txt. "

@@ -25,7 +25,7 @@ ROOTS = {
     "multi_modal_projector",
 }  # where layouts begin
 OUTER = ("model.model.", "model.lm_head.")  # names of a model that is an attribute called model itself
-MAX_OUTER = 4  # trainers around each other
+MAX_WRAPPERS = 4  # trainers around each other
 TOWER, INNER = (
     "model.vision_tower.vision_tower.",
     "model.",
@@ -52,7 +52,7 @@ FOREIGN = {
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Each stored name -> the name of the layout; raises CheckpointError where two come out the same."""
     clean = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
-    for _ in range(MAX_OUTER):
+    for _ in range(MAX_WRAPPERS):
         outer = _outer(clean.values()) if clean else ""
         clean = {name: inner.removeprefix(outer) for name, inner in clean.items()}
     if not any(inner.startswith(TOWER + INNER) for inner in clean.values()):

@@ -73,8 +73,8 @@ class FastVLMWarning(UserWarning):
     """Something worth knowing about an input that was used all the same."""
 
 
-LISTED = 5
-SHOWN = 200  # characters of a name or a value
+MAX_LISTED_NAMES = 5
+MAX_SHOWN_CHARS = 200  # characters of a name or a value
 
 
 def shown(value: object) -> str:
@@ -83,14 +83,14 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
         text = f"a very large {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 def listed(names: Iterable[object]) -> str:
     """Up to five names, quoted and comma-separated, with the number left out: "'a', 'b' and 7 more"."""
     every = [shown(str(name)) for name in names]
-    first = ", ".join(every[:LISTED])
-    return first if len(every) <= LISTED else f"{first} and {len(every) - LISTED} more"
+    first = ", ".join(every[:MAX_LISTED_NAMES])
+    return first if len(every) <= MAX_LISTED_NAMES else f"{first} and {len(every) - MAX_LISTED_NAMES} more"
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -21,7 +21,7 @@ from ..quantize.rounding import rounded
 
 RATIOS = tuple(n / 20 for n in range(20))  # exponents of the mean input tried; 0 leaves a layer as it is
 SAMPLED_INPUTS = 512  # inputs of a layer that are looked at, about
-LEAST = 1e-4  # of a scale before it is centred
+MIN_SCALE = 1e-4  # of a scale before it is centred
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def search(weight: mx.array, inputs: mx.array, fold: Fold, settings: QuantConfig
     mean = _shared(mx.abs(inputs).mean(axis=0), fold)
     best, least = mx.ones_like(mean), float("inf")
     for ratio in RATIOS:
-        scales = mx.maximum(mean**ratio, LEAST)
+        scales = mx.maximum(mean**ratio, MIN_SCALE)
         scales = scales / mx.sqrt(scales.max() * scales.min())
         columns = spread(scales, fold)
         error = rounded(weight * columns, settings, stored) / columns - weight

@@ -26,8 +26,8 @@ from ..inputs.prompt import PROMPT, Turn
 from ..storage.open import OpenModel
 
 QUESTIONS = "questions.jsonl"
-MAX_BYTES = 20_000_000  # of questions.jsonl
-MAX_ANSWER = 64  # tokens
+MAX_QUESTIONS_BYTES = 20_000_000  # of questions.jsonl
+MAX_ANSWER_TOKENS = 64  # tokens
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
@@ -83,7 +83,7 @@ def read_questions(folder: Path) -> list[Question]:
     listing = folder / QUESTIONS
     if listing.exists():
         try:
-            lines = files.read_text(listing, MAX_BYTES).encode().splitlines()
+            lines = files.read_text(listing, MAX_QUESTIONS_BYTES).encode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
             raise PromptError(f"{listing}: cannot be read ({reason}); check the file.") from error
@@ -126,18 +126,18 @@ def questions_for(opened: OpenModel, pictures: Path | None) -> list[Question]:
 
 def answered(engine: Engine, questions: Sequence[Question], progress: Progress | None = None) -> Examples:
     """The questions as examples: every one is answered by the model, greedily; raises ImageError and PromptError."""
-    numbers: dict[int | str, int] = {}
+    indices: dict[int | str, int] = {}
     pixels: list[Pixels] = []
     items = []
     for done, question in enumerate(questions, start=1):
         key = str(question.image) if isinstance(question.image, (str, Path)) else id(question.image)
-        if key not in numbers:
-            numbers[key] = len(pixels)
+        if key not in indices:
+            indices[key] = len(pixels)
             pixels.append(engine.pixels(question.image))
-        number = numbers[key]
+        index = indices[key]
         pieces = engine.render([Turn(question.text, 1)])
-        ids, text = answer(engine, pixels[number], pieces)
-        items.append(Example(number, pieces, ids, text, question.answer))
+        ids, text = answer(engine, pixels[index], pieces)
+        items.append(Example(index, pieces, ids, text, question.answer))
         if progress:
             progress(done, len(questions))
     return Examples(pixels, items)
@@ -145,5 +145,5 @@ def answered(engine: Engine, questions: Sequence[Question], progress: Progress |
 
 def answer(engine: Engine, pixels: Pixels, pieces: list[Piece]) -> tuple[tuple[int, ...], str]:
     """Ids and text of the greedy answer to one prepared question."""
-    given = finish(stream(engine, Request([pixels], pieces, 0.0), Options(MAX_ANSWER)))
+    given = finish(stream(engine, Request([pixels], pieces, 0.0), Options(MAX_ANSWER_TOKENS)))
     return tuple(given.token_ids), given.text.strip()

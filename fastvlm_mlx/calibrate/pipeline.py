@@ -24,7 +24,7 @@ from ..storage.save import write
 from . import quality, report, search
 from .examples import Examples, Question, answered, questions_for
 
-STATE = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
+STATE_SUFFIX = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
 SAME = "\nThese are the questions it was calibrated on; others may tell more.\n"
 Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
@@ -54,7 +54,7 @@ class Quantized:
 
 def state_file(out: Path) -> Path:
     """Where an interrupted calibration keeps what it has found."""
-    return out.with_name(f"{out.name}{STATE}")
+    return out.with_name(f"{out.name}{STATE_SUFFIX}")
 
 
 def quantize(
@@ -187,11 +187,11 @@ def _stored(
     weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, mx.array]]:
     """Every tensor as the folder holds it, one at a time."""
-    kind: mx.Dtype = getattr(mx, config.dtype)
+    dtype: mx.Dtype = getattr(mx, config.dtype)
     for done, (name, array) in enumerate(weights, start=1):
         settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if settings is None:
-            stored = array.astype(kind)
+            stored = array.astype(dtype)
             check_finite(origin, [(name, stored, array)])
             yield name, stored
         else:

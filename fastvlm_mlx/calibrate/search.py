@@ -119,7 +119,7 @@ def fingerprint(engine: Engine, examples: Examples, recipe: Recipe) -> str:
 
 def probe(chosen: Plan, path: str) -> QuantConfig:
     """The setting a layer is rounded to when it is rounded alone."""
-    return QuantConfig(sensitivity.PROBE, chosen[path].group_size)
+    return QuantConfig(sensitivity.PROBE_BITS, chosen[path].group_size)
 
 
 def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
@@ -136,7 +136,7 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
     return float(size * recipe.target_bits / 8)
 
 
-def _fold(chain: Chain, chosen: Plan, found: SearchState, kind: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
+def _fold(chain: Chain, chosen: Plan, found: SearchState, dtype: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
     """Record the inputs of every layer that can be scaled, find the scales and fold them in."""
     model, state = chain.model, chain.start()
     for step in chain.steps:
@@ -160,7 +160,7 @@ def _fold(chain: Chain, chosen: Plan, found: SearchState, kind: mx.Dtype, stored
         if missing:
             found.save()
         for fold in folds:
-            awq.apply_fold(model, fold, found.scales[fold.layer], kind)
+            awq.apply_fold(model, fold, found.scales[fold.layer], dtype)
         report()
 
 

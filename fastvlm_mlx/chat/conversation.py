@@ -75,7 +75,7 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Stream:
-        """The same, chunk by chunk. An answer that is not read to its end is not remembered, and costs nothing later."""
+        """Ask as `ask` does, chunk by chunk; an answer that is not read to its end is not remembered."""
         options = Options(max_tokens, temperature, top_p, seed)
         started = time.perf_counter()
         state = self._claim.state
@@ -220,17 +220,17 @@ class Chat:
         if self._length(question, now) + answer <= self.context:
             return now
         spoken, pictures = len(self._exchanges), pictures_in(self._exchanges)
-        words = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
-        shown = [
+        by_questions = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
+        by_pictures = [
             LeftOut(spoken, number)
             for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
         ]
-        self._engine.render(self._turns(question, shown[-1]), self._system)
-        for cuts, room in product((words, shown), (self.context // FREE_CONTEXT_SHARE, answer)):
+        self._engine.render(self._turns(question, by_pictures[-1]), self._system)
+        for cuts, room in product((by_questions, by_pictures), (self.context // FREE_CONTEXT_SHARE, answer)):
             first = bisect(cuts, False, key=lambda cut, room=room: self._length(question, cut) + room <= self.context)  # type: ignore[misc]
             if first < len(cuts):
                 return cuts[first]
-        return shown[-1]
+        return by_pictures[-1]
 
     def leave_out(self, cut: LeftOut) -> None:
         """Show the model no more of the beginning; see `crowded_out`."""

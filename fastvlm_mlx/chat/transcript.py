@@ -31,7 +31,7 @@ from ..inputs.prompt import Turn, check_text
 
 FORMAT = "fastvlm-mlx chat"
 VERSION = 1
-MAX_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
+MAX_TRANSCRIPT_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +92,13 @@ class LeftOut:
 
     def beyond(self, before: "LeftOut") -> str:
         """What this leaves out and `before` did not, in words: "the oldest 2 questions with their answers"; "" for nothing."""
-        words, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
+        questions, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
         parts = []
-        if words > 0:
+        if questions > 0:
             parts.append(
                 "the oldest question with its answer"
-                if words == 1
-                else f"the oldest {words} questions with their answers"
+                if questions == 1
+                else f"the oldest {questions} questions with their answers"
             )
         if pictures > 0:
             parts.append("the oldest picture" if pictures == 1 else f"the oldest {pictures} pictures")
@@ -189,7 +189,7 @@ def _encoded(data: dict[str, Any]) -> bytes:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        data = json.loads(files.read_text(source, MAX_BYTES))
+        data = json.loads(files.read_text(source, MAX_TRANSCRIPT_BYTES))
     except FileNotFoundError as error:
         raise CheckpointError(f"{source}: no such transcript; check the path.") from error
     except OSError as error:
@@ -244,10 +244,10 @@ def _text(source: Path, table: dict[str, Any], name: str) -> str:
     return text
 
 
-def _entry(source: Path, table: dict[str, Any], name: str, kind: type) -> Any:
+def _entry(source: Path, table: dict[str, Any], name: str, expected: type) -> Any:
     if name not in table:
         raise _damaged(source, f"{name} is missing")
-    if type(table[name]) is not kind:
+    if type(table[name]) is not expected:
         raise _damaged(source, f"{name} is {shown(table[name])}")
     return table[name]
 

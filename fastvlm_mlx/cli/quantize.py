@@ -49,5 +49,5 @@ def quantize(
     tokenizer, target = find_tokenizer(tokenizer_path), target_of(out)
     found = find(model, agree=agree_to_download(yes))
     opened = open_model(found, tokenizer, name=found.title)
-    kind = cast("Dtype | None", dtype)  # checked by run
-    run(opened, found.folder, target, smaller, dtype=kind, pictures=pictures, report=report, force=force)
+    checked = cast("Dtype | None", dtype)  # by run
+    run(opened, found.folder, target, smaller, dtype=checked, pictures=pictures, report=report, force=force)

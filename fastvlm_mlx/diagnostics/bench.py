@@ -21,7 +21,7 @@ from ..inputs.image import Source
 from ..inputs.prompt import PROMPT
 from .machine import Machine, peak_memory, reset_peak_memory
 
-PHOTO = (4032, 3024)  # pixels; what a phone's 12-megapixel camera gives
+PHOTO_SIZE = (4032, 3024)  # pixels; what a phone's 12-megapixel camera gives
 TIMES = ("preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second")
 
 Progress = Callable[[str], None]
@@ -141,7 +141,7 @@ def _answer(engine: Engine, images: Sequence[Source], prompt: str, options: Opti
     return finish(stream(engine, engine.prepare(images, prompt), options)).stats
 
 
-def made_photo(width: int = PHOTO[0], height: int = PHOTO[1], *, seed: int = 0) -> bytes:
+def made_photo(width: int = PHOTO_SIZE[0], height: int = PHOTO_SIZE[1], *, seed: int = 0) -> bytes:
     """A JPEG of soft colours and some grain, the same for the same seed: about as much work to decode as a photograph."""
     from PIL import Image
 

@@ -88,7 +88,7 @@ def _values(path: str, shape: tuple[int, ...], noise: npt.NDArray[np.float32]) -
 
 def word_counter() -> Tokenizer:
     """A tokenizer that gives every word, sign and line end one and the same id, and has Qwen2's special tokens."""
-    words = AnyTokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?\w+|[^\w\s]"), behavior="isolated")
-    words.add_special_tokens([*ROLE_TOKENS, END_OF_TEXT])
-    return Tokenizer(words, "random model")
+    tokenizer = AnyTokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?\w+|[^\w\s]"), behavior="isolated")
+    tokenizer.add_special_tokens([*ROLE_TOKENS, END_OF_TEXT])
+    return Tokenizer(tokenizer, "random model")

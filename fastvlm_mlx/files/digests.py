@@ -16,9 +16,9 @@ from .paths import is_companion
 
 SUMS = "SHA256SUMS"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-GIT = re.compile(r"[0-9a-f]{40}")
-LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
-MOST_SUMS = 1_000_000  # bytes of a SHA256SUMS
+GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+SUMS_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+MAX_SUMS_BYTES = 1_000_000  # bytes of a SHA256SUMS
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 
@@ -55,7 +55,7 @@ def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
 def read_sums(path: Path) -> dict[str, str]:
     """Digest by file name of a SHA256SUMS; raises CheckpointError where it is not one."""
     try:
-        text = files.read_text(path, MOST_SUMS)
+        text = files.read_text(path, MAX_SUMS_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise CheckpointError(f"{path}: cannot be read ({reason}); check the file.") from error
@@ -63,7 +63,7 @@ def read_sums(path: Path) -> dict[str, str]:
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        found = LINE.fullmatch(line)
+        found = SUMS_LINE.fullmatch(line)
         if found is None or found[2] in sums:
             raise CheckpointError(
                 f"{path}: {shown(line[:80])} is no new line of a digest and a name; fetch the file again."
@@ -142,7 +142,7 @@ def _hub_digests(folder: Path) -> dict[str, str]:
         if (
             path.is_symlink()
             and target.parent.name == "blobs"
-            and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name))
+            and (SHA256.fullmatch(target.name) or GIT_SHA1.fullmatch(target.name))
         ):
             digests[path.name] = target.name
     return digests

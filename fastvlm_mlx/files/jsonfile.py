@@ -8,13 +8,13 @@ from typing import Any
 from ..errors import CheckpointError, listed
 from . import regular as files
 
-MAX_JSON = 20_000_000  # bytes; a vocabulary takes 3 MB, a config a thousandth of that
+MAX_JSON_BYTES = 20_000_000  # bytes; a vocabulary takes 3 MB, a config a thousandth of that
 
 
 def read_table(path: Path) -> dict[str, Any]:
     """A JSON file that holds a table; raises CheckpointError otherwise."""
     try:
-        data = files.read(path, MAX_JSON)
+        data = files.read(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path.parent}: no {path.name}, so this is not a FastVLM folder; check the path."

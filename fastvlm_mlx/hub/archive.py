@@ -16,8 +16,8 @@ from . import caches, transfer
 from .consent import Agree, ask
 from .names import ARCHIVE
 
-BASE = "https://ml-site.cdn-apple.com/datasets/fastvlm"
-OFFLINE = ("1", "ON", "YES", "TRUE")
+ARCHIVES_URL = "https://ml-site.cdn-apple.com/datasets/fastvlm"
+OFFLINE_VALUES = ("1", "ON", "YES", "TRUE")
 UNPACKED = re.compile(r"# (\S+), SHA-256 ([0-9a-f]{64})")
 
 
@@ -48,10 +48,10 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
             f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}"
         )
     archive = caches.root() / "archives" / f"{folder.name}.zip"
-    url = f"{(os.environ.get('FASTVLM_ARCHIVES') or BASE).rstrip('/')}/{archive.name}"
+    url = f"{(os.environ.get('FASTVLM_ARCHIVES') or ARCHIVES_URL).rstrip('/')}/{archive.name}"
     try:
         if not archive.exists():
-            if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
+            if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE_VALUES:
                 raise HubError(
                     f"{name!r}: no such folder, not in our cache, and HF_HUB_OFFLINE is set; unset it to fetch it."
                 )

@@ -12,7 +12,7 @@ from .tokenizer import Tokenizer
 
 PROMPT = "Describe the image."
 SYSTEM = "You are a helpful assistant."
-MAX_CHARACTERS = 1_000_000  # far beyond any context; bounds the time and memory of tokenising
+MAX_PROMPT_CHARS = 1_000_000  # far beyond any context; bounds the time and memory of tokenising
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def check_text(name: str, text: str) -> None:
     """Raise PromptError, in which the text is called `name`, unless it is valid Unicode of bounded length."""
     if not isinstance(text, str):
         raise PromptError(f"The {name} is a {type(text).__name__}, expected text.")
-    if len(text) > MAX_CHARACTERS:
-        raise PromptError(f"The {name} holds {len(text):,} characters, more than {MAX_CHARACTERS:,}; shorten it.")
+    if len(text) > MAX_PROMPT_CHARS:
+        raise PromptError(f"The {name} holds {len(text):,} characters, more than {MAX_PROMPT_CHARS:,}; shorten it.")
     if "\x00" in text:
         raise PromptError(f"The {name} holds a NUL character; remove it.")
     if not text.isascii():

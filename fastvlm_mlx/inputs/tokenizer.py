@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as BPETokenizer
 
 from ..errors import PromptError, TokenizerError
 from ..files import regular as files
-from ..files.jsonfile import MAX_JSON
+from ..files.jsonfile import MAX_JSON_BYTES
 
 ROLE_TOKENS = ("<|im_start|>", "<|im_end|>")
 END_OF_TEXT = "<|endoftext|>"
@@ -35,7 +35,7 @@ class Tokenizer:
     def open(cls, path: Path) -> "Tokenizer":
         """Read a tokenizer.json."""
         try:
-            return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON)), str(path))
+            return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON_BYTES)), str(path))
         except FileNotFoundError as error:
             raise TokenizerError(
                 f"{path.parent}: no tokenizer.json in it; fetch or convert the model again."

@@ -43,7 +43,7 @@ def is_ours(folder: Path) -> bool:
         return False
 
 
-def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
+def open_ours(folder: Path, name: str, tokenizer_file: Path | None = None) -> OpenModel:
     """Open our folder; raises CheckpointError where a file is missing or contradicts another, or an adapter lies beside them."""
     check_whole(folder)
     config = ModelConfig.from_dict(read_table(folder / "config.json"))
@@ -52,8 +52,8 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
         raise CheckpointError(
             f"{folder}: no weights in it; expected model.safetensors or its shards; convert the model again."
         )
-    words = Tokenizer.open(tokenizer or folder / "tokenizer.json")
-    check_tokenizer(words, config)
+    tokenizer = Tokenizer.open(tokenizer_file or folder / "tokenizer.json")
+    check_tokenizer(tokenizer, config)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         for file in sorted({tensor.file for tensor in tensors.values()}):
@@ -61,7 +61,7 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
             for key in list(arrays):
                 yield key, arrays.pop(key)
 
-    return OpenModel(name, config, words, weights, lambda: config)
+    return OpenModel(name, config, tokenizer, weights, lambda: config)
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
