@@ -5,7 +5,6 @@ tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, listed, shown
+from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed, shown, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.prompt import SYSTEM
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
@@ -56,6 +55,7 @@ def check_form(to: str) -> None:
         raise OptionError(f"`to` is {shown(to)}, expected 'mlx' or 'transformers'.")
 
 
+@about_its_path
 def to_transformers(
     folder: Path,
     out: Path,
@@ -109,7 +109,7 @@ def to_transformers(
         coarse = (
             f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
         )
-        warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
+        warn(f"{coarse}, not the weights from before.")
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         total = len(tensors)

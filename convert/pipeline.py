@@ -1,7 +1,6 @@
 """The way of a foreign checkpoint: read -> map -> fold -> cast -> save, or straight into a model's memory."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -10,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from fastvlm_mlx.config import Dtype, Fit, ModelConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OutputError, listed
+from fastvlm_mlx.errors import CheckpointError, OutputError, about_its_path, listed, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT, Tokenizer
 from fastvlm_mlx.network.model import FastVLM
@@ -31,6 +30,7 @@ UNPACKED = "quantised layers whose columns stand in another order here, or that 
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
+@about_its_path
 def open_foreign(
     folder: Path,
     name: str,
@@ -61,7 +61,7 @@ def open_foreign(
         theirs = [
             each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked
         ]
-        warnings.warn(f"{name}: {UNPACKED}: {listed(theirs)}.", FastVLMWarning, stacklevel=3)
+        warn(f"{name}: {UNPACKED}: {listed(theirs)}.")
     config = replace(
         config,
         dtype=_stored_dtype(sources),
@@ -82,9 +82,10 @@ def open_foreign(
         packed.unpack(tensors, kept.unpacked)
         yield from fold(tensors, resolved)
 
-    return OpenModel(name, config, loaded_tokenizer, weights, resolve)
+    return OpenModel(name, config, loaded_tokenizer, weights, resolve, folder=folder)
 
 
+@about_its_path
 def convert(
     folder: Path,
     out: Path,
@@ -153,7 +154,9 @@ def convert(
 def check_place(folder: Path, out: Path) -> None:
     """Raise OutputError where writing `out` would be writing over the checkpoint."""
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another `out`.")
+        raise OutputError(
+            f"{out} is the checkpoint itself or holds it, so it is not written to; give another `out`.", path=out
+        )
 
 
 def _stored_dtype(sources: list[Source]) -> Dtype:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from fastvlm_mlx.config import Fit, ModelConfig
-from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed
 from fastvlm_mlx.storage.open import is_ours
 
 from . import packed
@@ -79,6 +79,7 @@ class Source(NamedTuple):
         return self._replace(plan=Plan(renames, merges, {}), quantization=quantization)
 
 
+@about_its_path
 def open_source(folder: Path, layout: str | None = None) -> Source:
     """Open a checkpoint of the given layout, or of the one recognised; its names are accounted for, no weights are read."""
     check_layout(layout)
@@ -86,7 +87,7 @@ def open_source(folder: Path, layout: str | None = None) -> Source:
     layout = layout or recognise(checkpoint.tensors, checkpoint.config.get("model_type"))
     plan = match(checkpoint.tensors, layout)
     source = Source(checkpoint, layout, plan, packed.settings(checkpoint.config, plan.names()))
-    _check_kinds(source)
+    _check_dtypes(source)
     return source
 
 
@@ -119,7 +120,7 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     return tower.tower()
 
 
-def _check_kinds(source: Source) -> None:
+def _check_dtypes(source: Source) -> None:
     """Raise CheckpointError for weights stored as whole numbers that nothing says how to read."""
     packed_here = {f"{layer}.{part}" for layer in source.quantization for part in packed.PARTS}
     names = [renamed.source for target, renamed in source.plan.renames.items() if target not in packed_here]

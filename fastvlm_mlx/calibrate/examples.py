@@ -78,7 +78,8 @@ def read_questions(folder: Path) -> list[Question]:
     folder = Path(paths.find(folder))
     if not folder.is_dir():
         raise ImageError(
-            f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}."
+            f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}.",
+            path=folder,
         )
     listing = folder / QUESTIONS
     if listing.exists():
@@ -86,7 +87,7 @@ def read_questions(folder: Path) -> list[Question]:
             lines = files.read_text(listing, MAX_QUESTIONS_BYTES).encode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise PromptError(f"{listing}: cannot be read ({reason}); check the file.") from error
+            raise PromptError(f"{listing}: cannot be read ({reason}); check the file.", path=listing) from error
         questions = [
             _question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()
         ]
@@ -94,7 +95,7 @@ def read_questions(folder: Path) -> list[Question]:
         pictures = sorted(path for path in folder.iterdir() if is_picture(path.name))
         questions = [Question(path, PROMPT) for path in pictures]
     if not questions:
-        raise ImageError(f"{folder}: no pictures and no {QUESTIONS} in it; name a folder of pictures.")
+        raise ImageError(f"{folder}: no pictures and no {QUESTIONS} in it; name a folder of pictures.", path=folder)
     return questions
 
 

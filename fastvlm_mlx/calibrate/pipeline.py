@@ -81,11 +81,13 @@ def quantize(
 
     check_dtype(dtype)
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the source itself or holds it, so it is not written to; give another `out`.")
+        raise OutputError(
+            f"{out} is the source itself or holds it, so it is not written to; give another `out`.", path=out
+        )
     if (recipe.target_bits is not None or measure) and not questions:
         questions = questions_for(opened, pictures)
     if opened.config.quantization:
-        raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.")
+        raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.", path=folder)
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     chosen, left = plan(FastVLM(config), recipe)

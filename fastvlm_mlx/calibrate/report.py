@@ -57,7 +57,7 @@ def write_picture(path: Path, qualities: Sequence[Quality], title: str) -> None:
     try:
         path.write_text(picture(qualities, title), encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another `chart`.") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another `chart`.", path=path) from error
 
 
 def to_json(qualities: Sequence[Quality], **about: object) -> str:

@@ -75,7 +75,8 @@ class SearchState:
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             raise OutputError(
-                f"{self.path.parent} cannot take the state of the calibration; make room there."
+                f"{self.path.parent} cannot take the state of the calibration; make room there.",
+                path=self.path.parent,
             ) from error
 
     def remove(self) -> None:

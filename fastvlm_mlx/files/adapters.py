@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import CheckpointError, listed, shown
+from ..errors import CheckpointError, about_its_path, listed, shown
 from .jsonfile import read_table
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -12,6 +12,7 @@ PROJECTOR_FILE = "mm_projector.bin"
 MERGE_ADVICE = "merge it into the model it was made for (PEFT's merge_and_unload, then save_pretrained)"
 
 
+@about_its_path
 def check_whole(folder: Path) -> None:
     """Raise CheckpointError for a folder that holds an adapter, with or without the model it is for, or a projector alone."""
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, OptionError, listed, shown
+from ..errors import CheckpointError, OptionError, about_its_path, listed, shown
 from . import regular as files
 from .paths import is_companion
 
@@ -52,6 +52,7 @@ def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
     files.write(path, "\n".join(lines) + "\n")
 
 
+@about_its_path
 def read_sums(path: Path) -> dict[str, str]:
     """Digest by file name of a SHA256SUMS; raises CheckpointError where it is not one."""
     try:
@@ -72,6 +73,7 @@ def read_sums(path: Path) -> dict[str, str]:
     return sums
 
 
+@about_its_path
 def verify(folder: Path, progress: Progress | None = None) -> Verified:
     """Compare every file of a model's folder with its SHA-256.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, about_its_path, shown
 from . import regular as files
 from .jsonfile import parse_table
 
@@ -46,6 +46,7 @@ class Tensor(NamedTuple):
         return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
 
+@about_its_path
 def read_header(path: Path) -> dict[str, Tensor]:
     """Name -> tensor of one file; raises CheckpointError where the header and the file disagree."""
     try:
@@ -72,6 +73,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return {name: Tensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
 
 
+@about_its_path
 def load(path: Path) -> dict[str, mx.array]:
     """The tensors of a file whose header has been checked; each is read when it is first evaluated."""
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from ..errors import CheckpointError, FastVLMError, listed, shown
+from ..errors import CheckpointError, FastVLMError, about_its_path, listed, shown
 from .paths import is_companion
 
 MAX_FILES = 1000
@@ -44,6 +44,7 @@ class Contents:
     nbytes: int
 
 
+@about_its_path
 def read_contents(path: Path) -> Contents:
     """Check what an archive says it holds; raises CheckpointError for anything but one folder of plain files."""
     with _opened(path) as archive:
@@ -85,7 +86,8 @@ def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -
                         progress(done, contents.nbytes)
             if left:
                 raise CheckpointError(
-                    f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again."
+                    f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again.",
+                    path=contents.path,
                 )
             sums[name] = digest.hexdigest()
     return sums

@@ -42,7 +42,7 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
         _check_came_from(folder, digest)
         return folder
     if folder.exists():
-        raise HubError(f"{folder} is there but holds no model; remove it and fetch the archive again.")
+        raise HubError(f"{folder} is there but holds no model; remove it and fetch the archive again.", path=folder)
     if cached_only:
         raise HubError(
             f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}"
@@ -82,7 +82,8 @@ def _check_digest(archive: Path, given: str | None) -> str:
         origin = "given" if given else "of an earlier download; to take the new one, pass it as `sha256`"
         raise CheckpointError(
             f"{archive.name} has the SHA-256 {found}, expected {expected}, the one {origin}. It was removed; check the digest, and "
-            "fetch it again."
+            "fetch it again.",
+            path=archive,
         )
     return found
 
@@ -102,7 +103,8 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
     if came is None or came[2] != digest:
         found = came[2] if came else "one that was not kept"
         raise CheckpointError(
-            f"{folder} came from an archive with the SHA-256 {found}, expected {digest}; remove it and fetch it again."
+            f"{folder} came from an archive with the SHA-256 {found}, expected {digest}; remove it and fetch it again.",
+            path=folder,
         )
 
 

@@ -61,9 +61,11 @@ def find(
             f"{shown(model)} cannot be a folder ({reason}), and is not a Hub name; check `model`."
         ) from error
     if exists and model.lower().endswith(".zip"):
-        raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.")
+        raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.", path=folder)
     if exists:
-        raise HubError(f"{shown(model)} is a file; expected the folder that holds config.json and the weights.")
+        raise HubError(
+            f"{shown(model)} is a file; expected the folder that holds config.json and the weights.", path=folder
+        )
     if ARCHIVE.fullmatch(model):
         from . import archive
 

@@ -33,13 +33,15 @@ def in_folder(folder: str) -> list[str]:
         names = sorted(os.listdir(folder))  # noqa: PTH208  (names are enough)
     except OSError as error:
         raise ImageError(
-            f"{shown(folder)}: the folder cannot be read ({error.strerror}); check its permissions."
+            f"{shown(folder)}: the folder cannot be read ({error.strerror}); check its permissions.",
+            path=folder,
         ) from error
     found = [os.path.join(folder, name) for name in names if is_picture(name)]  # noqa: PTH118
     found = [path for path in found if os.path.isfile(path)]  # noqa: PTH113
     if not found:
         raise ImageError(
-            f"{shown(folder)} is a folder, and there are no pictures in it; name a picture, or a folder of pictures."
+            f"{shown(folder)} is a folder, and there are no pictures in it; name a picture, or a folder of pictures.",
+            path=folder,
         )
     return found
 

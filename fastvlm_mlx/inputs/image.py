@@ -7,7 +7,6 @@ long and narrow the picture is.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fsdecode
 from typing import Any, BinaryIO
@@ -17,7 +16,8 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from ..config import ImageConfig
-from ..errors import FastVLMWarning, ImageError, shown
+from ..errors import ImageError, about, shown, warn
+from ..files import paths
 from . import array, imagefile, tiff
 from .imagefile import MAX_PIXELS
 
@@ -69,7 +69,8 @@ def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, (str, PathLike)):
         path = fsdecode(source)
         name = shown(path)
-        return _upright_rgb(imagefile.decode(imagefile.read(path), name, max_pixels), name)
+        with about(paths.local(path)):
+            return _upright_rgb(imagefile.decode(imagefile.read(path), name, max_pixels), name)
     if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
         data = imagefile.read_open(source) if hasattr(source, "read") else bytes(source)
         return _upright_rgb(imagefile.decode(data, "The image", max_pixels), "The image")
@@ -176,10 +177,7 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
     if alphas[1] <= MAX_INVISIBLE_ALPHA:
         if all(low == high for low, high in colours):
             return white
-        warnings.warn(
-            f"{name} is transparent everywhere, and there are colours all the same; its transparency is left out.",
-            FastVLMWarning, stacklevel=5,
-        )  # fmt: skip
+        warn(f"{name} is transparent everywhere, and there are colours all the same; its transparency is left out.")
         return _strip_by_strip(image, lambda strip: convert(strip).convert("RGBA").convert("RGB"))
     lines = drawn < image.width * image.height / 2  # a drawing, not things on a white ground of their own
     if (
@@ -187,7 +185,7 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
         and alphas[1] > FAINT_LEVELS
         and (darkest >= 255 - FAINT_LEVELS or (lines and faint >= FAINT_SHARE * drawn))
     ):
-        warnings.warn(f"{name} is white on transparency; it is shown on black.", FastVLMWarning, stacklevel=5)
+        warn(f"{name} is white on transparency; it is shown on black.")
         return _strip_by_strip(image, lambda strip: _composed(convert(strip).convert("RGBA"), "black"))
     return white
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..config import is_whole
-from ..errors import FastVLMWarning, ImageError, OptionError, listed, shown
+from ..errors import ImageError, OptionError, listed, shown, warn
 from ..files import paths
 from ..files import regular as files
 from . import damage, tiff
@@ -166,9 +166,9 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         if mended is None:
             raise _said(error, data, name) from error
         image, more, note = mended
-        warnings.warn(f"{name} {note}", FastVLMWarning, stacklevel=4)
+        warn(f"{name} {note}")
     if more:
-        warnings.warn(SEVERAL_PICTURES.format(name), FastVLMWarning, stacklevel=4)
+        warn(SEVERAL_PICTURES.format(name))
     if image.mode.startswith("I;16"):
         image = damage.unaligned(image, data) if image.format == "PNG" else image
         if not damage.declares_bits(data):
@@ -188,11 +188,10 @@ def _note_of_few_levels(image: Image.Image, name: str) -> None:
     """Warn of a 16-bit grey picture that uses 14 bits or fewer: it may be dark, or its file may not say how many bits are meant."""
     greatest = int(np.asarray(image).max())
     if 0 < greatest < 1 << 14:
-        warnings.warn(
+        warn(
             f"{name} has 16-bit grey levels, none above {greatest:,} of 65,535, and is dark; if fewer bits are meant, save it with "
-            "levels up to 65,535.",
-            FastVLMWarning, stacklevel=5,
-        )  # fmt: skip
+            "levels up to 65,535."
+        )
 
 
 BOMB = re.compile(r"too (large|much)", re.IGNORECASE)  # how Pillow refuses texts and profiles that grow beyond measure
@@ -221,7 +220,7 @@ def _by_layout(layout: tiff.Layout, data: bytes, name: str, max_pixels: int) -> 
     except MemoryError as error:
         raise _said(error, data, name) from error
     if layout.more:
-        warnings.warn(SEVERAL_PICTURES.format(name), FastVLMWarning, stacklevel=5)
+        warn(SEVERAL_PICTURES.format(name))
     return image
 
 

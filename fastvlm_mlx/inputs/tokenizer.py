@@ -38,19 +38,22 @@ class Tokenizer:
             return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON_BYTES)), str(path))
         except FileNotFoundError as error:
             raise TokenizerError(
-                f"{path.parent}: no tokenizer.json in it; fetch or convert the model again."
+                f"{path.parent}: no tokenizer.json in it; fetch or convert the model again.",
+                path=path.parent,
             ) from error
         except (TokenizerError, KeyboardInterrupt):
             raise
         except OSError as error:
             raise TokenizerError(
-                f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+                f"{path}: cannot be read ({error.strerror}); check the file and its permissions.",
+                path=path,
             ) from error
         except BaseException as error:  # the Rust side raises plain Exception, and where it panics not even that
             if isinstance(error, (SystemExit, MemoryError)):
                 raise
             raise TokenizerError(
-                f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again."
+                f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again.",
+                path=path,
             ) from error
 
     def __len__(self) -> int:

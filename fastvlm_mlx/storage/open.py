@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..config import MODEL_TYPE, ModelConfig
-from ..errors import CheckpointError, TokenizerError, listed
+from ..errors import CheckpointError, TokenizerError, about_its_path, listed
 from ..files import safetensors, shards
 from ..files.adapters import check_whole
 from ..files.jsonfile import read_table
@@ -33,6 +33,7 @@ class OpenModel:
     weights: Callable[[], Named]
     resolve: Callable[[], ModelConfig]
     built_in: bool = False
+    folder: Path | None = None
 
 
 def is_ours(folder: Path) -> bool:
@@ -43,6 +44,7 @@ def is_ours(folder: Path) -> bool:
         return False
 
 
+@about_its_path
 def open_ours(folder: Path, name: str, tokenizer_file: Path | None = None) -> OpenModel:
     """Open our folder; raises CheckpointError where a file is missing or contradicts another, or an adapter lies beside them."""
     check_whole(folder)
@@ -61,7 +63,7 @@ def open_ours(folder: Path, name: str, tokenizer_file: Path | None = None) -> Op
             for key in list(arrays):
                 yield key, arrays.pop(key)
 
-    return OpenModel(name, config, tokenizer, weights, lambda: config)
+    return OpenModel(name, config, tokenizer, weights, lambda: config, folder=folder)
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:

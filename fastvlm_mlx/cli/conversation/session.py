@@ -228,7 +228,7 @@ class Session:
         path = Path(typed.path_of(said.text)) if said.text else self._file
         assert path is not None
         if path != self._file and os.path.exists(path) and not _is_transcript(path):  # noqa: PTH110  # Path.exists may raise
-            raise OutputError(f"{path} exists and is not a saved conversation; choose another name.")
+            raise OutputError(f"{path} exists and is not a saved conversation; choose another name.", path=path)
         self.chat.save(path)
         self._file = path
         self._front.note(f"{_count(len(self.chat.exchanges), 'question')} saved in {path}.")
