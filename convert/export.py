@@ -72,9 +72,9 @@ def to_transformers(
 ) -> ModelConfig:
     """Write `folder`, one of ours or of any other layout, as transformers has its FastVLM; returns our config of what was written.
 
-    What was folded stays so, expressed by batch norms and layer scales that change nothing: features and logits are the same.
-    Quantised layers are written as the values they stand for. `<image>` is added to the vocabulary where it is not in it.
-    Options, errors and the rest as in `convert`.
+    What was folded stays so, expressed by batch norms and layer scales that change nothing: features and logits are the
+    same. Quantised layers are written as the values they stand for. `<image>` is added to the vocabulary where it is
+    not in it. Options, errors and the rest as in `convert`.
     """
     check_dtype(dtype)
     check_fit(fit)
@@ -89,8 +89,8 @@ def to_transformers(
     resolved = opened.resolve()
     if resolved.image.size % STRIDE:
         raise CheckpointError(
-            f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which transformers' "
-            "processor cannot count; choose another model."
+            f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which "
+            "transformers' processor cannot count; choose another model."
         )
     exported, image = _with_image_token(opened)
     vocab = resolved.text.vocab_size if image < resolved.text.vocab_size else image + 1 + -(image + 1) % VOCAB_MULTIPLE

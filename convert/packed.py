@@ -1,7 +1,8 @@
 """Tensors that come quantised: which of them our layout can hold as they are, and the values of the others.
 
-MLX's forms only: weights packed into uint32 along a row (O, I * bits / 32), and per group of a row a scale, in "affine" mode
-also a bias. Rows can be stacked as they are; columns that change places, or meet others to be computed with, cannot.
+MLX's forms only: weights packed into uint32 along a row (O, I * bits / 32), and per group of a row a scale, in "affine"
+mode also a bias. Rows can be stacked as they are; columns that change places, or meet others to be computed with,
+cannot.
 """
 
 import re
@@ -29,8 +30,8 @@ STACKED = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_
 def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
     """How each quantised layer is quantised, by `config.json`.
 
-    `sources` leads from tensors of the published form to their names in the checkpoint, by which config.json makes exceptions.
-    Raises CheckpointError for settings that are missing or that MLX does not have.
+    `sources` leads from tensors of the published form to their names in the checkpoint, by which config.json makes
+    exceptions. Raises CheckpointError for settings that are missing or that MLX does not have.
     """
     layers = {
         target.removesuffix(".scales"): source for target, source in sources.items() if target.endswith(".scales")
@@ -56,7 +57,8 @@ def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
         )
         check(
             right,
-            f"quantization of {path}: MLX has no {shown(bits)} bits in groups of {shown(group_size)}, mode {shown(mode)}",
+            f"quantization of {path}: MLX has no {shown(bits)} bits in groups of {shown(group_size)}, mode "
+            f"{shown(mode)}",
         )
         plan[layer] = QuantConfig(bits, group_size, mode)
     return plan
@@ -86,8 +88,8 @@ def unpacked_shapes(found: Shapes, dtypes: dict[str, str], plan: Plan, names: di
             right &= found[f"{layer}.{part}"] == found[scales]
         if not right:
             raise CheckpointError(
-                f"{names[weight]!r} and its scales do not fit {q.bits} bits in groups of {q.group_size}, which config.json calls "
-                "for; do the two belong together?"
+                f"{names[weight]!r} and its scales do not fit {q.bits} bits in groups of {q.group_size}, which "
+                "config.json calls for; do the two belong together?"
             )
         for part in parts[1:]:
             del shapes[f"{layer}.{part}"]

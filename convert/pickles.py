@@ -1,7 +1,8 @@
 """Weights in PyTorch's own files (.bin, .pt, .pth, .ckpt), read by its loader of plain tensors: nothing in them is run.
 
-A pickle can ask for any code to be run. PyTorch's loader with `weights_only=True` (safe since 2.6) takes a file of tensors and
-refuses everything else. It comes with the extra `pickles`; only archives as PyTorch has written them since 1.6 are opened.
+A pickle can ask for any code to be run. PyTorch's loader with `weights_only=True` (safe since 2.6) takes a file of
+tensors and refuses everything else. It comes with the extra `pickles`; only archives as PyTorch has written them since
+1.6 are opened.
 """
 
 import zipfile
@@ -75,7 +76,8 @@ def _open(path: Path) -> dict[str, Any]:
     except Exception as error:  # of many classes
         reason = " ".join(str(error).split())[:150]
         raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged ({reason}); nothing in it was run; {INSTEAD}, or fetch it again.",
+            f"{path}: holds more than tensors, or is damaged ({reason}); nothing in it was run; {INSTEAD}, or fetch "
+            "it again.",
             path=path,
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -102,7 +104,8 @@ def _torch(path: Path) -> Any:
         ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise CheckpointError(
-            f"{path}: before 2.6 PyTorch's loader could be made to run code, and this is {torch.__version__}; make it newer.",
+            f"{path}: before 2.6 PyTorch's loader could be made to run code, and this is {torch.__version__}; make it "
+            "newer.",
             path=path,
         )
     return torch

@@ -42,9 +42,9 @@ def open_foreign(
 ) -> OpenModel:
     """Open a checkpoint of another layout as a model of ours: mapped and folded in memory, nothing written.
 
-    The layout is recognised unless given; for the rest see `convert`. Everything that can be wrong with names, shapes and
-    settings is found here, before any weights are read. A FastVLMWarning names quantised layers whose values had to be
-    unpacked.
+    The layout is recognised unless given; for the rest see `convert`. Everything that can be wrong with names, shapes
+    and settings is found here, before any weights are read. A FastVLMWarning names quantised layers whose values had to
+    be unpacked.
     """
     check_fit(fit)
     source = open_source(folder, layout)
@@ -102,12 +102,12 @@ def convert(
 ) -> ModelConfig:
     """Write `folder` as a folder of ours at `out` and return its config.
 
-    `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default the
-    checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one recognised.
-    `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how pictures become square,
-    "pad" or "crop", by default as the checkpoint says. `say` is told the layout as the writing begins, `progress` is called
-    after every tensor. Raises CheckpointError for a folder that cannot be used and OutputError where `out` exists (without
-    `force`) or cannot be written; nothing is left half-written.
+    `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default
+    the checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one
+    recognised. `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how
+    pictures become square, "pad" or "crop", by default as the checkpoint says. `say` is told the layout as the writing
+    begins, `progress` is called after every tensor. Raises CheckpointError for a folder that cannot be used and
+    OutputError where `out` exists (without `force`) or cannot be written; nothing is left half-written.
     """
     check_dtype(dtype)
     if is_ours(folder):

@@ -99,18 +99,21 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     if source.has_tower:
         if folder is not None:
             raise OptionError(
-                f"{source.checkpoint.folder} has its own image encoder; give `vision_from` only for exports without one."
+                f"{source.checkpoint.folder} has its own image encoder; give `vision_from` only for exports without "
+                "one."
             )
         return None
     if folder is None and LAYOUTS[source.layout].has_tower:
         raise CheckpointError(
-            f"{source.checkpoint.folder}: the image encoder is missing from its weights, as training leaves it out where it was "
-            "frozen; convert it with `vision_from` and a folder that has the encoder, such as the checkpoint it was trained from."
+            f"{source.checkpoint.folder}: the image encoder is missing from its weights, as training leaves it out "
+            "where it was frozen; convert it with `vision_from` and a folder that has the encoder, such as the "
+            "checkpoint it was trained from."
         )
     if folder is None:
         raise CheckpointError(
-            f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its image encoder is "
-            "a Core ML package; convert it with `vision_from` and a folder that has the encoder, such as the checkpoint it is from."
+            f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its "
+            "image encoder is a Core ML package; convert it with `vision_from` and a folder that has the encoder, "
+            "such as the checkpoint it is from."
         )
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; give `vision_from` the checkpoint as published.")
@@ -129,8 +132,8 @@ def _check_dtypes(source: Source) -> None:
     if whole:
         raise CheckpointError(
             f"{source.checkpoint.folder}: {listed(whole)} {'is' if len(whole) == 1 else 'are'} stored as "
-            f"{listed(sorted({source.checkpoint.tensors[name].dtype for name in whole}))} without the scales that would say what "
-            "numbers they stand for; save the model in bfloat16, and quantise it here (`bits`)."
+            f"{listed(sorted({source.checkpoint.tensors[name].dtype for name in whole}))} without the scales that "
+            "would say what numbers they stand for; save the model in bfloat16, and quantise it here (`bits`)."
         )
 
 

@@ -1,6 +1,7 @@
 """The tokenizer as published (vocab.json, merges.txt, added_tokens.json) -> one tokenizer, the one tokenizer.json describes.
 
-Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers' Qwen2Tokenizer.
+Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers'
+Qwen2Tokenizer.
 """
 
 from pathlib import Path
@@ -101,7 +102,8 @@ def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
         ids = {str(entry["content"]): int(token) for token, entry in settings.get("added_tokens_decoder", {}).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(
-            f"{folder / 'tokenizer_config.json'}: 'added_tokens_decoder' is no table of ids and tokens; fetch it again.",
+            f"{folder / 'tokenizer_config.json'}: 'added_tokens_decoder' is no table of ids and tokens; fetch it "
+            "again.",
             path=folder / "tokenizer_config.json",
         ) from error
     if (folder / "added_tokens.json").exists():
@@ -113,7 +115,7 @@ def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
         bpe.add_tokens([AddedToken(name, special=special, **flags)])
         if bpe.token_to_id(name) != token:
             raise TokenizerError(
-                f"{folder}: {shown(name)} should have id {token} and follows the vocabulary as {bpe.token_to_id(name)}; "
-                "vocab.json and added_tokens.json do not belong together; fetch them again.",
+                f"{folder}: {shown(name)} should have id {token} and follows the vocabulary as "
+                f"{bpe.token_to_id(name)}; vocab.json and added_tokens.json do not belong together; fetch them again.",
                 path=folder,
             )

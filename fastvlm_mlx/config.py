@@ -1,6 +1,7 @@
 """What a model is, as frozen dataclasses: config.json of our folder, and nothing else, decides every size.
 
-Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names follow FastViT (timm) and Qwen2 (transformers).
+Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names follow FastViT (timm) and Qwen2
+(transformers).
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def check_resolution(resolution: int | None) -> None:
     """Raise OptionError unless it is one of RESOLUTIONS; None stands for the model's own."""
     if resolution is not None and not (is_whole(resolution) and resolution in RESOLUTIONS):
         raise OptionError(
-            f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} "
-            "pixels."
+            f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to "
+            f"{RESOLUTIONS[-1]} pixels."
         )
 
 

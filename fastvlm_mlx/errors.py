@@ -12,9 +12,9 @@
     └── DeviceError       what computes failed, or cannot be used from here
         └── OutOfMemoryError  (a MemoryError as well) the memory ran out
 
-A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as Python names
-them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place. A program need not read the message:
-`path` is the file or folder that an error is about, and `option` the argument.
+A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as
+Python names them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place. A program need not
+read the message: `path` is the file or folder that an error is about, and `option` the argument.
 """
 
 import os

@@ -1,11 +1,12 @@
 """The network as a chain of steps over all examples at once, so that one step can be repeated, changed or looked into alone.
 
-What passes along is a list of arrays: first pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image embeddings
-(1, N, D); from the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder never looks there); at
-last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens of a batch, V vocabulary.
+What passes along is a list of arrays: first pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image
+embeddings (1, N, D); from the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder
+never looks there); at last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens
+of a batch, V vocabulary.
 
-All examples are in memory at one step. Steps nobody wants to look into are one, so that what lies between them (25 MB per
-picture in the first stage of FastViTHD at 1024 pixels) is there for one picture at a time.
+All examples are in memory at one step. Steps nobody wants to look into are one, so that what lies between them (25 MB
+per picture in the first stage of FastViTHD at 1024 pixels) is there for one picture at a time.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -68,8 +69,8 @@ class Chain:
         vocabulary = model.text.embed_tokens.weight.shape[0]
         if foreign := outside([token for run in runs for token in run], vocabulary):
             raise PromptError(
-                f"The examples hold the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: they were "
-                "made for another model; make them anew."
+                f"The examples hold the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: "
+                "they were made for another model; make them anew."
             )
         self.batches = list(_batches(examples.items))
         self.steps = list(_joined(self._steps(), layers))

@@ -1,7 +1,7 @@
 """Pictures, questions and, where they are known, right answers: what a model is calibrated on and measured with.
 
-Enters: a folder of pictures, with a questions.jsonl that has one {"image", "question", "answer"} a line, or without one. Leaves:
-questions ready for the network, each followed by the answer the model itself gives.
+Enters: a folder of pictures, with a questions.jsonl that has one {"image", "question", "answer"} a line, or without
+one. Leaves: questions ready for the network, each followed by the answer the model itself gives.
 """
 
 import hashlib
@@ -108,8 +108,8 @@ def _question(folder: Path, line: bytes, where: str) -> Question:
     right = isinstance(image, str) and isinstance(text, str) and (answer is None or isinstance(answer, str))
     if not right or Path(str(image)).name != image:
         raise PromptError(
-            f"{where}: expected an image (the name of a file in the folder), a question and perhaps an answer, each a text; "
-            "mend the line."
+            f"{where}: expected an image (the name of a file in the folder), a question and perhaps an answer, each a "
+            "text; mend the line."
         )
     return Question(folder / image, text, answer)
 

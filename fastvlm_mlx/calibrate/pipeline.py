@@ -73,9 +73,9 @@ def quantize(
     """Write a model opened from `folder`, of any accepted layout, quantised as a folder of ours at `out`.
 
     A recipe with a budget is calibrated on `questions`, by default those about the folder `pictures` (see
-    `examples.questions_for`); with `measure`, the result is compared with the source on them and its card says how it did. `dtype`
-    is the type of everything that is not quantised, by default the source's. Raises CheckpointError, OptionError and OutputError;
-    nothing is left half-written, but for the state of a calibration.
+    `examples.questions_for`); with `measure`, the result is compared with the source on them and its card says how it
+    did. `dtype` is the type of everything that is not quantised, by default the source's. Raises CheckpointError,
+    OptionError and OutputError; nothing is left half-written, but for the state of a calibration.
     """
     from ..convert.card import licence_text, model_card
 

@@ -12,8 +12,9 @@ from .quality import Quality
 
 COLUMNS = ("weights", "MB", "bits", "KL", "top-1", "top-5", "same", "right", "memory", "decode")
 LEGEND = (
-    "bits: per weight of the quantised layers, scales counted. KL: nats per token of the reference's answers. top-1: tokens it "
-    "would choose too; top-5: of its five likeliest. same: answers word for word the same; right: answers exactly right."
+    "bits: per weight of the quantised layers, scales counted. KL: nats per token of the reference's answers. top-1: "
+    "tokens it would choose too; top-5: of its five likeliest. same: answers word for word the same; right: answers "
+    "exactly right."
 )
 
 

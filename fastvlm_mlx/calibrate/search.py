@@ -1,9 +1,9 @@
 """The recipe `mixed`: a model's own answers about pictures -> scales folded in, the inputs of every layer, bits per layer.
 
-Three passes, one step of the network at a time, each result kept in a file so that a broken-off run goes on where it was:
-scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In memory
-are the model, the examples at one step, one layer more and the logits of a few tokens. Deterministic: the same examples give
-the same plan.
+Three passes, one step of the network at a time, each result kept in a file so that a broken-off run goes on where it
+was: scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In
+memory are the model, the examples at one step, one layer more and the logits of a few tokens. Deterministic: the same
+examples give the same plan.
 """
 
 import hashlib

@@ -167,8 +167,8 @@ class Transcript:
         size = _entry(source, data, "resolution", int)
         if size != engine.config.image.size:
             raise CheckpointError(
-                f"{source}: its pictures were shown at {size} pixels, this model shows them at {engine.config.image.size}; "
-                f"load the model with `resolution={size}`.",
+                f"{source}: its pictures were shown at {size} pixels, this model shows them at "
+                f"{engine.config.image.size}; load the model with `resolution={size}`.",
                 path=source,
             )
         system = None if data.get("system", "") is None else _text(source, data, "system")
@@ -215,8 +215,8 @@ def _exchange(source: Path, entry: object, engine: Engine, max_pixels: int) -> E
     ids = _entry(source, entry, "answer_ids", list)
     if outside(ids, engine.config.text.vocab_size) or engine.tokenizer.decode(ids) != answer:
         raise CheckpointError(
-            f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs to another "
-            "model, or the file was changed.",
+            f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs "
+            "to another model, or the file was changed.",
             path=source,
         )
     pictures = tuple(_picture(source, image, engine, max_pixels) for image in _entry(source, entry, "images", list))

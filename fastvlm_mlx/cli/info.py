@@ -74,7 +74,8 @@ def info(
         lines.append(
             (
                 "verified",
-                f"{counted(result.files, 'file')} {'agrees' if result.files == 1 else 'agree'} with {result.against}{unknown}",
+                f"{counted(result.files, 'file')} {'agrees' if result.files == 1 else 'agree'} with "
+                f"{result.against}{unknown}",
             )
         )
         table["verified"] = {"against": result.against, "files": result.files, "unknown": result.unknown}

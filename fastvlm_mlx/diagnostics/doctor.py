@@ -1,7 +1,7 @@
 """Whether answers are right on this machine, and what is in the way of them: every check in turn, one report, one verdict.
 
-Enters: nothing but this machine, the built-in model and random weights. Leaves: a `Report`, as a table for people and as one
-object for programs, without paths or names of users.
+Enters: nothing but this machine, the built-in model and random weights. Leaves: a `Report`, as a table for people and
+as one object for programs, without paths or names of users.
 """
 
 import getpass

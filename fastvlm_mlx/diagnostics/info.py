@@ -76,7 +76,8 @@ class ModelInfo:
             ("tower", f"blocks {config.vision.depths}, channels {config.vision.widths}"),
             (
                 "decoder",
-                f"{counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, context {text.max_position_embeddings}",
+                f"{counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, context "
+                f"{text.max_position_embeddings}",
             ),
             ("parameters", f"{sum(parts.values()) / 1e6:.1f} M: {counts}"),
             ("stored as", ", ".join([config.dtype, *layers])),

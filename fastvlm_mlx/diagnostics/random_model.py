@@ -1,7 +1,7 @@
 """A model of a published size with random weights, for timing: what a stage takes does not depend on their values.
 
-Enters: the name of a size. Leaves: an `OpenModel` like one read from a folder, but for the tokenizer, which cuts text about as
-Qwen2's does and knows no words. Sizes: Qwen2's config.json in Apple's published FastVLM checkpoints.
+Enters: the name of a size. Leaves: an `OpenModel` like one read from a folder, but for the tokenizer, which cuts text
+about as Qwen2's does and knows no words. Sizes: Qwen2's config.json in Apple's published FastVLM checkpoints.
 """
 
 from collections.abc import Iterator

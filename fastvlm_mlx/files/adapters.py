@@ -29,16 +29,17 @@ def check_whole(folder: Path) -> None:
         if models:
             files = listed([name for name in names if name in adapter or name == ADAPTER_CONFIG])
             raise CheckpointError(
-                f"{folder}: {what} lies beside a model's weights, and adapters are not applied yet; {MERGE_ADVICE}, or remove {files} to "
-                "use the model without it."
+                f"{folder}: {what} lies beside a model's weights, and adapters are not applied yet; {MERGE_ADVICE}, "
+                f"or remove {files} to use the model without it."
             )
         raise CheckpointError(
-            f"{folder}: {what}, not a whole model, and adapters are not applied yet; {MERGE_ADVICE}, and use the result."
+            f"{folder}: {what}, not a whole model, and adapters are not applied yet; {MERGE_ADVICE}, and use the "
+            "result."
         )
     if weights == [PROJECTOR_FILE]:
         raise CheckpointError(
-            f"{folder}: the projector of a model alone ({PROJECTOR_FILE}), as the first stage of training leaves it; use the whole "
-            "model."
+            f"{folder}: the projector of a model alone ({PROJECTOR_FILE}), as the first stage of training leaves it; "
+            "use the whole model."
         )
 
 

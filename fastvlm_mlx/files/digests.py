@@ -77,8 +77,8 @@ def read_sums(path: Path) -> dict[str, str]:
 def verify(folder: Path, progress: Progress | None = None) -> Verified:
     """Compare every file of a model's folder with its SHA-256.
 
-    That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives its
-    files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
+    That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives
+    its files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
     """
     present = sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS and not is_companion(path.name)
@@ -96,8 +96,8 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
         against, sums = "the Hub's digests", _hub_digests(folder)
     if not sums:
         raise CheckpointError(
-            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the Hub's cache "
-            "(one that was converted has none); fetch it with 'fastvlm-mlx download'."
+            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the "
+            "Hub's cache (one that was converted has none); fetch it with 'fastvlm-mlx download'."
         )
     outside = [name for name in sums if Path(name).name != name]
     if outside:
@@ -108,8 +108,8 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
     wrong = [name for name in _each(folder, sorted(sums), progress) if not _matches(folder / name, sums[name])]
     if wrong:
         raise CheckpointError(
-            f"{folder}: {listed(wrong)} differ from {against}, so they are damaged or were changed; remove the folder and fetch "
-            "the model again."
+            f"{folder}: {listed(wrong)} differ from {against}, so they are damaged or were changed; remove the folder "
+            "and fetch the model again."
         )
     return Verified(against, len(sums), sorted(set(present) - sums.keys()))
 

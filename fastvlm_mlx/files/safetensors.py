@@ -59,8 +59,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
             file.seek(8)
             if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(
-                    f"{path}: truncated or not a safetensors file ({size} bytes, a header of {length} bytes announced); "
-                    "fetch it again."
+                    f"{path}: truncated or not a safetensors file ({size} bytes, a header of {length} bytes "
+                    "announced); fetch it again."
                 )
             text = file.read(length)
     except OSError as error:
@@ -103,8 +103,8 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
             right = False
         if not right and isinstance(entry, dict) and entry.get("dtype") in UNSUPPORTED_DTYPES:
             raise CheckpointError(
-                f"{path}: {shown(name)} is stored as {entry['dtype']}, which MLX cannot read; save the model in bfloat16 or "
-                "float32."
+                f"{path}: {shown(name)} is stored as {entry['dtype']}, which MLX cannot read; save the model in "
+                "bfloat16 or float32."
             )
         if not right:
             raise CheckpointError(

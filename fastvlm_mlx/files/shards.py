@@ -53,8 +53,8 @@ def _shards(index: Path, promised: dict[str, str]) -> list[Path]:
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name]
     if outside:
         raise CheckpointError(
-            f"{index}: names files that are no safetensors of this folder, {listed(outside)}, and is not to be trusted; "
-            "fetch the model again.",
+            f"{index}: names files that are no safetensors of this folder, {listed(outside)}, and is not to be "
+            "trusted; fetch the model again.",
             path=index,
         )
     exists = os.path.exists  # Path's raises for names that are too long

@@ -1,7 +1,8 @@
 """A model's ZIP archive -> a flat folder of its files, on the terms that nothing is written but those files.
 
-Everything that a directory can lie about is checked before the first byte is unpacked: names that lead elsewhere, links,
-encryption, names that a file system takes for one, sizes that a few bytes unfold to. Folders above the files are dropped.
+Everything that a directory can lie about is checked before the first byte is unpacked: names that lead elsewhere,
+links, encryption, names that a file system takes for one, sizes that a few bytes unfold to. Folders above the files are
+dropped.
 """
 
 import errno
@@ -62,7 +63,8 @@ def read_contents(path: Path) -> Contents:
         )
     if nbytes > MAX_RATIO * size + SLACK_BYTES:
         raise CheckpointError(
-            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from another member."
+            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from "
+            "another member."
         )
     return Contents(path, files, sum(entry.file_size for entry in files.values()))
 

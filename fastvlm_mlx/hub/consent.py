@@ -14,6 +14,6 @@ def ask(notice: str, name: str, agree: Agree | None) -> None:
         warn(notice)
     elif not agree(notice):
         raise HubError(
-            f"{name} was not downloaded, which takes `agree`; run 'fastvlm-mlx download {name}', or try `model='tiny'`, the model "
-            "inside."
+            f"{name} was not downloaded, which takes `agree`; run 'fastvlm-mlx download {name}', or try "
+            "`model='tiny'`, the model inside."
         )

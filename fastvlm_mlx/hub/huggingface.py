@@ -59,8 +59,8 @@ def find(name: str, revision: str | None, agree: Agree | None, cached_only: bool
         if error.errno not in UNWRITABLE:
             raise _unreachable(name, error) from error
         raise HubError(
-            f"{name!r} cannot be stored in the cache ({error.strerror}); make {error.filename or 'it'} writable, or set HF_HOME "
-            "to a folder that is."
+            f"{name!r} cannot be stored in the cache ({error.strerror}); make {error.filename or 'it'} writable, or "
+            "set HF_HOME to a folder that is."
         ) from error
     except Exception as error:  # connection errors come from several libraries
         raise _unreachable(name, error) from error

@@ -1,7 +1,7 @@
 """The terms of Apple's weights: named once before they are first used, and never on stdout.
 
-Apple's FastVLM weights come under the Apple Machine Learning Research Model licence, for research purposes only. That they were
-pointed at is remembered in the cache; where that cannot be written, the notice comes once per process.
+Apple's FastVLM weights come under the Apple Machine Learning Research Model licence, for research purposes only. That
+they were pointed at is remembered in the cache; where that cannot be written, the notice comes once per process.
 """
 
 from ..errors import FastVLMError, warn

@@ -1,8 +1,8 @@
 """One large file over HTTP, taken up again after every interruption, within a run and from one run to the next.
 
-What has come stays in NAME.part, and beside it what the server said of the file, so that a later request asks for the rest
-of that very file (Range, If-Range) and gets all of it if it has changed. Every address on the way has to be https, but for
-servers on this machine.
+What has come stays in NAME.part, and beside it what the server said of the file, so that a later request asks for the
+rest of that very file (Range, If-Range) and gets all of it if it has changed. Every address on the way has to be https,
+but for servers on this machine.
 """
 
 import fcntl
@@ -82,8 +82,8 @@ def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
                 failures, furthest = 0, have
             elif failures == len(WAIT_SECONDS):
                 raise HubError(
-                    f"The download of {url} keeps being interrupted ({reason}); {have:,} bytes of it are kept. Check the "
-                    "connection and try again, it goes on from there."
+                    f"The download of {url} keeps being interrupted ({reason}); {have:,} bytes of it are kept. Check "
+                    "the connection and try again, it goes on from there."
                 )
             else:
                 time.sleep(WAIT_SECONDS[failures])
@@ -154,7 +154,8 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
     file.flush()
     if size is None and have == MAX_DOWNLOAD_BYTES:
         raise HubError(
-            f"The server sends more than {MAX_DOWNLOAD_BYTES:,} bytes without end, which is no model; check the address."
+            f"The server sends more than {MAX_DOWNLOAD_BYTES:,} bytes without end, which is no model; check the "
+            "address."
         )
     if have < size if size is not None else have == start:  # without a size, nothing may mean a header that broke off
         raise Interrupted("the connection was closed")
@@ -213,8 +214,8 @@ def _check_room(url: str, part: Path, start: int, size: int | None) -> None:
     free = shutil.disk_usage(part.parent).free
     if size - start > free:
         raise HubError(
-            f"{part.parent} has {free / 1e9:.1f} GB free, the rest of {part.stem} takes {(size - start) / 1e9:.1f} GB; make room, "
-            "or set FASTVLM_CACHE to a folder with more."
+            f"{part.parent} has {free / 1e9:.1f} GB free, the rest of {part.stem} takes {(size - start) / 1e9:.1f} "
+            "GB; make room, or set FASTVLM_CACHE to a folder with more."
         )
 
 

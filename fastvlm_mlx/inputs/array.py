@@ -1,7 +1,8 @@
 """Numbers in memory -> an image: arrays of NumPy, MLX and whatever else gives NumPy its numbers.
 
-Enters: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. The range follows from the dtype and
-never from the values: uint8 0-255, uint16 0-65535, bool black and white, floating point 0-1. Leaves: an 8-bit PIL image.
+Enters: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. The range follows from the
+dtype and never from the values: uint8 0-255, uint16 0-65535, bool black and white, floating point 0-1. Leaves: an 8-bit
+PIL image.
 """
 
 from typing import Any

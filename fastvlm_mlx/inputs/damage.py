@@ -1,7 +1,7 @@
 """Files that are damaged, or mistaken, beside their pixels -> what is needed to use the pixels all the same.
 
-Enters: the bytes of a JPEG or a PNG. Leaves: bytes that Pillow decodes, or an image; None where the pixels themselves may be
-affected. Source: ITU-T T.81 (JPEG), annex B; PNG specification, third edition, 5 and 11.3.
+Enters: the bytes of a JPEG or a PNG. Leaves: bytes that Pillow decodes, or an image; None where the pixels themselves
+may be affected. Source: ITU-T T.81 (JPEG), annex B; PNG specification, third edition, 5 and 11.3.
 """
 
 import struct
@@ -73,8 +73,8 @@ def declares_bits(data: bytes) -> bool:
 def unaligned(image: Image.Image, data: bytes) -> Image.Image:
     """A 16-bit grey PNG's image with its levels at full range, where they are right-aligned against the specification.
 
-    sBIT says how many bits mean something, and a level's other bits are a filling that follows from these. A file in which they
-    are not, while no level has more than the declared bits, holds these bits at the wrong end.
+    sBIT says how many bits mean something, and a level's other bits are a filling that follows from these. A file in
+    which they are not, while no level has more than the declared bits, holds these bits at the wrong end.
     """
     bits = next(
         (content[0] for name, content, sound in _chunks(data) if name == b"sBIT" and sound and len(content) == 1), 16

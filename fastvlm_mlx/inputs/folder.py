@@ -16,8 +16,8 @@ SUFFIXES = (
 def pictures(path: str) -> list[str]:
     """The paths that a path stands for: a folder's pictures and a pattern's files by name, any other path itself.
 
-    Hidden files, and with them the companions that macOS makes ("._photo.jpg"), are passed over. Raises ImageError for a folder
-    without pictures, or one that cannot be read.
+    Hidden files, and with them the companions that macOS makes ("._photo.jpg"), are passed over. Raises ImageError for
+    a folder without pictures, or one that cannot be read.
     """
     found = paths.find(path)
     if os.path.isdir(found):  # noqa: PTH112  (false, too, for impossible names)

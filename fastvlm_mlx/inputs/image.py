@@ -1,9 +1,9 @@
 """A picture -> the tower's input: (S, S, 3) RGB uint8, exactly as Apple's preprocessing makes it.
 
-From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for "crop",
-the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit grey scaled,
-transparency on white (on black, where a drawing is white itself). Memory stays in proportion to the picture and to S, however
-long and narrow the picture is.
+From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for
+"crop", the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit
+grey scaled, transparency on white (on black, where a drawing is white itself). Memory stays in proportion to the
+picture and to S, however long and narrow the picture is.
 """
 
 import math
@@ -55,10 +55,10 @@ def as_list(images: Images) -> list[Source]:
 def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright 8-bit RGB image; raises ImageError.
 
-    `source` is a path (~ and file:// included), a file's bytes, an open file, a PIL image, an array of NumPy, MLX or another
-    library (`array`), or a dict of "bytes" and "path" as the library datasets has them. A file of more than `max_pixels` is
-    refused before it is decoded. Of an animation or a document of several pages the first picture is taken, with a
-    FastVLMWarning.
+    `source` is a path (~ and file:// included), a file's bytes, an open file, a PIL image, an array of NumPy, MLX or
+    another library (`array`), or a dict of "bytes" and "path" as the library datasets has them. A file of more than
+    `max_pixels` is refused before it is decoded. Of an animation or a document of several pages the first picture is
+    taken, with a FastVLMWarning.
     """
     imagefile.check_max_pixels(max_pixels)
     if isinstance(source, Mapping):
@@ -77,7 +77,8 @@ def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if array.is_array(source):
         return _upright_rgb(array.image_of(source), "The image array")
     raise ImageError(
-        f"The image is a {type(source).__name__}, expected a path, bytes, an open file, a PIL image or an array; give one of these."
+        f"The image is a {type(source).__name__}, expected a path, bytes, an open file, a PIL image or an array; give "
+        "one of these."
     )
 
 
@@ -155,8 +156,9 @@ def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.I
 def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
     """A picture with transparency on white; `convert` makes of a strip what can be made RGBA.
 
-    Where a drawing lies there that does not stand out from white, but for specks, it is put on black. Where everything is
-    transparent, and colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning says so.
+    Where a drawing lies there that does not stand out from white, but for specks, it is put on black. Where everything
+    is transparent, and colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning
+    says so.
     """
     colours, alphas, darkest, drawn, faint = [(255, 0)] * 3, (255, 0), 255, 0, 0
 
@@ -212,8 +214,8 @@ def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
 def _pad_and_resize(image: Image.Image, size: int) -> Pixels:
     """Black bars to a centred square, then bicubic to size x size, without ever holding the square.
 
-    Pillow resizes along rows first and rounds to 8 bits in between, so doing the rows in strips, each padded as it comes,
-    and then the columns, a few at a time, gives the very same bits.
+    Pillow resizes along rows first and rounds to 8 bits in between, so doing the rows in strips, each padded as it
+    comes, and then the columns, a few at a time, gives the very same bits.
     """
     width, height = image.size
     side = max(width, height)
@@ -256,8 +258,8 @@ def _padded_columns(rows: Pixels, side: int, size: int) -> Pixels:
     return columns
 
 
-# Pillow's bicubic, src/libImaging/Resample.c: a = -1/2, two source pixels to either side times the scale where it shrinks,
-# weights rounded to 22 bits after the point.
+# Pillow's bicubic, src/libImaging/Resample.c: a = -1/2, two source pixels to either side times the scale where it
+# shrinks, weights rounded to 22 bits after the point.
 BICUBIC_SUPPORT, BICUBIC_A, PRECISION_BITS = 2.0, -0.5, 22
 
 

@@ -143,7 +143,8 @@ def read_open(file: Any) -> bytes:
 def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """The first picture of a file, its pixels in memory; raises ImageError.
 
-    Warns (FastVLMWarning) where more pictures follow, and where a file that is damaged beside its pixels was read all the same.
+    Warns (FastVLMWarning) where more pictures follow, and where a file that is damaged beside its pixels was read all
+    the same.
     """
     if not data:
         raise ImageError(f"{name} is empty; expected an image file.")
@@ -189,8 +190,8 @@ def _note_of_few_levels(image: Image.Image, name: str) -> None:
     greatest = int(np.asarray(image).max())
     if 0 < greatest < 1 << 14:
         warn(
-            f"{name} has 16-bit grey levels, none above {greatest:,} of 65,535, and is dark; if fewer bits are meant, save it with "
-            "levels up to 65,535."
+            f"{name} has 16-bit grey levels, none above {greatest:,} of 65,535, and is dark; if fewer bits are meant, "
+            "save it with levels up to 65,535."
         )
 
 
@@ -273,8 +274,8 @@ def _said(error: Exception, data: bytes, name: str) -> ImageError:
     else:
         return ImageError(f"{name} is damaged ({reason[:200]}); save or fetch it again.")
     return ImageError(
-        f"{name} is a {format_name} picture that is damaged, or of a form that is not read ({reason[:200]}); save it again as an 8-bit "
-        "JPEG or PNG."
+        f"{name} is a {format_name} picture that is damaged, or of a form that is not read ({reason[:200]}); save it "
+        "again as an 8-bit JPEG or PNG."
     )
 
 

@@ -1,6 +1,7 @@
 """A question about pictures -> the decoder's input, in order: runs of token ids with image slots between them.
 
-The template is "qwen_2" of apple/ml-fastvlm (ChatML). Text is tokenised piece by piece around special tokens and images.
+The template is "qwen_2" of apple/ml-fastvlm (ChatML). Text is tokenised piece by piece around special tokens and
+images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,9 +28,9 @@ class Turn:
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, system: str | None = None) -> list[Piece]:
     """A conversation up to where its last answer begins (or ends), as runs of token ids and image slots.
 
-    Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA; slots
-    count through all turns. An answer is the ids that were generated, as they are, and ends its turn also where it was cut
-    short. Raises PromptError for text that is no Unicode or far too long.
+    Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA;
+    slots count through all turns. An answer is the ids that were generated, as they are, and ends its turn also where
+    it was cut short. Raises PromptError for text that is no Unicode or far too long.
     """
     start, end = (tokenizer.special(name) for name in ("<|im_start|>", "<|im_end|>"))
     closing = [end, *tokenizer.encode("\n")]
@@ -61,8 +62,8 @@ def check_text(name: str, text: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"The {name} holds bytes that are not UTF-8, or half of a surrogate pair (character {error.start + 1}); "
-                "pass valid Unicode."
+                f"The {name} holds bytes that are not UTF-8, or half of a surrogate pair (character "
+                f"{error.start + 1}); pass valid Unicode."
             ) from error
 
 

@@ -1,9 +1,9 @@
 """A TIFF whose samples Pillow misreads, or cannot read -> an 8-bit image, every sample scaled over the range the file declares.
 
-Read here: grey, RGB and CMYK, with alpha or without, of 1 to 16 bits a sample in chunks or planes, white being the greatest or
-the least level; and RGB of floating-point numbers from 0 to 1. Whatever declares no range (signed or 32-bit levels, grey in
-floating point) is refused, never guessed from the levels themselves: a dark picture stays dark. Compressed data is unpacked by
-Pillow, to which the compressed strips are shown as those of a picture of bytes.
+Read here: grey, RGB and CMYK, with alpha or without, of 1 to 16 bits a sample in chunks or planes, white being the
+greatest or the least level; and RGB of floating-point numbers from 0 to 1. Whatever declares no range (signed or 32-bit
+levels, grey in floating point) is refused, never guessed from the levels themselves: a dark picture stays dark.
+Compressed data is unpacked by Pillow, to which the compressed strips are shown as those of a picture of bytes.
 
 Source: TIFF revision 6.0 (Adobe, 1992) and its supplements for predictors (2 and 3).
 """
@@ -250,24 +250,24 @@ def _check(layout: Layout, name: str) -> None:
     wholes = layout.sample_format == UNSIGNED and max(bits) <= 16
     if len(bits) > 1 or min(bits) < 1 or len(layout.bits) < layout.samples or not (floats or wholes):
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)}, and no tag says which of them are black and white; save it with 8 or 16 "
-            "bits (unsigned) for each sample."
+            f"{name} is a TIFF of {_described(layout)}, and no tag says which of them are black and white; save it "
+            "with 8 or 16 bits (unsigned) for each sample."
         )
     if layout.photometric not in COLOURS or layout.samples < COLOURS[layout.photometric]:
         raise ImageError(
-            f"{name} is a TIFF whose colours (photometric interpretation {layout.photometric}, {_described(layout)}) are not read; "
-            "save it as 8-bit RGB."
+            f"{name} is a TIFF whose colours (photometric interpretation {layout.photometric}, {_described(layout)}) "
+            "are not read; save it as 8-bit RGB."
         )
     if not unpackable:
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)} in a compression (number {layout.compression}) that is not read at that "
-            "depth; save it uncompressed, or as PNG."
+            f"{name} is a TIFF of {_described(layout)} in a compression (number {layout.compression}) that is not "
+            "read at that depth; save it uncompressed, or as PNG."
         )
     predictors = {1, 3} if floats else {1, 2} if bits <= {8, 16} else {1}
     if layout.predictor not in predictors:
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)} with a predictor (number {layout.predictor}) that is not read; save it "
-            "uncompressed, or as PNG."
+            f"{name} is a TIFF of {_described(layout)} with a predictor (number {layout.predictor}) that is not read; "
+            "save it uncompressed, or as PNG."
         )
 
 
@@ -353,8 +353,8 @@ def _levels(layout: Layout, rows: Bytes, width: int, name: str) -> Bytes:
         values = _floats(layout, rows, count, samples, bits // 8)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ImageError(
-                f"{name} is a TIFF of {_described(layout)} that reach beyond 0 to 1, so which of them are black and white is not "
-                "known; save it with 8 or 16 bits for each sample."
+                f"{name} is a TIFF of {_described(layout)} that reach beyond 0 to 1, so which of them are black and "
+                "white is not known; save it with 8 or 16 bits for each sample."
             )
         return np.rint(values * 255).astype(np.uint8).reshape(len(rows), width, samples)
     if bits == 8:

@@ -1,7 +1,7 @@
 """Text <-> token ids: a byte-level BPE (Qwen2's), wrapped so that a user's text is only ever text.
 
-Enters: tokenizer.json of our folder. Special tokens are placed by `prompt.py` by name; their spelling inside a message is
-encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
+Enters: tokenizer.json of our folder. Special tokens are placed by `prompt.py` by name; their spelling inside a message
+is encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
 """
 
 import codecs

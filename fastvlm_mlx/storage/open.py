@@ -70,12 +70,12 @@ def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
     if len(tokenizer) > config.text.vocab_size:
         raise TokenizerError(
-            f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has {config.text.vocab_size} tokens, "
-            "so it belongs to another model; name the right one as `tokenizer`."
+            f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has "
+            f"{config.text.vocab_size} tokens, so it belongs to another model; name the right one as `tokenizer`."
         )
     ordinary = [token for token in config.eos_token_ids if not tokenizer.is_special(token)]
     if ordinary:
         raise TokenizerError(
-            f"{tokenizer.origin}: the model stops at token {listed(ordinary)}, which is no special token here, so the tokenizer "
-            "belongs to another model; name the right one as `tokenizer`."
+            f"{tokenizer.origin}: the model stops at token {listed(ordinary)}, which is no special token here, so the "
+            "tokenizer belongs to another model; name the right one as `tokenizer`."
         )

@@ -43,8 +43,8 @@ def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose a
 def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
 
-    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks. `advice` is
-    what messages about the place tell people to do.
+    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks.
+    `advice` is what messages about the place tell people to do.
     """
     check_target(out, nbytes, force, advice=advice)
     out = Path(os.path.realpath(out))

@@ -1,7 +1,7 @@
 """A conversation typed line by line: each line asks, or is a command that changes what has been said.
 
-Lines come from a front (the terminal, or a pipe) and answers go back to it. Whatever is wrong with a line is one sentence, and
-the conversation goes on as it was.
+Lines come from a front (the terminal, or a pipe) and answers go back to it. Whatever is wrong with a line is one
+sentence, and the conversation goes on as it was.
 """
 
 import os

@@ -1,7 +1,8 @@
 """A typed line -> a command, or a question and the pictures whose paths were typed, pasted or dragged into it.
 
-Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file:// address. Only
-ASCII blanks separate words there: macOS has U+202F in the names of its screenshots, and no terminal escapes it.
+Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file://
+address. Only ASCII blanks separate words there: macOS has U+202F in the names of its screenshots, and no terminal
+escapes it.
 """
 
 import os
@@ -101,16 +102,16 @@ def check_addresses(text: str) -> None:
     address = ADDRESS.search(text) or PICTURE_ADDRESS.search(text)
     if address is not None:
         raise ImageError(
-            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save the "
-            "picture and give its path. If it is a text to ask about, put it in quotes."
+            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save "
+            "the picture and give its path. If it is a text to ask about, put it in quotes."
         )
 
 
 def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]]:
     """The text of a line without the paths of pictures at its beginning and end, and those paths.
 
-    A picture named in the middle of a sentence leaves its file name there. A relative path counts where there is such a file;
-    or always, if paths are `meant`.
+    A picture named in the middle of a sentence leaves its file name there. A relative path counts where there is such a
+    file; or always, if paths are `meant`.
     """
     parts: list[str] = []  # text, path, text, ..., path, text
     place = begin = 0

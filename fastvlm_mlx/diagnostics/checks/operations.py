@@ -1,7 +1,7 @@
 """Single operations of both sides, in every shape that chooses another kernel on a GPU: float32, and 16 bits.
 
-Inputs are drawn from a normal distribution and rounded to the type before either side sees them; the second side computes in
-float32. What has no form of the CPU's own is held against its definition.
+Inputs are drawn from a normal distribution and rounded to the type before either side sees them; the second side
+computes in float32. What has no form of the CPU's own is held against its definition.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +61,8 @@ def check(setting: Setting) -> Iterator[Finding]:
     """Every family of operations in every type, then what is held against a definition."""
     for family, cases in families(setting.quick, setting.on_gpu).items():
         setting.say(family)
-        # MLX's loop for a quantised product on a CPU adds up in 16 bits where it is given them; no GPU does, and no answer takes it
+        # MLX's loop for a quantised product on a CPU adds up in 16 bits where it is given them; no GPU does, and no
+        # answer takes it
         alone = setting.quick or (family == QUANTISED and not setting.on_gpu)
         for dtype in ("float32",) if alone else setting.dtypes:
             yield compare(setting, family, cases, dtype)

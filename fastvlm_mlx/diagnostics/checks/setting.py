@@ -1,8 +1,8 @@
 """What is held against what: the side that is examined, and the side it has to agree with.
 
-With a GPU, the first computes on it and the second on the CPU. Without one, the first is the graph that a GPU gets, run by MLX's
-general operations on the CPU, so that every check can be run (and tested) anywhere. The second side always has the CPU's own
-forms, which the tests hold against PyTorch.
+With a GPU, the first computes on it and the second on the CPU. Without one, the first is the graph that a GPU gets, run
+by MLX's general operations on the CPU, so that every check can be run (and tested) anywhere. The second side always has
+the CPU's own forms, which the tests hold against PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

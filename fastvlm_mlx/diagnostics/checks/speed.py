@@ -1,8 +1,8 @@
 """Speed: what this machine can do, then what each stage makes of it.
 
-First the bytes that can be moved in a second and the products that can be summed; from these, the least time a stage could take
-(its products, or its bytes, whichever takes longer). A stage's share is that time over the time it takes. No figure of another
-machine is needed, and none is shown.
+First the bytes that can be moved in a second and the products that can be summed; from these, the least time a stage
+could take (its products, or its bytes, whichever takes longer). A stage's share is that time over the time it takes. No
+figure of another machine is needed, and none is shown.
 """
 
 import time
