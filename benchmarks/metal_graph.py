@@ -535,7 +535,10 @@ def our_graphs(size: str = "0.5b", resolution: int = 1024, layers: int | None = 
 
 
 def mlx_vlm_graphs(size: str = "0.5b", resolution: int = 1024) -> dict[str, Graph]:
-    """The same of mlx-vlm, which has to be importable; its own greedy step, log-softmax included."""
+    """The graphs of mlx-vlm, by the names of `our_graphs`; its step is its own greedy one, log-softmax included.
+
+    mlx-vlm has to be importable.
+    """
     from mlx_vlm.models import cache as caches
     from mlx_vlm.models import fastvlm, mlp
 

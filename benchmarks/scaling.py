@@ -90,7 +90,7 @@ def growth(vision: VisionConfig, results: Sequence[dict[str, Any]]) -> list[dict
     return rows
 
 
-def markdown(measured: dict[str, Any], vision: VisionConfig, machine: Machine) -> str:
+def markdown(measured: dict[str, Any], vision: VisionConfig, here: Machine) -> str:
     """Two tables and where they were taken."""
     parts = []
     for label, key in (("pixels", "resolutions"), ("pictures", "images")):
@@ -113,18 +113,18 @@ def markdown(measured: dict[str, Any], vision: VisionConfig, machine: Machine) -
         parts.append("")
     first = (measured["resolutions"] or measured["images"])[0]
     parts += [f"{first['model']}, {first['dtype']}; medians of {first['rounds']} rounds after one to warm up.", ""]
-    return "\n".join([*parts, machine.describe().replace("\n", "; ") + ".", ""])
+    return "\n".join([*parts, here.describe().replace("\n", "; ") + ".", ""])
 
 
-def save(measured: dict[str, Any], vision: VisionConfig, machine: Machine, out: Path) -> Path:
+def save(measured: dict[str, Any], vision: VisionConfig, here: Machine, out: Path) -> Path:
     """Write the tables, the figures and four plots."""
     out.mkdir(parents=True, exist_ok=True)
-    words = f"scaling {machine.date[:10]} {machine.cpu} {machine.backend}"
-    name = "-".join("".join(c if c.isalnum() else " " for c in words).lower().split())
-    data = {"machine": asdict(machine), **measured}
+    title = f"scaling {here.date[:10]} {here.cpu} {here.backend}"
+    name = "-".join("".join(c if c.isalnum() else " " for c in title).lower().split())
+    data = {"machine": asdict(here), **measured}
     (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    (out / f"{name}.md").write_text(markdown(measured, vision, machine), encoding="utf-8")
-    below = f"{machine.cpu}, {machine.backend}, {machine.date[:10]}"
+    (out / f"{name}.md").write_text(markdown(measured, vision, here), encoding="utf-8")
+    below = f"{here.cpu}, {here.backend}, {here.date[:10]}"
     for key, axis, label in (("resolutions", "resolution", "pixels along a side"), ("images", "images", "pictures")):
         results = measured[key]
         if not results:

@@ -1,7 +1,8 @@
 """Training form -> published form: each block's parallel branches and batch norms as the one convolution they add up to.
 
 Arithmetic in float32. Kernels (O, I/groups, k, k), as PyTorch stores them. Source: RepVGG (arXiv:2101.03697), MobileOne
-(arXiv:2206.04040), RepLKNet (arXiv:2203.06717), FastViT (arXiv:2303.14189); apple/ml-fastvlm, mobileclip/mci.py at 592b4ad.
+(arXiv:2206.04040), RepLKNet (arXiv:2203.06717), FastViT (arXiv:2303.14189); apple/ml-fastvlm, mobileclip/mci.py at
+592b4ad.
 """
 
 import mlx.core as mx

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from fastvlm_mlx.config import ModelConfig
-from fastvlm_mlx.errors import SHOWN, shown
+from fastvlm_mlx.errors import MAX_SHOWN_CHARS, shown
 from fastvlm_mlx.hub.licence import AGREEMENT, APPLE, ATTRIBUTION, FILES
 from fastvlm_mlx.hub.names import HUB_NAME
 
@@ -124,7 +124,7 @@ def _front_matter(config: ModelConfig, library: str) -> str:
 
 def _plain(text: str) -> str:
     """A name or licence from outside in running text: as it is if it is one line of a usual length."""
-    return text if text.isprintable() and len(text) <= SHOWN else shown(text)
+    return text if text.isprintable() and len(text) <= MAX_SHOWN_CHARS else shown(text)
 
 
 def _stored(config: ModelConfig) -> str:

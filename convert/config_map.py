@@ -14,7 +14,8 @@ from fastvlm_mlx.errors import CheckpointError, OptionError, listed, shown
 from fastvlm_mlx.files.jsonfile import read_table
 from fastvlm_mlx.hub.licence import APPLE
 
-# The tower's name ends in the side of its pictures, in pixels; trainers also write it as a path, of any system, of what it is in.
+# The tower's name ends in the side of its pictures, in pixels; trainers also write it as a path, of any system, of what
+# it is in.
 TOWER = re.compile(r"mobileclip_l_(\d{1,6})(?!\w)", re.IGNORECASE | re.ASCII)
 ARCHITECTURE = "fastvit_mci3"  # timm's name of FastViTHD
 FITS: tuple[Fit, ...] = ("pad", "crop")
@@ -64,8 +65,8 @@ def from_llava(
 ) -> ModelConfig:
     """Read Apple's settings; raises CheckpointError naming a setting that is missing or that FastVLM does not have.
 
-    `folder` is where an image processor's settings may lie, which have to agree. With a `fit`, pictures are made square that way
-    and the settings need not say how.
+    `folder` is where an image processor's settings may lie, which have to agree. With a `fit`, pictures are made square
+    that way and the settings need not say how.
     """
     _check_only(theirs, ONLY)
     return ModelConfig(
@@ -115,9 +116,9 @@ def _check_only(theirs: dict[str, Any], only: dict[str, Any], prefix: str = "") 
 
 def _text(theirs: dict[str, Any], *, tied: bool, prefix: str = "") -> TextConfig:
     """Qwen2's settings, from a table that messages call `prefix`."""
-    kinds = theirs.get("layer_types") or []
+    layer_types = theirs.get("layer_types") or []
     check(
-        isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds),
+        isinstance(layer_types, list) and all(layer_type == "full_attention" for layer_type in layer_types),
         f"{prefix}layer_types has others than full_attention",
     )
     try:
@@ -163,26 +164,28 @@ def _llava_image(theirs: dict[str, Any], processor: dict[str, Any], fit: Fit | N
     merge, ratio = theirs.get("mm_patch_merge_type"), theirs.get("image_aspect_ratio")
     if merge not in (None, "flat"):
         raise CheckpointError(
-            f"config.json: mm_patch_merge_type is {shown(merge)}, so the model was trained on pictures cut into tiles, which is "
-            "not supported yet; use one with 'flat', a single view of the whole picture."
+            f"config.json: mm_patch_merge_type is {shown(merge)}, so the model was trained on pictures cut into "
+            "tiles, which is not supported yet; use one with 'flat', a single view of the whole picture."
         )
     if ratio not in (None, "pad") and not (ratio == "square" and fit is not None):
         raise CheckpointError(
-            f"config.json: image_aspect_ratio is {shown(ratio)}, a way of preparing pictures that is not supported yet; use a "
-            "model with 'pad' (black bars make pictures square), or without the setting (they are cropped to a square)."
+            f"config.json: image_aspect_ratio is {shown(ratio)}, a way of preparing pictures that is not supported "
+            "yet; use a model with 'pad' (black bars make pictures square), or without the setting (they are cropped "
+            "to a square)."
         )
     tower = theirs.get("mm_vision_tower", theirs.get("vision_tower"))
     sizes = TOWER.findall(tower) if isinstance(tower, str) else []
     sides = _check_processor(processor)
     if not sizes and not sides:
         raise CheckpointError(
-            f"config.json: mm_vision_tower is {shown(tower)}, expected 'mobileclip_l_' and the image size, at the end of a path or "
-            "alone; write it so, or fetch the file again."
+            f"config.json: mm_vision_tower is {shown(tower)}, expected 'mobileclip_l_' and the image size, at the end "
+            "of a path or alone; write it so, or fetch the file again."
         )
     size = int(sizes[-1]) if sizes else sides[0]
     check(
         all(side == size for side in sides),
-        f"mm_vision_tower is {shown(tower)}, but the image processor has sides of {shown(sides)} pixels; the two have to agree",
+        f"mm_vision_tower is {shown(tower)}, but the image processor has sides of {shown(sides)} pixels; the two have "
+        "to agree",
     )
     if fit is None:
         fit = "pad" if ratio == "pad" or processor.get("do_pad") is True else "crop"

@@ -5,7 +5,6 @@ tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OptionError, listed, shown
+from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed, shown, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.prompt import SYSTEM
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
@@ -56,6 +55,7 @@ def check_form(to: str) -> None:
         raise OptionError(f"`to` is {shown(to)}, expected 'mlx' or 'transformers'.")
 
 
+@about_its_path
 def to_transformers(
     folder: Path,
     out: Path,
@@ -72,9 +72,9 @@ def to_transformers(
 ) -> ModelConfig:
     """Write `folder`, one of ours or of any other layout, as transformers has its FastVLM; returns our config of what was written.
 
-    What was folded stays so, expressed by batch norms and layer scales that change nothing: features and logits are the same.
-    Quantised layers are written as the values they stand for. `<image>` is added to the vocabulary where it is not in it.
-    Options, errors and the rest as in `convert`.
+    What was folded stays so, expressed by batch norms and layer scales that change nothing: features and logits are the
+    same. Quantised layers are written as the values they stand for. `<image>` is added to the vocabulary where it is
+    not in it. Options, errors and the rest as in `convert`.
     """
     check_dtype(dtype)
     check_fit(fit)
@@ -89,8 +89,8 @@ def to_transformers(
     resolved = opened.resolve()
     if resolved.image.size % STRIDE:
         raise CheckpointError(
-            f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which transformers' "
-            "processor cannot count; choose another model."
+            f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which "
+            "transformers' processor cannot count; choose another model."
         )
     exported, image = _with_image_token(opened)
     vocab = resolved.text.vocab_size if image < resolved.text.vocab_size else image + 1 + -(image + 1) % VOCAB_MULTIPLE
@@ -101,7 +101,7 @@ def to_transformers(
         image=replace(resolved.image, fit=fit or resolved.image.fit),
         quantization={},
     )
-    kind: mx.Dtype = getattr(mx, config.dtype)
+    stored_dtype: mx.Dtype = getattr(mx, config.dtype)
 
     tensors = dict(opened.weights())
     _check(tensors, resolved, name)
@@ -109,14 +109,14 @@ def to_transformers(
         coarse = (
             f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
         )
-        warnings.warn(f"{coarse}, not the weights from before.", FastVLMWarning, stacklevel=2)
+        warn(f"{coarse}, not the weights from before.")
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         total = len(tensors)
         for target, array in unfold(tensors, resolved):
             if target in ("text.embed_tokens.weight", "text.lm_head.weight"):
                 array = _with_rows(array, vocab)
-            stored = array.astype(kind)
+            stored = array.astype(stored_dtype)
             theirs = source_name(target, "transformers")
             check_finite(str(folder), [(theirs, stored, array)])
             if progress:
@@ -131,7 +131,7 @@ def to_transformers(
         "README.md": transformers_card(config, len(resolved.quantization)),
         "LICENSE": licence_text(folder, config),
     }
-    nbytes = kind.size * sum(parameter.size for parameter in FastVLM(config).flat_parameters().values())
+    nbytes = stored_dtype.size * sum(parameter.size for parameter in FastVLM(config).flat_parameters().values())
     with new_folder(out, nbytes, force) as partial:
         if say:
             say(MODEL_TYPE if is_ours(folder) else opened.config.source.layout)

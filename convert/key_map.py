@@ -268,8 +268,8 @@ def recognise(names: Iterable[str], model_type: object = "llava_qwen2") -> str:
     """The layout of a checkpoint; raises CheckpointError for a model_type that is none of FastVLM's."""
     if not isinstance(model_type, str) or model_type not in USUAL:
         raise CheckpointError(
-            f"config.json: model_type is {shown(model_type)}, expected {listed(USUAL)} (FastVLM's layouts) or a folder written by "
-            "'fastvlm-mlx convert'."
+            f"config.json: model_type is {shown(model_type)}, expected {listed(USUAL)} (FastVLM's layouts) or a "
+            "folder written by 'fastvlm-mlx convert'."
         )
     possible = {name: layout for name, layout in LAYOUTS.items() if model_type in layout.model_types}
     names = list(names)

@@ -1,7 +1,8 @@
 """Tensors that come quantised: which of them our layout can hold as they are, and the values of the others.
 
-MLX's forms only: weights packed into uint32 along a row (O, I * bits / 32), and per group of a row a scale, in "affine" mode
-also a bias. Rows can be stacked as they are; columns that change places, or meet others to be computed with, cannot.
+MLX's forms only: weights packed into uint32 along a row (O, I * bits / 32), and per group of a row a scale, in "affine"
+mode also a bias. Rows can be stacked as they are; columns that change places, or meet others to be computed with,
+cannot.
 """
 
 import re
@@ -29,8 +30,8 @@ STACKED = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_
 def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
     """How each quantised layer is quantised, by `config.json`.
 
-    `sources` leads from tensors of the published form to their names in the checkpoint, by which config.json makes exceptions.
-    Raises CheckpointError for settings that are missing or that MLX does not have.
+    `sources` leads from tensors of the published form to their names in the checkpoint, by which config.json makes
+    exceptions. Raises CheckpointError for settings that are missing or that MLX does not have.
     """
     layers = {
         target.removesuffix(".scales"): source for target, source in sources.items() if target.endswith(".scales")
@@ -56,16 +57,17 @@ def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
         )
         check(
             right,
-            f"quantization of {path}: MLX has no {shown(bits)} bits in groups of {shown(group_size)}, mode {shown(mode)}",
+            f"quantization of {path}: MLX has no {shown(bits)} bits in groups of {shown(group_size)}, mode "
+            f"{shown(mode)}",
         )
         plan[layer] = QuantConfig(bits, group_size, mode)
     return plan
 
 
-def unpacked_shapes(found: Shapes, kinds: dict[str, str], plan: Plan, names: dict[str, str]) -> Shapes:
+def unpacked_shapes(found: Shapes, dtypes: dict[str, str], plan: Plan, names: dict[str, str]) -> Shapes:
     """Shapes as if nothing were quantised; raises CheckpointError where a layer's parts do not fit each other.
 
-    `kinds` are the types that safetensors names, `names` what the tensors are called in the checkpoint.
+    `dtypes` are the types that safetensors names, `names` what the tensors are called in the checkpoint.
     """
     shapes = dict(found)
     for layer, q in plan.items():
@@ -76,18 +78,18 @@ def unpacked_shapes(found: Shapes, kinds: dict[str, str], plan: Plan, names: dic
             raise CheckpointError(f"{names[scales]!r} comes without its {missing[0]}; fetch the checkpoint again.")
         width = found[scales][-1] * q.group_size if found[scales] else 0
         right = (
-            kinds[weight] == "U32"
+            dtypes[weight] == "U32"
             and found[weight] == (*found[scales][:-1], width * q.bits // 32)
             and len(found[weight]) == 2
         )
         for part in parts[1:]:
-            kind = kinds[f"{layer}.{part}"]
-            right &= kind == "U8" if q.mode != "affine" else kind in ("F32", "F16", "BF16")
+            dtype = dtypes[f"{layer}.{part}"]
+            right &= dtype == "U8" if q.mode != "affine" else dtype in ("F32", "F16", "BF16")
             right &= found[f"{layer}.{part}"] == found[scales]
         if not right:
             raise CheckpointError(
-                f"{names[weight]!r} and its scales do not fit {q.bits} bits in groups of {q.group_size}, which config.json calls "
-                "for; do the two belong together?"
+                f"{names[weight]!r} and its scales do not fit {q.bits} bits in groups of {q.group_size}, which "
+                "config.json calls for; do the two belong together?"
             )
         for part in parts[1:]:
             del shapes[f"{layer}.{part}"]

@@ -1,7 +1,8 @@
 """Weights in PyTorch's own files (.bin, .pt, .pth, .ckpt), read by its loader of plain tensors: nothing in them is run.
 
-A pickle can ask for any code to be run. PyTorch's loader with `weights_only=True` (safe since 2.6) takes a file of tensors and
-refuses everything else. It comes with the extra `pickles`; only archives as PyTorch has written them since 1.6 are opened.
+A pickle can ask for any code to be run. PyTorch's loader with `weights_only=True` (safe since 2.6) takes a file of
+tensors and refuses everything else. It comes with the extra `pickles`; only archives as PyTorch has written them since
+1.6 are opened.
 """
 
 import zipfile
@@ -35,7 +36,8 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
     chosen = shards or found
     if len(chosen) > 1 and not shards:
         raise CheckpointError(
-            f"{folder}: its weights could be in any of {listed(path.name for path in chosen)}; remove the others."
+            f"{folder}: its weights could be in any of {listed(path.name for path in chosen)}; remove the others.",
+            path=folder,
         )
     tensors: dict[str, Tensor] = {}
     for path in chosen:
@@ -43,7 +45,8 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
         twice = tensors.keys() & header.keys()
         if twice:
             raise CheckpointError(
-                f"{folder}: {listed(sorted(twice))} are stored in two files; remove the files left over."
+                f"{folder}: {listed(sorted(twice))} are stored in two files; remove the files left over.",
+                path=folder,
             )
         tensors |= header
     return tensors
@@ -70,10 +73,12 @@ def _open(path: Path) -> dict[str, Any]:
     torch = _torch(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # of many classes
         reason = " ".join(str(error).split())[:150]
         raise CheckpointError(
-            f"{path}: holds more than tensors, or is damaged ({reason}); nothing in it was run; {INSTEAD}, or fetch it again."
+            f"{path}: holds more than tensors, or is damaged ({reason}); nothing in it was run; {INSTEAD}, or fetch "
+            "it again.",
+            path=path,
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -82,7 +87,8 @@ def _open(path: Path) -> dict[str, Any]:
     )
     if not plain:
         raise CheckpointError(
-            f"{path}: holds a {type(state).__name__}, expected a table of names and tensors; {INSTEAD}."
+            f"{path}: holds a {type(state).__name__}, expected a table of names and tensors; {INSTEAD}.",
+            path=path,
         )
     return dict(state)
 
@@ -93,11 +99,14 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise CheckpointError(
             f"{path}: the weights are a pickle, which only PyTorch's loader of plain tensors may open; install it with "
-            f"pip install torch (the extra 'pickles'), or {INSTEAD}."
+            f"pip install torch (the extra 'pickles'), or {INSTEAD}.",
+            path=path,
         ) from error
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         raise CheckpointError(
-            f"{path}: before 2.6 PyTorch's loader could be made to run code, and this is {torch.__version__}; make it newer."
+            f"{path}: before 2.6 PyTorch's loader could be made to run code, and this is {torch.__version__}; make it "
+            "newer.",
+            path=path,
         )
     return torch
 
@@ -110,34 +119,36 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions.",
+            path=path,
         ) from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError, UnicodeError) as error:
         raise CheckpointError(
-            f"{path}: not an archive as PyTorch writes it, or damaged; {INSTEAD}, or fetch it again."
+            f"{path}: not an archive as PyTorch writes it, or damaged; {INSTEAD}, or fetch it again.",
+            path=path,
         ) from error
     if (
         any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
         or sum(entry.file_size for entry in entries) > size
     ):
-        raise CheckpointError(f"{path}: a compressed archive, which PyTorch does not write; {INSTEAD}.")
+        raise CheckpointError(f"{path}: a compressed archive, which PyTorch does not write; {INSTEAD}.", path=path)
 
 
 def _described(path: Path, name: str, tensor: Any) -> Tensor:
     """A tensor as a safetensors header would have it."""
     import torch
 
-    kinds = {
+    dtypes = {
         torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64", torch.int32: "I32",
         torch.uint8: "U8", torch.bool: "BOOL",
     }  # fmt: skip
     shape = tuple(tensor.shape)
-    plain = tensor.layout == torch.strided and tensor.dtype in kinds and len(shape) <= MAX_DIMENSIONS
+    plain = tensor.layout == torch.strided and tensor.dtype in dtypes and len(shape) <= MAX_DIMENSIONS
     # A stored number can stand for a tensor of terabytes by being repeated.
     if (
         not plain
         or any(side > MAX_SIZE for side in shape)
         or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
     ):
-        raise CheckpointError(f"{path}: {name[:200]!r} is no plain tensor of a type FastVLM has; {INSTEAD}.")
-    return Tensor(path, kinds[tensor.dtype], shape)
+        raise CheckpointError(f"{path}: {name[:200]!r} is no plain tensor of a type FastVLM has; {INSTEAD}.", path=path)
+    return Tensor(path, dtypes[tensor.dtype], shape)

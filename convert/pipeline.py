@@ -1,7 +1,6 @@
 """The way of a foreign checkpoint: read -> map -> fold -> cast -> save, or straight into a model's memory."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -10,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from fastvlm_mlx.config import Dtype, Fit, ModelConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, FastVLMWarning, OutputError, listed
+from fastvlm_mlx.errors import CheckpointError, OutputError, about_its_path, listed, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT, Tokenizer
 from fastvlm_mlx.network.model import FastVLM
@@ -31,6 +30,7 @@ UNPACKED = "quantised layers whose columns stand in another order here, or that 
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
+@about_its_path
 def open_foreign(
     folder: Path,
     name: str,
@@ -42,33 +42,36 @@ def open_foreign(
 ) -> OpenModel:
     """Open a checkpoint of another layout as a model of ours: mapped and folded in memory, nothing written.
 
-    The layout is recognised unless given; for the rest see `convert`. Everything that can be wrong with names, shapes and
-    settings is found here, before any weights are read. A FastVLMWarning names quantised layers whose values had to be
-    unpacked.
+    The layout is recognised unless given; for the rest see `convert`. Everything that can be wrong with names, shapes
+    and settings is found here, before any weights are read. A FastVLMWarning names quantised layers whose values had to
+    be unpacked.
     """
     check_fit(fit)
     source = open_source(folder, layout)
     tower = open_tower(vision_from, source)
     sources = [source] if tower is None else [source, tower]
-    words = read_tokenizer(tokenizer or folder)
+    loaded_tokenizer = read_tokenizer(tokenizer or folder)
     config = source.config(name, fit)
     if tower is not None:
         config = replace(config, vision=tower.config(name, fit).vision)
-    check_tokenizer(words, config)
+    check_tokenizer(loaded_tokenizer, config)
     _check_shapes(config, sources)
     kept = packed.keep({layer: q for each in sources for layer, q in each.quantization.items()})
     if kept.unpacked:
         theirs = [
             each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked
         ]
-        warnings.warn(f"{name}: {UNPACKED}: {listed(theirs)}.", FastVLMWarning, stacklevel=3)
+        warn(f"{name}: {UNPACKED}: {listed(theirs)}.")
     config = replace(
-        config, dtype=_stored_dtype(sources), eos_token_ids=_stop_tokens(config, words), quantization=kept.layers
+        config,
+        dtype=_stored_dtype(sources),
+        eos_token_ids=_stop_tokens(config, loaded_tokenizer),
+        quantization=kept.layers,
     )
 
     @cache
     def resolve() -> ModelConfig:
-        return _settle_head(config, source)
+        return _resolve_head(config, source)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         resolved = resolve()
@@ -79,9 +82,10 @@ def open_foreign(
         packed.unpack(tensors, kept.unpacked)
         yield from fold(tensors, resolved)
 
-    return OpenModel(name, config, words, weights, resolve)
+    return OpenModel(name, config, loaded_tokenizer, weights, resolve, folder=folder)
 
 
+@about_its_path
 def convert(
     folder: Path,
     out: Path,
@@ -98,12 +102,12 @@ def convert(
 ) -> ModelConfig:
     """Write `folder` as a folder of ours at `out` and return its config.
 
-    `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default the
-    checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one recognised.
-    `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how pictures become square,
-    "pad" or "crop", by default as the checkpoint says. `say` is told the layout as the writing begins, `progress` is called
-    after every tensor. Raises CheckpointError for a folder that cannot be used and OutputError where `out` exists (without
-    `force`) or cannot be written; nothing is left half-written.
+    `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default
+    the checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one
+    recognised. `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how
+    pictures become square, "pad" or "crop", by default as the checkpoint says. `say` is told the layout as the writing
+    begins, `progress` is called after every tensor. Raises CheckpointError for a folder that cannot be used and
+    OutputError where `out` exists (without `force`) or cannot be written; nothing is left half-written.
     """
     check_dtype(dtype)
     if is_ours(folder):
@@ -117,18 +121,18 @@ def convert(
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
-    kind: mx.Dtype = getattr(mx, config.dtype)
+    stored_dtype: mx.Dtype = getattr(mx, config.dtype)
     model = FastVLM(config)
     layers.apply(model, config.quantization)
     parameters = model.flat_parameters()
-    nbytes = model.nbytes_in(kind)
+    nbytes = model.nbytes_in(stored_dtype)
     total = len(parameters)
 
     def cast() -> Iterator[tuple[str, mx.array]]:
         if say:
             say(config.source.layout)
         for done, (name, array) in enumerate(opened.weights(), start=1):
-            stored = array.astype(kind) if mx.issubdtype(array.dtype, mx.floating) else array
+            stored = array.astype(stored_dtype) if mx.issubdtype(array.dtype, mx.floating) else array
             if parameters.pop(name).shape != stored.shape:
                 raise AssertionError(f"folding made {name} {stored.shape}")
             check_finite(str(folder), [(name, stored, array)])
@@ -150,7 +154,9 @@ def convert(
 def check_place(folder: Path, out: Path) -> None:
     """Raise OutputError where writing `out` would be writing over the checkpoint."""
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the checkpoint itself or holds it, so it is not written to; give another `out`.")
+        raise OutputError(
+            f"{out} is the checkpoint itself or holds it, so it is not written to; give another `out`.", path=out
+        )
 
 
 def _stored_dtype(sources: list[Source]) -> Dtype:
@@ -162,7 +168,7 @@ def _stored_dtype(sources: list[Source]) -> Dtype:
             tensor = source.checkpoint.tensors[target.source]
             if tensor.dtype in sizes:
                 sizes[tensor.dtype] += tensor.nbytes
-    return named[max(sizes, key=lambda kind: sizes[kind])]
+    return named[max(sizes, key=lambda dtype: sizes[dtype])]
 
 
 def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -172,7 +178,7 @@ def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted(found | ({end_of_text} if end_of_text is not None else set())))
 
 
-def _settle_head(config: ModelConfig, source: Source) -> ModelConfig:
+def _resolve_head(config: ModelConfig, source: Source) -> ModelConfig:
     """Drop a stored head that equals the embedding it is said to be tied to; keep it, untied, where they differ."""
     heads = [part for part in packed.PARTS if f"{HEAD}.{part}" in source.plan.renames]
     if not config.text.tie_word_embeddings or not heads:
@@ -194,7 +200,7 @@ def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
         holders |= dict.fromkeys(shapes, source)
     if (
         config.text.tie_word_embeddings and f"{HEAD}.weight" in found
-    ):  # stored all the same: equal or not is settled on loading
+    ):  # stored all the same: equal or not is resolved on loading
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
 
     def name_of(target: str) -> str:

@@ -1,6 +1,7 @@
 """The published form: names and shapes of every tensor, from the sizes in the config alone.
 
-Apple's names for the reparameterised tower (apple/ml-fastvlm at 592b4ad), with `vision.`, `projector.` and `text.` before.
+Apple's names for the reparameterised tower (apple/ml-fastvlm at 592b4ad), with `vision.`, `projector.` and `text.`
+before.
 """
 
 from collections.abc import Callable
@@ -46,12 +47,13 @@ def check(found: Shapes, config: ModelConfig, source_name: Callable[[str], str])
     for name, shape in expected.items():
         if found[name] != shape and name in VOCAB_MATRICES and found[name][1:] == shape[1:]:
             raise CheckpointError(
-                f"{source_name(name)!r} has {found[name][0]} rows, config.json says vocab_size {shape[0]}; where training has "
-                f"resized the embedding, write {found[name][0]} there."
+                f"{source_name(name)!r} has {found[name][0]} rows, config.json says vocab_size {shape[0]}; where "
+                f"training has resized the embedding, write {found[name][0]} there."
             )
         if found[name] != shape:
             raise CheckpointError(
-                f"{source_name(name)!r} has shape {found[name]}, config.json calls for {shape}; do the two belong together?"
+                f"{source_name(name)!r} has shape {found[name]}, config.json calls for {shape}; do the two belong "
+                "together?"
             )
 
 

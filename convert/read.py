@@ -1,7 +1,7 @@
 """A checkpoint folder as found: its config.json and the names, shapes and types of its tensors; no data is read yet.
 
-Nothing in a folder is executed: `auto_map`, `model_file` and *.py are never looked at, and pickles are opened by PyTorch's
-loader of plain tensors only, where there are no safetensors.
+Nothing in a folder is executed: `auto_map`, `model_file` and *.py are never looked at, and pickles are opened by
+PyTorch's loader of plain tensors only, where there are no safetensors.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """What a table is made of: rows that rename, merge or drop tensors, and the matching of a checkpoint's names against them.
 
-A row leads from the names of one layout to the published form, the common ground of all layouts, which `published.py` lists.
-In a template {i} and {b} stand for numbers, {p} for "weight" or "bias", {q} for these or a quantised layer's further parts,
-{r} for the buffers of rotary positions, {any} for anything.
+A row leads from the names of one layout to the published form, the common ground of all layouts, which `published.py`
+lists. In a template {i} and {b} stand for numbers, {p} for "weight" or "bias", {q} for these or a quantised layer's
+further parts, {r} for the buffers of rotary positions, {any} for anything.
 """
 
 import re
@@ -34,8 +34,8 @@ class Drop(NamedTuple):
 class Group(NamedTuple):
     """The branches of one training-form block, merged into the tensors of its published form.
 
-    `parts` names them as the layout does, relative to `source`, and as `merge` knows them; those with a "?" may be absent.
-    `merge` returns tensors by name relative to `target`.
+    `parts` names them as the layout does, relative to `source`, and as `merge` knows them; those with a "?" may be
+    absent. `merge` returns tensors by name relative to `target`.
     """
 
     source: str
@@ -109,8 +109,8 @@ def match(names: Iterable[str], table: Table, layout: str) -> Plan:
             groups.setdefault((index, target), Merged(row, source, target, {})).parts[part] = name
     if unknown:
         raise CheckpointError(
-            f"{counted(len(unknown), 'tensor')} of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout of FastVLM; "
-            "fetch the checkpoint again."
+            f"{counted(len(unknown), 'tensor')} of unknown name, {listed(sorted(unknown))}: not the {layout!r} layout "
+            "of FastVLM; fetch the checkpoint again."
         )
     for group in groups.values():
         missing = _missing(group)

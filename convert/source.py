@@ -6,7 +6,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from fastvlm_mlx.config import Fit, ModelConfig
-from fastvlm_mlx.errors import CheckpointError, OptionError, listed
+from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed
 from fastvlm_mlx.storage.open import is_ours
 
 from . import packed
@@ -41,8 +41,8 @@ class Source(NamedTuple):
         """The published form's shapes, from the headers alone; raises CheckpointError for parts that do not fit each other."""
         headers = self.checkpoint.tensors
         shapes = {target: _turned(headers[source].shape, axes) for target, (source, axes) in self.plan.renames.items()}
-        kinds = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
-        shapes = packed.unpacked_shapes(shapes, kinds, self.quantization, self.plan.names())
+        dtypes = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
+        shapes = packed.unpacked_shapes(shapes, dtypes, self.quantization, self.plan.names())
         for group in self.plan.merges:
             zeros = {part: mx.zeros(headers[name].shape) for part, name in group.parts.items()}
             try:
@@ -79,6 +79,7 @@ class Source(NamedTuple):
         return self._replace(plan=Plan(renames, merges, {}), quantization=quantization)
 
 
+@about_its_path
 def open_source(folder: Path, layout: str | None = None) -> Source:
     """Open a checkpoint of the given layout, or of the one recognised; its names are accounted for, no weights are read."""
     check_layout(layout)
@@ -86,7 +87,7 @@ def open_source(folder: Path, layout: str | None = None) -> Source:
     layout = layout or recognise(checkpoint.tensors, checkpoint.config.get("model_type"))
     plan = match(checkpoint.tensors, layout)
     source = Source(checkpoint, layout, plan, packed.settings(checkpoint.config, plan.names()))
-    _check_kinds(source)
+    _check_dtypes(source)
     return source
 
 
@@ -98,18 +99,21 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     if source.has_tower:
         if folder is not None:
             raise OptionError(
-                f"{source.checkpoint.folder} has its own image encoder; give `vision_from` only for exports without one."
+                f"{source.checkpoint.folder} has its own image encoder; give `vision_from` only for exports without "
+                "one."
             )
         return None
     if folder is None and LAYOUTS[source.layout].has_tower:
         raise CheckpointError(
-            f"{source.checkpoint.folder}: the image encoder is missing from its weights, as training leaves it out where it was "
-            "frozen; convert it with `vision_from` and a folder that has the encoder, such as the checkpoint it was trained from."
+            f"{source.checkpoint.folder}: the image encoder is missing from its weights, as training leaves it out "
+            "where it was frozen; convert it with `vision_from` and a folder that has the encoder, such as the "
+            "checkpoint it was trained from."
         )
     if folder is None:
         raise CheckpointError(
-            f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its image encoder is "
-            "a Core ML package; convert it with `vision_from` and a folder that has the encoder, such as the checkpoint it is from."
+            f"{source.checkpoint.folder}: an export for Apple's app holds the decoder and the projector only, its "
+            "image encoder is a Core ML package; convert it with `vision_from` and a folder that has the encoder, "
+            "such as the checkpoint it is from."
         )
     if is_ours(folder):
         raise CheckpointError(f"{folder} is converted already; give `vision_from` the checkpoint as published.")
@@ -119,7 +123,7 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
     return tower.tower()
 
 
-def _check_kinds(source: Source) -> None:
+def _check_dtypes(source: Source) -> None:
     """Raise CheckpointError for weights stored as whole numbers that nothing says how to read."""
     packed_here = {f"{layer}.{part}" for layer in source.quantization for part in packed.PARTS}
     names = [renamed.source for target, renamed in source.plan.renames.items() if target not in packed_here]
@@ -128,8 +132,8 @@ def _check_kinds(source: Source) -> None:
     if whole:
         raise CheckpointError(
             f"{source.checkpoint.folder}: {listed(whole)} {'is' if len(whole) == 1 else 'are'} stored as "
-            f"{listed(sorted({source.checkpoint.tensors[name].dtype for name in whole}))} without the scales that would say what "
-            "numbers they stand for; save the model in bfloat16, and quantise it here (`bits`)."
+            f"{listed(sorted({source.checkpoint.tensors[name].dtype for name in whole}))} without the scales that "
+            "would say what numbers they stand for; save the model in bfloat16, and quantise it here (`bits`)."
         )
 
 

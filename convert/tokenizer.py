@@ -1,6 +1,7 @@
 """The tokenizer as published (vocab.json, merges.txt, added_tokens.json) -> one tokenizer, the one tokenizer.json describes.
 
-Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers' Qwen2Tokenizer.
+Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers'
+Qwen2Tokenizer.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from tokenizers.models import BPE
 
 from fastvlm_mlx.errors import CheckpointError, TokenizerError, shown
 from fastvlm_mlx.files import regular as files
-from fastvlm_mlx.files.jsonfile import MAX_JSON, parse_table
+from fastvlm_mlx.files.jsonfile import MAX_JSON_BYTES, parse_table
 from fastvlm_mlx.inputs.tokenizer import Tokenizer
 
 # How Qwen2 cuts text before merging: English contractions, words with one leading mark, single digits, runs of other
@@ -35,12 +36,13 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     vocab, merges = _vocab(folder / "vocab.json"), _merges(folder / "merges.txt")
     made = {left + right for left, right in merges}
     if not made and any(len(token) > 1 for token in vocab):
-        raise TokenizerError(f"{folder / 'merges.txt'}: no merges in it; fetch it again.")
+        raise TokenizerError(f"{folder / 'merges.txt'}: no merges in it; fetch it again.", path=folder / "merges.txt")
     try:
         bpe = BPETokenizer(BPE(vocab=vocab, merges=merges))
     except Exception as error:  # the Rust side raises plain Exception
         raise TokenizerError(
-            f"{folder}: vocab.json and merges.txt do not fit together ({str(error)[:200]}); fetch them again."
+            f"{folder}: vocab.json and merges.txt do not fit together ({str(error)[:200]}); fetch them again.",
+            path=folder,
         ) from error
     bpe.normalizer = normalizers.NFC()
     cut = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
@@ -54,15 +56,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> str:
     try:
-        return files.read_text(path, MAX_JSON)
+        return files.read_text(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise TokenizerError(
             f"{path.parent}: no {path.name}; expected tokenizer.json, or vocab.json and merges.txt. "
-            "Another folder with the tokenizer can be named as `tokenizer`."
+            "Another folder with the tokenizer can be named as `tokenizer`.",
+            path=path.parent,
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise TokenizerError(f"{path}: cannot be read ({reason}); fetch it again.") from error
+        raise TokenizerError(f"{path}: cannot be read ({reason}); fetch it again.", path=path) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -71,13 +74,13 @@ def _json(path: Path) -> dict[str, Any]:
     except TokenizerError:
         raise
     except CheckpointError as error:
-        raise TokenizerError(str(error)) from error
+        raise TokenizerError(str(error), path=path) from error
 
 
 def _vocab(path: Path) -> dict[str, int]:
     vocab = _json(path)
     if not all(type(token) is int and 0 <= token < 1 << 31 for token in vocab.values()):
-        raise TokenizerError(f"{path}: expected a table of tokens and their ids; fetch it again.")
+        raise TokenizerError(f"{path}: expected a table of tokens and their ids; fetch it again.", path=path)
     return vocab
 
 
@@ -87,7 +90,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     pairs = [tuple(line.split(" ")) for line in lines]
     bad = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
     if bad is not None:
-        raise TokenizerError(f"{path}: {bad[:40]!r} is not a pair of tokens; fetch it again.")
+        raise TokenizerError(f"{path}: {bad[:40]!r} is not a pair of tokens; fetch it again.", path=path)
     return [(left, right) for left, right in pairs]
 
 
@@ -99,7 +102,9 @@ def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
         ids = {str(entry["content"]): int(token) for token, entry in settings.get("added_tokens_decoder", {}).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise TokenizerError(
-            f"{folder / 'tokenizer_config.json'}: 'added_tokens_decoder' is no table of ids and tokens; fetch it again."
+            f"{folder / 'tokenizer_config.json'}: 'added_tokens_decoder' is no table of ids and tokens; fetch it "
+            "again.",
+            path=folder / "tokenizer_config.json",
         ) from error
     if (folder / "added_tokens.json").exists():
         ids |= _vocab(folder / "added_tokens.json")
@@ -110,6 +115,7 @@ def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
         bpe.add_tokens([AddedToken(name, special=special, **flags)])
         if bpe.token_to_id(name) != token:
             raise TokenizerError(
-                f"{folder}: {shown(name)} should have id {token} and follows the vocabulary as {bpe.token_to_id(name)}; "
-                "vocab.json and added_tokens.json do not belong together; fetch them again."
+                f"{folder}: {shown(name)} should have id {token} and follows the vocabulary as "
+                f"{bpe.token_to_id(name)}; vocab.json and added_tokens.json do not belong together; fetch them again.",
+                path=folder,
             )

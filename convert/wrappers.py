@@ -1,7 +1,7 @@
 """Names of tensors as training leaves them -> the names of the layout: without the prefixes of what was wrapped around the model.
 
-Data parallel training, compilation and sharding put a component of their own before a name or into it, in any order and more
-than once; a trainer's own module puts one before all of them.
+Data parallel training, compilation and sharding put a component of their own before a name or into it, in any order and
+more than once; a trainer's own module puts one before all of them.
 """
 
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ ROOTS = {
     "multi_modal_projector",
 }  # where layouts begin
 OUTER = ("model.model.", "model.lm_head.")  # names of a model that is an attribute called model itself
-MAX_OUTER = 4  # trainers around each other
+MAX_WRAPPERS = 4  # trainers around each other
 TOWER, INNER = (
     "model.vision_tower.vision_tower.",
     "model.",
@@ -52,7 +52,7 @@ FOREIGN = {
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Each stored name -> the name of the layout; raises CheckpointError where two come out the same."""
     clean = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
-    for _ in range(MAX_OUTER):
+    for _ in range(MAX_WRAPPERS):
         outer = _outer(clean.values()) if clean else ""
         clean = {name: inner.removeprefix(outer) for name, inner in clean.items()}
     if not any(inner.startswith(TOWER + INNER) for inner in clean.values()):
@@ -85,8 +85,8 @@ def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
     if parts & ADAPTERS:
         adapter = sorted(name for name in names if ADAPTERS & set(name.split(".")))
         raise CheckpointError(
-            f"{counted(len(adapter), 'tensor')} of an adapter that was not merged (PEFT), {listed(adapter)}, which is not applied "
-            "here; merge it (merge_and_unload), save the result, and use that."
+            f"{counted(len(adapter), 'tensor')} of an adapter that was not merged (PEFT), {listed(adapter)}, which is "
+            "not applied here; merge it (merge_and_unload), save the result, and use that."
         )
     table = config.get("quantization_config")
     method = table.get("quant_method") if isinstance(table, dict) else None
@@ -101,6 +101,6 @@ def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
     )
     if found is not None:
         raise CheckpointError(
-            f"The weights are quantised by {found}, which MLX cannot read; save the model in bfloat16 (for bitsandbytes: "
-            "model.dequantize(), then save_pretrained), and quantise it here (`bits`)."
+            f"The weights are quantised by {found}, which MLX cannot read; save the model in bfloat16 (for "
+            "bitsandbytes: model.dequantize(), then save_pretrained), and quantise it here (`bits`)."
         )

@@ -2,8 +2,9 @@
 
 Usage: python examples/compare.py [--model MODEL] [--image PICTURE --image PICTURE ...]
 
-The pictures that are here show a plate that should have four holes; on the third, one is missing. The built-in model counts
-them, but was trained on one picture at a time: what it says of all three together means nothing. A larger model compares.
+The pictures that are here show a plate that should have four holes; on the third, one is missing. The built-in model
+counts them, but was trained on one picture at a time: what it says of all three together means nothing. A larger model
+compares.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
 Usage: python examples/page.py [--model MODEL] [--image PICTURE] [--resolution PIXELS]
 
-Small print needs a large picture: Apple's models see 1024 x 1024 pixels; --resolution 1536 shows them more of a dense page, at
-more than twice the work. The built-in model sees 192 pixels and reads one line of a few large letters: on a page it
-answers, but wrongly.
+Small print needs a large picture: Apple's models see 1024 x 1024 pixels; --resolution 1536 shows them more of a dense
+page, at more than twice the work. The built-in model sees 192 pixels and reads one line of a few large letters: on a
+page it answers, but wrongly.
 """
 
 import argparse

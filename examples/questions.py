@@ -18,5 +18,6 @@ args = parser.parse_args()
 vlm = fastvlm_mlx.load(args.model)
 for question, answer in zip(QUESTIONS, vlm.generate(args.image, QUESTIONS, max_tokens=64), strict=True):
     print(
-        f"{question} {answer}  ({answer.stats.reused_tokens} of {answer.stats.prompt_tokens} positions were there already)"
+        f"{question} {answer}  ({answer.stats.reused_tokens} of {answer.stats.prompt_tokens} positions were there "
+        "already)"
     )

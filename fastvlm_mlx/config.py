@@ -1,6 +1,7 @@
 """What a model is, as frozen dataclasses: config.json of our folder, and nothing else, decides every size.
 
-Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names follow FastViT (timm) and Qwen2 (transformers).
+Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names follow FastViT (timm) and Qwen2
+(transformers).
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ ATTENTION_STAGES = (3, 4)  # the others mix tokens with a depthwise convolution 
 HEAD_DIM = 32  # of the tower's attention
 MAX_BLOCKS = 1000  # layers of the decoder, blocks of a stage: bounds what a lying config can make us build
 MAX_MESSAGE_CHARS = 500  # characters of a message, where a key of the file is one
-MAX_IMAGE = 4096  # pixels of a side
+MAX_IMAGE_SIDE = 4096  # pixels of a side
 STRIDE = 64  # pixels of the image per image token, along each side: stem 4, then four downsamplers of 2
-RESOLUTIONS = range(STRIDE, MAX_IMAGE + 1, STRIDE)  # sides that pictures may be brought to, in pixels
+RESOLUTIONS = range(STRIDE, MAX_IMAGE_SIDE + 1, STRIDE)  # sides that pictures may be brought to, in pixels
 
 Fit = Literal["pad", "crop"]
 T = TypeVar("T")
@@ -56,8 +57,8 @@ def check_resolution(resolution: int | None) -> None:
     """Raise OptionError unless it is one of RESOLUTIONS; None stands for the model's own."""
     if resolution is not None and not (is_whole(resolution) and resolution in RESOLUTIONS):
         raise OptionError(
-            f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} "
-            "pixels."
+            f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to "
+            f"{RESOLUTIONS[-1]} pixels."
         )
 
 
@@ -141,8 +142,8 @@ class TextConfig:
         """Weights of the decoder's matrices, embedding and head among them: what a model is named after."""
         attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.num_key_value_heads * self.head_dim
         layer = attention + 3 * self.hidden_size * self.intermediate_size
-        words = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * layer + words
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + embeddings
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class ImageConfig:
     fit: Fit = "pad"
 
     def __post_init__(self) -> None:
-        _positive(MAX_IMAGE, image_size=self.size)
+        _positive(MAX_IMAGE_SIDE, image_size=self.size)
         check(self.fit in ("pad", "crop"), f"image fit is {shown(self.fit)}, expected 'pad' or 'crop'")
 
     @property
@@ -244,10 +245,10 @@ def _build(cls: type[T], prefix: str, data: Any) -> T:
     )
     missing = [prefix + f.name for f in required if f.name not in data]
     check(not missing, f"missing entries {listed(missing)}")
-    kinds: dict[object, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
-    kinds |= {"tuple[int, ...]": (list, tuple), "Fit": (str,), "Dtype": (str,)}
+    accepted: dict[object, tuple[type, ...]] = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
+    accepted |= {"tuple[int, ...]": (list, tuple), "Fit": (str,), "Dtype": (str,)}
     for name, value in data.items():
-        kind = kinds.get(fields[name].type)
-        right = kind is None or (isinstance(value, kind) and (bool in kind or not isinstance(value, bool)))
+        types = accepted.get(fields[name].type)
+        right = types is None or (isinstance(value, types) and (bool in types or not isinstance(value, bool)))
         check(right, f"{prefix}{name} is {shown(value)}, expected a value of type {fields[name].type}")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})

@@ -12,15 +12,33 @@
     └── DeviceError       what computes failed, or cannot be used from here
         └── OutOfMemoryError  (a MemoryError as well) the memory ran out
 
-A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as Python names
-them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place.
+A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as
+Python names them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place. A program need not
+read the message: `path` is the file or folder that an error is about, and `option` the argument.
 """
 
-from collections.abc import Iterable
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class FastVLMError(Exception):
-    """Root of the tree; the command line prints it without a traceback and exits with 1."""
+    """Every error that this package raises on purpose is one; the command line prints its message and exits with 1.
+
+    `path` is the file or folder it is about, None where it is about none. `option` is the argument it names.
+    """
+
+    def __init__(self, *args: object, path: str | os.PathLike[str] | None = None):
+        super().__init__(*args)
+        self.path = None if path is None else Path(path)
 
     @property
     def option(self) -> str | None:
@@ -73,8 +91,39 @@ class FastVLMWarning(UserWarning):
     """Something worth knowing about an input that was used all the same."""
 
 
-LISTED = 5
-SHOWN = 200  # characters of a name or a value
+@contextmanager
+def about(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Give `path` to every FastVLMError raised in the block that has none yet; None changes nothing."""
+    try:
+        yield
+    except FastVLMError as error:
+        if error.path is None and path is not None:
+            error.path = Path(path)
+        raise
+
+
+def about_its_path(function: Callable[Concatenate[Path, P], Result]) -> Callable[Concatenate[Path, P], Result]:
+    """A decorator: errors of a function whose first argument is a path are `about` that path."""
+
+    @wraps(function)
+    def called(path: Path, /, *args: P.args, **keywords: P.kwargs) -> Result:
+        with about(path):
+            return function(path, *args, **keywords)
+
+    return called
+
+
+def warn(message: str) -> None:
+    """Warn (FastVLMWarning); the warning points at the line outside this package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, FastVLMWarning, stacklevel=level)
+
+
+INSIDE = ("fastvlm_mlx", "contextlib", "functools")  # modules whose lines are not the user's
+MAX_LISTED_NAMES = 5
+MAX_SHOWN_CHARS = 200  # characters of a name or a value
 
 
 def shown(value: object) -> str:
@@ -83,14 +132,14 @@ def shown(value: object) -> str:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
         text = f"a very large {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 def listed(names: Iterable[object]) -> str:
     """Up to five names, quoted and comma-separated, with the number left out: "'a', 'b' and 7 more"."""
     every = [shown(str(name)) for name in names]
-    first = ", ".join(every[:LISTED])
-    return first if len(every) <= LISTED else f"{first} and {len(every) - LISTED} more"
+    first = ", ".join(every[:MAX_LISTED_NAMES])
+    return first if len(every) <= MAX_LISTED_NAMES else f"{first} and {len(every) - MAX_LISTED_NAMES} more"
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-PATIENCE = 0.5  # seconds of work before a bar appears
-INTERVAL = 0.1  # seconds between two drawings
-WIDTH = 30  # characters of a bar
+DELAY_SECONDS = 0.5  # seconds of work before a bar appears
+REDRAW_SECONDS = 0.1  # seconds between two drawings
+BAR_CHARS = 30  # characters of a bar
 
 Item = TypeVar("Item")
 
@@ -44,7 +44,7 @@ def bar(label: str, total: int) -> Iterator[Track]:
     else:
         yield lambda items: iter(items)
         return
-    drawn, due = False, time.monotonic() + PATIENCE
+    drawn, due = False, time.monotonic() + DELAY_SECONDS
 
     def track(items: Iterable[Item]) -> Iterator[Item]:
         nonlocal drawn, due
@@ -52,7 +52,7 @@ def bar(label: str, total: int) -> Iterator[Track]:
             yield item
             if time.monotonic() >= due:
                 draw(done)
-                drawn, due = True, time.monotonic() + INTERVAL
+                drawn, due = True, time.monotonic() + REDRAW_SECONDS
 
     try:
         yield track
@@ -67,9 +67,9 @@ class _Terminal:
 
     def draw(self, done: int) -> None:
         """The bar with so many steps done, in place of the last one; nothing any more for -1."""
-        filled = WIDTH * done // max(self.total, 1)
-        line = f"{self.label} [{'#' * filled}{'-' * (WIDTH - filled)}] {done}/{self.total}"
-        blank = " " * (len(self.label) + WIDTH + 2 * len(str(self.total)) + 5)
+        filled = BAR_CHARS * done // max(self.total, 1)
+        line = f"{self.label} [{'#' * filled}{'-' * (BAR_CHARS - filled)}] {done}/{self.total}"
+        blank = " " * (len(self.label) + BAR_CHARS + 2 * len(str(self.total)) + 5)
         print(f"\r{blank}\r" + (line if done >= 0 else ""), end="", file=sys.stderr, flush=True)
         stands((lambda: self.draw(-1)) if done >= 0 else None)
 

@@ -39,11 +39,10 @@ def load(
     """Load a model, ready to answer.
 
     `model` is a folder of any accepted layout, a Hub name such as "apple/FastVLM-0.5B" (fetched once), or "tiny".
-    `bits` quantises the decoder on the fly (2, 3, 4, 5, 6 or 8, in groups of `group_size`). `dtype` is what to compute in:
-    by default the stored type on a GPU, float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0 is set).
-    `tokenizer` is a folder to take the tokenizer from, `resolution` the side in pixels that pictures are brought to (a multiple
-    of 64), `revision` a branch, tag or commit of the Hub repository.
-    Raises FastVLMError.
+    `bits` quantises the decoder on the fly (2, 3, 4, 5, 6 or 8, in groups of `group_size`). `dtype` is what to compute
+    in: by default the stored type on a GPU, float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0
+    is set). `tokenizer` is a folder to take the tokenizer from, `resolution` the side in pixels that pictures are
+    brought to (a multiple of 64), `revision` a branch, tag or commit of the Hub repository. Raises FastVLMError.
     """
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
     engine.load_weights(bits=bits, group_size=group_size, dtype=dtype)
@@ -120,10 +119,10 @@ class VLM:
     ) -> Answer | Answers[Answer]:
         """Answer a question about a picture, several (a list) or none (None); for a list of questions, a list of answers.
 
-        A picture is a path, bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or MLX, of uint8,
-        uint16 or floating point from 0 to 1, or a dict of "bytes" and "path". `temperature` 0 always takes the likeliest token;
-        above, tokens are drawn, from the likeliest ones that add up to `top_p`, the same way for the same `seed`. `system`
-        replaces the system prompt. Raises ImageError, PromptError and OptionError.
+        A picture is a path, bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or MLX, of
+        uint8, uint16 or floating point from 0 to 1, or a dict of "bytes" and "path". `temperature` 0 always takes the
+        likeliest token; above, tokens are drawn, from the likeliest ones that add up to `top_p`, the same way for the
+        same `seed`. `system` replaces the system prompt. Raises ImageError, PromptError and OptionError.
         """
         options = Options(max_tokens, temperature, top_p, seed)
         if isinstance(prompt, (list, tuple)):
@@ -169,9 +168,10 @@ class VLM:
     ) -> Answers[Answer] | Answers[Answer | FastVLMError]:
         """Answer many questions, each a pair (image, prompt) as for `generate`, in less time than one by one.
 
-        Every answer is the one `generate` gives with the same options, seed included, up to rounding. Everything is checked
-        before the first is answered: the prepared pictures (3 MB each at 1024 pixels) are in memory together. With `on_error`
-        "return", what is wrong with a question stands in the place of its answer, as the exception, and the others are answered.
+        Every answer is the one `generate` gives with the same options, seed included, up to rounding. Everything is
+        checked before the first is answered: the prepared pictures (3 MB each at 1024 pixels) are in memory together.
+        With `on_error` "return", what is wrong with a question stands in the place of its answer, as the exception, and
+        the others are answered.
         """
         options = Options(max_tokens, temperature, top_p, seed)
         if on_error not in ("raise", "return"):
@@ -226,8 +226,8 @@ class VLM:
     ) -> "AttentionMap":
         """Where the answer to a question about these pictures looked, averaged over its tokens, `layers` and `heads`.
 
-        `layers` are by default the second half of all, `heads` all of each. In a notebook it shows itself; `.picture()` is a
-        PIL image. Raises ImageError, PromptError and OptionError.
+        `layers` are by default the second half of all, `heads` all of each. In a notebook it shows itself; `.picture()`
+        is a PIL image. Raises ImageError, PromptError and OptionError.
         """
         from .decoding.attention_map import attention_map
 
@@ -236,8 +236,8 @@ class VLM:
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
         """Image embeddings (N, D) that the decoder reads, N = ceil(S/64)**2; a list of them for a list of pictures.
 
-        They are float32 whatever the model computes in, which changes no value and lets NumPy take them (`np.array`; it has no
-        bfloat16).
+        They are float32 whatever the model computes in, which changes no value and lets NumPy take them (`np.array`; it
+        has no bfloat16).
         """
         if image is None:
             raise ImageError("There is no image; give a path, bytes, a PIL image, an array, or a list of these.")

@@ -1,7 +1,7 @@
 """The small set of pictures and questions that quantising ``tiny`` is calibrated on: drawn as for training, held out from nothing.
 
-``python -m training.calibration fastvlm_mlx/tiny/calibration`` writes WebP pictures and ``questions.jsonl``, one question a
-line; the same bytes every time with the same Pillow.
+``python -m training.calibration fastvlm_mlx/tiny/calibration`` writes WebP pictures and ``questions.jsonl``, one
+question a line; the same bytes every time with the same Pillow.
 """
 
 from __future__ import annotations

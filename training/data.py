@@ -139,8 +139,8 @@ def partners(tokenizer: Tokenizer) -> dict[int, int]:
 def unlearned(answer: list[int], partner: dict[int, int]) -> list[int]:
     """Per token of an answer, the one that would complete a held-out pair there instead, or -100.
 
-    A pair that is never drawn would otherwise be learned to be impossible: each time a star's colour is named, blue would
-    be made less likely. Left out of the softmax, it is neither shown nor ruled out.
+    A pair that is never drawn would otherwise be learned to be impossible: each time a star's colour is named, blue
+    would be made less likely. Left out of the softmax, it is neither shown nor ruled out.
     """
     found = [IGNORE] * len(answer)
     for place in range(1, len(answer)):

@@ -97,7 +97,7 @@ class Float32Backward(torch.autograd.Function):
 class Depthwise(nn.Conv2d):
     """A grouped convolution with one or more outputs per group, computed as a depthwise one on repeated channels.
 
-    The same parameters and the same result as ``nn.Conv2d``, several times faster backwards on a CPU.
+    Parameters and result are those of ``nn.Conv2d``; several times faster backwards on a CPU.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class FastVLM(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
 
     def channels_last(self) -> FastVLM:
-        """The same model, its tower's kernels in the order in which convolutions are fastest on a CPU."""
+        """This model with its tower's kernels in the order in which convolutions are fastest on a CPU."""
         tower: Any = self.tower
         tower.to(memory_format=torch.channels_last)
         return self

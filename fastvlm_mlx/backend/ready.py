@@ -1,14 +1,13 @@
 """What a network whose weights are in place still needs to answer fast on a CPU: memory, and quantised matrices in
 float32."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..errors import FastVLMWarning
+from ..errors import warn
 from . import blas, ops
 from .cpu.memory import keep_memory, memory_bytes
 from .cpu.packed import Packed, keep_dequantised
@@ -24,6 +23,6 @@ def make_ready(model: nn.Module, packed: Iterable[Packed]) -> None:
     parameters: dict[str, Any] = dict(tree_flatten(model.parameters()))
     size = sum(array.size for array in parameters.values())
     if blas.is_slow() and size > LARGE:  # minutes where it could take seconds
-        warnings.warn(f"This will be slow: {blas.status()}.", FastVLMWarning, stacklevel=5)
+        warn(f"This will be slow: {blas.status()}.")
     keep_dequantised(packed, memory_bytes())
     keep_memory()  # of activations only: what loading frees goes back

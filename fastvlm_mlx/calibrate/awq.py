@@ -1,11 +1,12 @@
 """Activation-aware scaling: columns whose inputs are large are made large before rounding, and their inputs as much smaller.
 
-Source: AWQ (arXiv:2306.00978). The scales are folded into whatever makes those inputs, so that the network computes the same:
-    RMSNorm -> qkv, gate and up      values -> the output projection (query heads that share a value head share its scales)
-    up -> down                       LayerNorm -> qkv, values -> proj of the tower's attention
-    the tower's 7x7 depthwise convolution -> fc1
-fc1 -> fc2 cannot be folded: a GELU lies between, and GELU(x / s) is not GELU(x) / s. Nothing linear lies right before the other
-layers either (downsamplers, projector, head).
+Source: AWQ (arXiv:2306.00978). The scales are folded into whatever makes those inputs, so that the network computes the
+same:
+    RMSNorm -> qkv, gate and up      values -> the output projection (query heads that share a value head share its
+    scales) up -> down                       LayerNorm -> qkv, values -> proj of the tower's attention the tower's 7x7
+    depthwise convolution -> fc1
+fc1 -> fc2 cannot be folded: a GELU lies between, and GELU(x / s) is not GELU(x) / s. Nothing linear lies right before
+the other layers either (downsamplers, projector, head).
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..quantize.rounding import rounded
 
 RATIOS = tuple(n / 20 for n in range(20))  # exponents of the mean input tried; 0 leaves a layer as it is
 SAMPLED_INPUTS = 512  # inputs of a layer that are looked at, about
-LEAST = 1e-4  # of a scale before it is centred
+MIN_SCALE = 1e-4  # of a scale before it is centred
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def search(weight: mx.array, inputs: mx.array, fold: Fold, settings: QuantConfig
     mean = _shared(mx.abs(inputs).mean(axis=0), fold)
     best, least = mx.ones_like(mean), float("inf")
     for ratio in RATIOS:
-        scales = mx.maximum(mean**ratio, LEAST)
+        scales = mx.maximum(mean**ratio, MIN_SCALE)
         scales = scales / mx.sqrt(scales.max() * scales.min())
         columns = spread(scales, fold)
         error = rounded(weight * columns, settings, stored) / columns - weight
@@ -119,7 +120,8 @@ def spread(scales: mx.array, fold: Fold) -> mx.array:
 def apply_fold(model: nn.Module, fold: Fold, scales: mx.array, stored: mx.Dtype) -> None:
     """Scale the layer's columns, in place, and take that back in the source.
 
-    A source that is not quantised itself is stored in 16 bits: it is rounded to them here, and the layer takes what is left.
+    A source that is not quantised itself is stored in 16 bits: it is rounded to them here, and the layer takes what is
+    left.
     """
     layer, source = layer_at(model, fold.layer), layer_at(model, fold.source)
     dtype = layer.weight.dtype

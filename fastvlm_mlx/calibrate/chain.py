@@ -1,11 +1,12 @@
 """The network as a chain of steps over all examples at once, so that one step can be repeated, changed or looked into alone.
 
-What passes along is a list of arrays: first pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image embeddings
-(1, N, D); from the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder never looks there); at
-last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens of a batch, V vocabulary.
+What passes along is a list of arrays: first pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image
+embeddings (1, N, D); from the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder
+never looks there); at last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens
+of a batch, V vocabulary.
 
-All examples are in memory at one step. Steps nobody wants to look into are one, so that what lies between them (25 MB per
-picture in the first stage of FastViTHD at 1024 pixels) is there for one picture at a time.
+All examples are in memory at one step. Steps nobody wants to look into are one, so that what lies between them (25 MB
+per picture in the first stage of FastViTHD at 1024 pixels) is there for one picture at a time.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -21,8 +22,8 @@ from ..network.kv_cache import KVCache
 from ..network.model import LEVELS, FastVLM
 from .examples import Example, Examples
 
-POSITIONS = 4096  # of a batch, filled ones counted: bounds the memory of a step
-LOGIT_ROWS = 64  # tokens whose logits are there at a time, each for the whole vocabulary
+MAX_BATCH_POSITIONS = 4096  # of a batch, filled ones counted: bounds the memory of a step
+MAX_LOGIT_ROWS = 64  # tokens whose logits are there at a time, each for the whole vocabulary
 
 State = list[mx.array]
 
@@ -48,10 +49,10 @@ class Scores:
     head: Callable[[mx.array], mx.array]
 
     def rows(self) -> Iterator[mx.array]:
-        """Logits (up to LOGIT_ROWS, V), float32, of one token after another."""
+        """Logits (up to MAX_LOGIT_ROWS, V), float32, of one token after another."""
         for states in self.hidden:
-            for row in range(0, len(states), LOGIT_ROWS):
-                yield self.head(states[row : row + LOGIT_ROWS]).astype(mx.float32)
+            for row in range(0, len(states), MAX_LOGIT_ROWS):
+                yield self.head(states[row : row + MAX_LOGIT_ROWS]).astype(mx.float32)
 
 
 class Chain:
@@ -68,8 +69,8 @@ class Chain:
         vocabulary = model.text.embed_tokens.weight.shape[0]
         if foreign := outside([token for run in runs for token in run], vocabulary):
             raise PromptError(
-                f"The examples hold the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: they were "
-                "made for another model; make them anew."
+                f"The examples hold the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: "
+                "they were made for another model; make them anew."
             )
         self.batches = list(_batches(examples.items))
         self.steps = list(_joined(self._steps(), layers))
@@ -125,8 +126,8 @@ class Chain:
         every = []
         for batch, x in zip(self.batches, state, strict=True):
             rows = [row for row, item in enumerate(batch) for _ in item.ids]
-            places = [place for item in batch for place in range(_length(item) - len(item.ids), _length(item))]
-            every.append(self.model.text.norm(x[mx.array(rows), mx.array(places)]))
+            positions = [position for item in batch for position in range(_length(item) - len(item.ids), _length(item))]
+            every.append(self.model.text.norm(x[mx.array(rows), mx.array(positions)]))
             mx.eval(every)
         return every
 
@@ -154,11 +155,11 @@ def _one(steps: list[Step]) -> Step:
 
 
 def _batches(items: list[Example]) -> Iterator[list[Example]]:
-    """Examples in order, as many together as POSITIONS allow."""
+    """Examples in order, as many together as MAX_BATCH_POSITIONS allow."""
     batch: list[Example] = []
     for item in items:
         longest = max(_length(each) for each in [*batch, item])
-        if batch and longest * (len(batch) + 1) > POSITIONS:
+        if batch and longest * (len(batch) + 1) > MAX_BATCH_POSITIONS:
             yield batch
             batch = []
         batch.append(item)

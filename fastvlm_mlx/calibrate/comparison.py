@@ -25,9 +25,9 @@ def compare(
 ) -> Sequence[Quality]:
     """How `first` does, the reference, and then how near `second` comes to its answers about `pictures`.
 
-    `second` is a model, or ALL_RECIPES. `pictures` is a folder, see `examples.read_questions`; the built-in model has its own.
-    `agree` is asked before a first download, `say` is told what is being measured. One model is in memory at a time. Raises
-    FastVLMError.
+    `second` is a model, or ALL_RECIPES. `pictures` is a folder, see `examples.read_questions`; the built-in model has
+    its own. `agree` is asked before a first download, `say` is told what is being measured. One model is in memory at a
+    time. Raises FastVLMError.
     """
     if first == ALL_RECIPES:
         raise OptionError("The first model of `quality` is the one to compare with; name a model.")

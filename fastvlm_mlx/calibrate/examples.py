@@ -1,7 +1,7 @@
 """Pictures, questions and, where they are known, right answers: what a model is calibrated on and measured with.
 
-Enters: a folder of pictures, with a questions.jsonl that has one {"image", "question", "answer"} a line, or without one. Leaves:
-questions ready for the network, each followed by the answer the model itself gives.
+Enters: a folder of pictures, with a questions.jsonl that has one {"image", "question", "answer"} a line, or without
+one. Leaves: questions ready for the network, each followed by the answer the model itself gives.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from ..inputs.prompt import PROMPT, Turn
 from ..storage.open import OpenModel
 
 QUESTIONS = "questions.jsonl"
-MAX_BYTES = 20_000_000  # of questions.jsonl
-MAX_ANSWER = 64  # tokens
+MAX_QUESTIONS_BYTES = 20_000_000  # of questions.jsonl
+MAX_ANSWER_TOKENS = 64  # tokens
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 
@@ -78,15 +78,16 @@ def read_questions(folder: Path) -> list[Question]:
     folder = Path(paths.find(folder))
     if not folder.is_dir():
         raise ImageError(
-            f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}."
+            f"{shown(str(folder))}: no such folder; name one that holds pictures, and perhaps a {QUESTIONS}.",
+            path=folder,
         )
     listing = folder / QUESTIONS
     if listing.exists():
         try:
-            lines = files.read_text(listing, MAX_BYTES).encode().splitlines()
+            lines = files.read_text(listing, MAX_QUESTIONS_BYTES).encode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8"
-            raise PromptError(f"{listing}: cannot be read ({reason}); check the file.") from error
+            raise PromptError(f"{listing}: cannot be read ({reason}); check the file.", path=listing) from error
         questions = [
             _question(folder, line, f"{listing}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()
         ]
@@ -94,7 +95,7 @@ def read_questions(folder: Path) -> list[Question]:
         pictures = sorted(path for path in folder.iterdir() if is_picture(path.name))
         questions = [Question(path, PROMPT) for path in pictures]
     if not questions:
-        raise ImageError(f"{folder}: no pictures and no {QUESTIONS} in it; name a folder of pictures.")
+        raise ImageError(f"{folder}: no pictures and no {QUESTIONS} in it; name a folder of pictures.", path=folder)
     return questions
 
 
@@ -107,8 +108,8 @@ def _question(folder: Path, line: bytes, where: str) -> Question:
     right = isinstance(image, str) and isinstance(text, str) and (answer is None or isinstance(answer, str))
     if not right or Path(str(image)).name != image:
         raise PromptError(
-            f"{where}: expected an image (the name of a file in the folder), a question and perhaps an answer, each a text; "
-            "mend the line."
+            f"{where}: expected an image (the name of a file in the folder), a question and perhaps an answer, each a "
+            "text; mend the line."
         )
     return Question(folder / image, text, answer)
 
@@ -126,18 +127,18 @@ def questions_for(opened: OpenModel, pictures: Path | None) -> list[Question]:
 
 def answered(engine: Engine, questions: Sequence[Question], progress: Progress | None = None) -> Examples:
     """The questions as examples: every one is answered by the model, greedily; raises ImageError and PromptError."""
-    numbers: dict[int | str, int] = {}
+    indices: dict[int | str, int] = {}
     pixels: list[Pixels] = []
     items = []
     for done, question in enumerate(questions, start=1):
         key = str(question.image) if isinstance(question.image, (str, Path)) else id(question.image)
-        if key not in numbers:
-            numbers[key] = len(pixels)
+        if key not in indices:
+            indices[key] = len(pixels)
             pixels.append(engine.pixels(question.image))
-        number = numbers[key]
+        index = indices[key]
         pieces = engine.render([Turn(question.text, 1)])
-        ids, text = answer(engine, pixels[number], pieces)
-        items.append(Example(number, pieces, ids, text, question.answer))
+        ids, text = answer(engine, pixels[index], pieces)
+        items.append(Example(index, pieces, ids, text, question.answer))
         if progress:
             progress(done, len(questions))
     return Examples(pixels, items)
@@ -145,5 +146,5 @@ def answered(engine: Engine, questions: Sequence[Question], progress: Progress |
 
 def answer(engine: Engine, pixels: Pixels, pieces: list[Piece]) -> tuple[tuple[int, ...], str]:
     """Ids and text of the greedy answer to one prepared question."""
-    given = finish(stream(engine, Request([pixels], pieces, 0.0), Options(MAX_ANSWER)))
+    given = finish(stream(engine, Request([pixels], pieces, 0.0), Options(MAX_ANSWER_TOKENS)))
     return tuple(given.token_ids), given.text.strip()

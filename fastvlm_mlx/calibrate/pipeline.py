@@ -24,7 +24,7 @@ from ..storage.save import write
 from . import quality, report, search
 from .examples import Examples, Question, answered, questions_for
 
-STATE = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
+STATE_SUFFIX = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
 SAME = "\nThese are the questions it was calibrated on; others may tell more.\n"
 Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
@@ -54,7 +54,7 @@ class Quantized:
 
 def state_file(out: Path) -> Path:
     """Where an interrupted calibration keeps what it has found."""
-    return out.with_name(f"{out.name}{STATE}")
+    return out.with_name(f"{out.name}{STATE_SUFFIX}")
 
 
 def quantize(
@@ -73,19 +73,21 @@ def quantize(
     """Write a model opened from `folder`, of any accepted layout, quantised as a folder of ours at `out`.
 
     A recipe with a budget is calibrated on `questions`, by default those about the folder `pictures` (see
-    `examples.questions_for`); with `measure`, the result is compared with the source on them and its card says how it did. `dtype`
-    is the type of everything that is not quantised, by default the source's. Raises CheckpointError, OptionError and OutputError;
-    nothing is left half-written, but for the state of a calibration.
+    `examples.questions_for`); with `measure`, the result is compared with the source on them and its card says how it
+    did. `dtype` is the type of everything that is not quantised, by default the source's. Raises CheckpointError,
+    OptionError and OutputError; nothing is left half-written, but for the state of a calibration.
     """
     from ..convert.card import licence_text, model_card
 
     check_dtype(dtype)
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
-        raise OutputError(f"{out} is the source itself or holds it, so it is not written to; give another `out`.")
+        raise OutputError(
+            f"{out} is the source itself or holds it, so it is not written to; give another `out`.", path=out
+        )
     if (recipe.target_bits is not None or measure) and not questions:
         questions = questions_for(opened, pictures)
     if opened.config.quantization:
-        raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.")
+        raise CheckpointError(f"{folder} is quantised already; quantise the model it was made from.", path=folder)
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     chosen, left = plan(FastVLM(config), recipe)
@@ -187,11 +189,11 @@ def _stored(
     weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, mx.array]]:
     """Every tensor as the folder holds it, one at a time."""
-    kind: mx.Dtype = getattr(mx, config.dtype)
+    dtype: mx.Dtype = getattr(mx, config.dtype)
     for done, (name, array) in enumerate(weights, start=1):
         settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         if settings is None:
-            stored = array.astype(kind)
+            stored = array.astype(dtype)
             check_finite(origin, [(name, stored, array)])
             yield name, stored
         else:

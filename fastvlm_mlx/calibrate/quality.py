@@ -1,7 +1,7 @@
 """A model against the one it replaces: along the answers of the reference, and where right answers are known, by them.
 
-Enters: questions, a reference and a candidate. Leaves: how far the candidate's probabilities are from the reference's (KL
-divergence, in nats per token of an answer), how often it would say the same, accuracy, bytes, memory and speed.
+Enters: questions, a reference and a candidate. Leaves: how far the candidate's probabilities are from the reference's
+(KL divergence, in nats per token of an answer), how often it would say the same, accuracy, bytes, memory and speed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,8 +28,9 @@ SPEED_TOKENS = 24
 class Quality:
     """A candidate beside its reference. `kl` is in nats per answer token; `top1`, `top5`, `same_answers` and accuracies, 0-1.
 
-    `top5` is how many of the reference's five likeliest tokens are among the candidate's. `bytes` are those of the stored
-    weights, `bits_per_weight` counts the quantised layers and their scales. Memory and speed are of this machine.
+    `top5` is how many of the reference's five likeliest tokens are among the candidate's. `bytes` are those of the
+    stored weights, `bits_per_weight` counts the quantised layers and their scales. Memory and speed are of this
+    machine.
     """
 
     name: str

@@ -12,8 +12,9 @@ from .quality import Quality
 
 COLUMNS = ("weights", "MB", "bits", "KL", "top-1", "top-5", "same", "right", "memory", "decode")
 LEGEND = (
-    "bits: per weight of the quantised layers, scales counted. KL: nats per token of the reference's answers. top-1: tokens it "
-    "would choose too; top-5: of its five likeliest. same: answers word for word the same; right: answers exactly right."
+    "bits: per weight of the quantised layers, scales counted. KL: nats per token of the reference's answers. top-1: "
+    "tokens it would choose too; top-5: of its five likeliest. same: answers word for word the same; right: answers "
+    "exactly right."
 )
 
 
@@ -57,7 +58,7 @@ def write_picture(path: Path, qualities: Sequence[Quality], title: str) -> None:
     try:
         path.write_text(picture(qualities, title), encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another `chart`.") from error
+        raise OutputError(f"{path} cannot be written ({error.strerror}); choose another `chart`.", path=path) from error
 
 
 def to_json(qualities: Sequence[Quality], **about: object) -> str:
@@ -66,7 +67,7 @@ def to_json(qualities: Sequence[Quality], **about: object) -> str:
 
 
 LEFT, TOP, WIDTH, HEIGHT = 80, 60, 520, 280
-LABEL, LINE = 180, 12  # about the width of a point's name, and the height of a line
+LABEL_PIXELS, LINE_PIXELS = 180, 12  # about the width of a point's name, and the height of a line
 STYLE = (
     "<style>text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}.title{font-size:15px;font-weight:600}"
     "@media(prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#999}}</style>"
@@ -99,7 +100,7 @@ def picture(qualities: Sequence[Quality], title: str) -> str:
         x, y = place(quality.bytes, math.log10(quality.kl))
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="#0a6cff"/>')
         to_left = x > LEFT + 0.8 * WIDTH
-        while any(abs(x - a) < LABEL and abs(y - b) < LINE for a, b in written):
+        while any(abs(x - a) < LABEL_PIXELS and abs(y - b) < LINE_PIXELS for a, b in written):
             y += 1
         written.append((x, y))
         parts.append(_text(x + (-8 if to_left else 8), y + 4, _named(quality), "small", "end" if to_left else "start"))
@@ -123,8 +124,8 @@ def _named(quality: Quality) -> str:
     return quality.name if quality.accuracy is None else f"{quality.name}: {100 * quality.accuracy:.1f} % right"
 
 
-def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
-    named = f' class="{kind}"' if kind else ""
+def _text(x: float, y: float, text: str, css_class: str, anchor: str) -> str:
+    named = f' class="{css_class}"' if css_class else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{named}>{escape(text)}</text>'
 
 

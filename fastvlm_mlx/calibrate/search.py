@@ -1,9 +1,9 @@
 """The recipe `mixed`: a model's own answers about pictures -> scales folded in, the inputs of every layer, bits per layer.
 
-Three passes, one step of the network at a time, each result kept in a file so that a broken-off run goes on where it was:
-scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In memory
-are the model, the examples at one step, one layer more and the logits of a few tokens. Deterministic: the same examples give
-the same plan.
+Three passes, one step of the network at a time, each result kept in a file so that a broken-off run goes on where it
+was: scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In
+memory are the model, the examples at one step, one layer more and the logits of a few tokens. Deterministic: the same
+examples give the same plan.
 """
 
 import hashlib
@@ -75,7 +75,8 @@ class SearchState:
         except (OSError, RuntimeError) as error:
             partial.unlink(missing_ok=True)
             raise OutputError(
-                f"{self.path.parent} cannot take the state of the calibration; make room there."
+                f"{self.path.parent} cannot take the state of the calibration; make room there.",
+                path=self.path.parent,
             ) from error
 
     def remove(self) -> None:
@@ -119,7 +120,7 @@ def fingerprint(engine: Engine, examples: Examples, recipe: Recipe) -> str:
 
 def probe(chosen: Plan, path: str) -> QuantConfig:
     """The setting a layer is rounded to when it is rounded alone."""
-    return QuantConfig(sensitivity.PROBE, chosen[path].group_size)
+    return QuantConfig(sensitivity.PROBE_BITS, chosen[path].group_size)
 
 
 def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
@@ -136,7 +137,7 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
     return float(size * recipe.target_bits / 8)
 
 
-def _fold(chain: Chain, chosen: Plan, found: SearchState, kind: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
+def _fold(chain: Chain, chosen: Plan, found: SearchState, dtype: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
     """Record the inputs of every layer that can be scaled, find the scales and fold them in."""
     model, state = chain.model, chain.start()
     for step in chain.steps:
@@ -160,7 +161,7 @@ def _fold(chain: Chain, chosen: Plan, found: SearchState, kind: mx.Dtype, stored
         if missing:
             found.save()
         for fold in folds:
-            awq.apply_fold(model, fold, found.scales[fold.layer], kind)
+            awq.apply_fold(model, fold, found.scales[fold.layer], dtype)
         report()
 
 

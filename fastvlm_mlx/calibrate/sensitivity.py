@@ -1,7 +1,7 @@
 """What rounding one layer does to the answers, and how a budget of bytes is spent on all of them.
 
-Each layer is rounded alone to PROBE bits and the KL divergence of the answers' logits is measured. For other widths it grows in
-proportion to the squared error of the weights, which costs no pass through the network.
+Each layer is rounded alone to PROBE_BITS bits and the KL divergence of the answers' logits is measured. For other
+widths it grows in proportion to the squared error of the weights, which costs no pass through the network.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ..config import QuantConfig
 from ..quantize.recipes import BITS, GROUP_SIZES, Plan, bits_per_weight
 from ..quantize.rounding import rounded
 
-PROBE = 4  # bits
+PROBE_BITS = 4  # bits
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Conversations: questions and answers that build on each other, about pictures that are shown once.
 
-What was computed is kept and reused exactly: a follow-up question costs its own tokens only. Whatever changes (a turn undone
-or edited, the system prompt replaced), only what comes after the change is computed again.
+What was computed is kept and reused exactly: a follow-up question costs its own tokens only. Whatever changes (a turn
+undone or edited, the system prompt replaced), only what comes after the change is computed again.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Chat:
     ) -> Answer:
         """Ask, showing a picture, several or none; the answer is remembered. Options and errors as for `VLM.generate`.
 
-        Where the context is full, the oldest questions and answers are left out first (`crowded_out`), and the answer's `left_out`
-        says what.
+        Where the context is full, the oldest questions and answers are left out first (`crowded_out`), and the answer's
+        `left_out` says what.
         """
         return finish(
             self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
@@ -75,7 +75,7 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Stream:
-        """The same, chunk by chunk. An answer that is not read to its end is not remembered, and costs nothing later."""
+        """Ask as `ask` does, chunk by chunk; an answer that is not read to its end is not remembered."""
         options = Options(max_tokens, temperature, top_p, seed)
         started = time.perf_counter()
         state = self._claim.state
@@ -134,7 +134,8 @@ class Chat:
     def edit(self, number: int, *, prompt: str | None = None, answer: str | None = None) -> None:
         """Put a question, its answer or both in other words; `number` counts from 0, or from the end as -1, -2 and so on.
 
-        What was said after it stays as it is. Raises PromptError where there is no such question, or for text as `ask` does.
+        What was said after it stays as it is. Raises PromptError where there is no such question, or for text as `ask`
+        does.
         """
         with self._claim.change():
             if not -len(self._exchanges) <= number < len(self._exchanges):
@@ -211,8 +212,9 @@ class Chat:
     def crowded_out(self, prompt: str, images: int = 0, *, max_tokens: int = 256) -> LeftOut:
         """What has to be left out for a question with so many pictures, and its answer, to fit; `left_out` if it fits already.
 
-        The oldest questions and answers go first, while their pictures stay; if that is not enough, the oldest pictures but
-        the last one go as well. System prompt and question always stay: raises PromptError where they do not fit by themselves.
+        The oldest questions and answers go first, while their pictures stay; if that is not enough, the oldest pictures
+        but the last one go as well. System prompt and question always stay: raises PromptError where they do not fit by
+        themselves.
         """
         check_text("prompt", prompt)
         question, now = Turn(prompt, images), self._left_out
@@ -220,17 +222,17 @@ class Chat:
         if self._length(question, now) + answer <= self.context:
             return now
         spoken, pictures = len(self._exchanges), pictures_in(self._exchanges)
-        words = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
-        shown = [
+        by_questions = [LeftOut(number, now.pictures) for number in range(now.exchanges, spoken + 1)]
+        by_pictures = [
             LeftOut(spoken, number)
             for number in range(now.pictures, max(pictures if images else pictures - 1, now.pictures) + 1)
         ]
-        self._engine.render(self._turns(question, shown[-1]), self._system)
-        for cuts, room in product((words, shown), (self.context // FREE_CONTEXT_SHARE, answer)):
+        self._engine.render(self._turns(question, by_pictures[-1]), self._system)
+        for cuts, room in product((by_questions, by_pictures), (self.context // FREE_CONTEXT_SHARE, answer)):
             first = bisect(cuts, False, key=lambda cut, room=room: self._length(question, cut) + room <= self.context)  # type: ignore[misc]
             if first < len(cuts):
                 return cuts[first]
-        return shown[-1]
+        return by_pictures[-1]
 
     def leave_out(self, cut: LeftOut) -> None:
         """Show the model no more of the beginning; see `crowded_out`."""

@@ -31,7 +31,7 @@ from ..inputs.prompt import Turn, check_text
 
 FORMAT = "fastvlm-mlx chat"
 VERSION = 1
-MAX_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
+MAX_TRANSCRIPT_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,13 +92,13 @@ class LeftOut:
 
     def beyond(self, before: "LeftOut") -> str:
         """What this leaves out and `before` did not, in words: "the oldest 2 questions with their answers"; "" for nothing."""
-        words, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
+        questions, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
         parts = []
-        if words > 0:
+        if questions > 0:
             parts.append(
                 "the oldest question with its answer"
-                if words == 1
-                else f"the oldest {words} questions with their answers"
+                if questions == 1
+                else f"the oldest {questions} questions with their answers"
             )
         if pictures > 0:
             parts.append("the oldest picture" if pictures == 1 else f"the oldest {pictures} pictures")
@@ -149,7 +149,7 @@ class Transcript:
             unfinished.replace(target)
         except (OSError, ValueError) as error:  # ValueError for a NUL in the path
             reason = error.strerror if isinstance(error, OSError) else error
-            raise OutputError(f"{target} cannot be written ({reason}); choose another place.") from error
+            raise OutputError(f"{target} cannot be written ({reason}); choose another place.", path=target) from error
         finally:
             if unfinished is not None:
                 with suppress(OSError):
@@ -161,12 +161,15 @@ class Transcript:
         source = Path(paths.find(path))
         data = _read(source)
         if data.get("format") != FORMAT or data.get("version") != VERSION:
-            raise CheckpointError(f"{source}: not a transcript of this version of fastvlm-mlx; check the path.")
+            raise CheckpointError(
+                f"{source}: not a transcript of this version of fastvlm-mlx; check the path.", path=source
+            )
         size = _entry(source, data, "resolution", int)
         if size != engine.config.image.size:
             raise CheckpointError(
-                f"{source}: its pictures were shown at {size} pixels, this model shows them at {engine.config.image.size}; "
-                f"load the model with `resolution={size}`."
+                f"{source}: its pictures were shown at {size} pixels, this model shows them at "
+                f"{engine.config.image.size}; load the model with `resolution={size}`.",
+                path=source,
             )
         system = None if data.get("system", "") is None else _text(source, data, "system")
         exchanges = [_exchange(source, entry, engine, max_pixels) for entry in _entry(source, data, "exchanges", list)]
@@ -189,16 +192,18 @@ def _encoded(data: dict[str, Any]) -> bytes:
 
 def _read(source: Path) -> dict[str, Any]:
     try:
-        data = json.loads(files.read_text(source, MAX_BYTES))
+        data = json.loads(files.read_text(source, MAX_TRANSCRIPT_BYTES))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{source}: no such transcript; check the path.") from error
+        raise CheckpointError(f"{source}: no such transcript; check the path.", path=source) from error
     except OSError as error:
         raise CheckpointError(
-            f"{source}: cannot be read ({error.strerror}); check the path and its permissions."
+            f"{source}: cannot be read ({error.strerror}); check the path and its permissions.",
+            path=source,
         ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{source}: not a transcript that can be read ({str(error)[:200]}); check the path."
+            f"{source}: not a transcript that can be read ({str(error)[:200]}); check the path.",
+            path=source,
         ) from error
     return data if isinstance(data, dict) else {}
 
@@ -210,8 +215,9 @@ def _exchange(source: Path, entry: object, engine: Engine, max_pixels: int) -> E
     ids = _entry(source, entry, "answer_ids", list)
     if outside(ids, engine.config.text.vocab_size) or engine.tokenizer.decode(ids) != answer:
         raise CheckpointError(
-            f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs to another "
-            "model, or the file was changed."
+            f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs "
+            "to another model, or the file was changed.",
+            path=source,
         )
     pictures = tuple(_picture(source, image, engine, max_pixels) for image in _entry(source, entry, "images", list))
     return Exchange(prompt, pictures, answer, tuple(ids))
@@ -231,7 +237,9 @@ def _picture(source: Path, entry: object, engine: Engine, max_pixels: int) -> Pi
         pixels = engine.pixels(png)  # as large as the model takes, whatever files may be
     picture = Picture(pixels, path)
     if picture.digest.hex() != _entry(source, entry, "digest", str):
-        raise CheckpointError(f"{source}: {path or 'a picture'} is no longer the picture that was shown; put it back.")
+        raise CheckpointError(
+            f"{source}: {path or 'a picture'} is no longer the picture that was shown; put it back.", path=source
+        )
     return picture
 
 
@@ -244,13 +252,13 @@ def _text(source: Path, table: dict[str, Any], name: str) -> str:
     return text
 
 
-def _entry(source: Path, table: dict[str, Any], name: str, kind: type) -> Any:
+def _entry(source: Path, table: dict[str, Any], name: str, expected: type) -> Any:
     if name not in table:
         raise _damaged(source, f"{name} is missing")
-    if type(table[name]) is not kind:
+    if type(table[name]) is not expected:
         raise _damaged(source, f"{name} is {shown(table[name])}")
     return table[name]
 
 
 def _damaged(source: Path, what: str) -> CheckpointError:
-    return CheckpointError(f"{source}: the transcript is damaged ({what}); restore it from a copy.")
+    return CheckpointError(f"{source}: the transcript is damaged ({what}); restore it from a copy.", path=source)

@@ -31,8 +31,8 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
     )
     app.callback()(_options)
     for name in arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS:
-        kind = TakesPictures if name in WITH_PICTURES else None
-        app.command(name, cls=kind)(getattr(import_module(f".{name}", __package__), name))
+        command_class = TakesPictures if name in WITH_PICTURES else None
+        app.command(name, cls=command_class)(getattr(import_module(f".{name}", __package__), name))
     return app
 
 

@@ -59,8 +59,8 @@ def chat(
 ) -> None:
     """Talk about pictures.
 
-    Type questions; drag pictures into the line, or use /image PATH. /help lists the commands, Ctrl-C stops an answer, Ctrl-D
-    leaves. Without a terminal, every line of stdin is a question and its answer goes to stdout.
+    Type questions; drag pictures into the line, or use /image PATH. /help lists the commands, Ctrl-C stops an answer,
+    Ctrl-D leaves. Without a terminal, every line of stdin is a question and its answer goes to stdout.
 
     Example: fastvlm-mlx chat --model tiny --image examples/shapes.png
     """

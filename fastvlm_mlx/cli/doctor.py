@@ -19,8 +19,8 @@ def doctor(
 ) -> None:
     """Check that answers are right on this machine, and what it makes of its speed and memory.
 
-    A GPU is held against the CPU; without one, the forms that a GPU gets against the CPU's own. Nothing is downloaded. The exit
-    code is 0 where nothing is wrong and 1 where something is.
+    A GPU is held against the CPU; without one, the forms that a GPU gets against the CPU's own. Nothing is downloaded.
+    The exit code is 0 where nothing is wrong and 1 where something is.
 
     Example: fastvlm-mlx doctor --json > doctor.json
     """

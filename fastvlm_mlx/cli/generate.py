@@ -31,7 +31,7 @@ from .options import (
 )
 from .startup import without_collector
 
-MAX_STDIN = 4_000_000  # bytes, of up to as many characters as a prompt may have
+MAX_STDIN_BYTES = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
 
 def generate(
@@ -117,9 +117,9 @@ def note_of_a_cut(tokens: int, limit: int) -> str:
 def _read_stdin() -> str:
     from ..errors import PromptError
 
-    data = sys.stdin.buffer.read(MAX_STDIN + 1) if sys.stdin is not None else b""
-    if len(data) > MAX_STDIN:
-        raise PromptError(f"The prompt on stdin is longer than {MAX_STDIN} bytes; shorten it.")
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1) if sys.stdin is not None else b""
+    if len(data) > MAX_STDIN_BYTES:
+        raise PromptError(f"The prompt on stdin is longer than {MAX_STDIN_BYTES} bytes; shorten it.")
     try:
         text = data.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:

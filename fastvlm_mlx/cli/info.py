@@ -29,7 +29,7 @@ def info(
             "size (0.5b, 1.5b, 7b).",
         ),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """Describe a model and the memory it takes, or without MODEL this machine and what is kept on it.
 
@@ -52,13 +52,13 @@ def info(
                 "--estimate takes a model or a size and no --verify, as in 'fastvlm-mlx info 7b --estimate'."
             )
         rows = estimates.of(model, tokenizer=tokenizer_path, resolution=resolution)
-        print(dumps([asdict(row) for row in rows]) if json else estimates.table(rows))
+        print(dumps([asdict(row) for row in rows]) if as_json else estimates.table(rows))
         return
     if model is None:
         if verify or tokenizer_path or resolution:
             raise OptionError("There is no model to look at; give one, as in 'fastvlm-mlx info FOLDER --verify'.")
         here = machine_info()
-        _print(here.lines(), here.to_dict() if json else None)
+        _print(here.lines(), here.to_dict() if as_json else None)
         return
     from ..files.digests import verify as compare
 
@@ -74,11 +74,12 @@ def info(
         lines.append(
             (
                 "verified",
-                f"{counted(result.files, 'file')} {'agrees' if result.files == 1 else 'agree'} with {result.against}{unknown}",
+                f"{counted(result.files, 'file')} {'agrees' if result.files == 1 else 'agree'} with "
+                f"{result.against}{unknown}",
             )
         )
         table["verified"] = {"against": result.against, "files": result.files, "unknown": result.unknown}
-    _print(lines, table if json else None)
+    _print(lines, table if as_json else None)
 
 
 def _print(lines: list[tuple[str, str]], table: dict[str, object] | None) -> None:

@@ -1,8 +1,8 @@
 """What the command line says beside the answer: one line on stderr, in which the library's arguments stand as flags.
 
-Messages of the library name arguments as Python does, in backquotes (`errors`): "`max_tokens` is 0" becomes "--max-tokens is 0",
-"`dtype='bfloat16'`" becomes "--dtype bfloat16", and "`force=True`" becomes "--force". An argument that no flag stands for stays
-as it is.
+Messages of the library name arguments as Python does, in backquotes (`errors`): "`max_tokens` is 0" becomes
+"--max-tokens is 0", "`dtype='bfloat16'`" becomes "--dtype bfloat16", and "`force=True`" becomes "--force". An argument
+that no flag stands for stays as it is.
 """
 
 import re

@@ -55,8 +55,8 @@ TopP = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="When drawing: the same seed draws the same answer.")]
 System = Annotated[str | None, typer.Option(help="A system prompt in place of 'You are a helpful assistant.'")]
-Load4Bit = Annotated[bool, typer.Option("--load-4bit", help="The same as --bits 4.")]
-Load8Bit = Annotated[bool, typer.Option("--load-8bit", help="The same as --bits 8.")]
+Load4Bit = Annotated[bool, typer.Option("--load-4bit", help="Short for --bits 4.")]
+Load8Bit = Annotated[bool, typer.Option("--load-8bit", help="Short for --bits 8.")]
 ComputeType = Annotated[
     str | None,
     typer.Option(help="Compute in float32, float16 or bfloat16; by default float32 on a CPU, as stored on a GPU."),
@@ -112,13 +112,13 @@ class TakesPictures(TyperCommand):
 
 def pictures_named(images: Sequence[str] | None, *, stdin_is_free: bool = True) -> "list[Source]":
     """The pictures that --image names: paths, those of folders and patterns, and the bytes of one on stdin; raises ImageError."""
-    from ..inputs.folder import pictures
+    from ..inputs import folder
     from ..inputs.imagefile import read_open
 
     found: list[Source] = []
     for image in images or []:
         if image != STDIN:
-            found += pictures(image)
+            found += folder.pictures(image)
         elif not stdin_is_free:
             raise OptionError(
                 "--image - takes the picture from stdin, which something else is read from; give the path of a file."

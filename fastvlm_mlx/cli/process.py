@@ -18,7 +18,7 @@ from .messages import say
 IMPORTING = (
     "<frozen importlib"  # Python's own code of an import, which compiled modules call and print the exceptions of
 )
-LATER = 0.01  # seconds; what an interrupt that comes too early is put off by
+RETRY_SECONDS = 0.01  # seconds; what an interrupt that comes too early is put off by
 
 _seen = False
 
@@ -39,7 +39,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     global _seen
     _seen = True
     if _mlx_begins() or (frame is not None and frame.f_code.co_filename.startswith(IMPORTING)):
-        Timer(LATER, os.kill, (os.getpid(), signal.SIGINT)).start()
+        Timer(RETRY_SECONDS, os.kill, (os.getpid(), signal.SIGINT)).start()
     else:
         raise KeyboardInterrupt
 

@@ -36,7 +36,8 @@ def quantize(
 ) -> None:
     """Write a model with fewer bits per weight.
 
-    Without options: the recipe 4bit. An interrupted calibration goes on where it was when the same command is given again.
+    Without options: the recipe 4bit. An interrupted calibration goes on where it was when the same command is given
+    again.
 
     Example: fastvlm-mlx quantize fastvlm-0.5b --out fastvlm-0.5b-4bit --recipe mixed --pictures photos --report
     """
@@ -49,5 +50,5 @@ def quantize(
     tokenizer, target = find_tokenizer(tokenizer_path), target_of(out)
     found = find(model, agree=agree_to_download(yes))
     opened = open_model(found, tokenizer, name=found.title)
-    kind = cast("Dtype | None", dtype)  # checked by run
-    run(opened, found.folder, target, smaller, dtype=kind, pictures=pictures, report=report, force=force)
+    checked = cast("Dtype | None", dtype)  # by run
+    run(opened, found.folder, target, smaller, dtype=checked, pictures=pictures, report=report, force=force)

@@ -1,12 +1,11 @@
 """What lets a short command begin and end sooner; nothing else may count on it.
 
-An answer of `tiny` without each of these took, of what it takes with it (CPU seconds, and seconds on the clock; medians of 30
-pairs on two cores of an AMD EPYC):
+An answer of `tiny` without each of these took, of what it takes with it (CPU seconds, and seconds on the clock; medians
+of 30 pairs on two cores of an AMD EPYC):
 
-    spare_threads       1.15  0.99   NumPy's threads look for work while they have none; it shows where no core is free for them
-    without_collector   1.02  1.03
-    leave               1.03  1.04
-    OpenBLAS's threads begin after the imports (`backend.blas`): 1.02  0.99
+    spare_threads       1.15  0.99   NumPy's threads look for work while they have none; it shows where no core is free
+    for them without_collector   1.02  1.03 leave               1.03  1.04 OpenBLAS's threads begin after the imports
+    (`backend.blas`): 1.02  0.99
 """
 
 import atexit

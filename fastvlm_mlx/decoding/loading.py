@@ -1,6 +1,5 @@
 """A model's folder, of any accepted layout -> an open model -> a network with its weights in place."""
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ..backend import ops, ready, residency
 from ..backend.address_space import check_address_space
 from ..backend.ops import Backend
 from ..config import Dtype, ModelConfig, check_dtype
-from ..errors import FastVLMWarning, OptionError
+from ..errors import OptionError, about, warn
 from ..hub import licence
 from ..hub.names import Found
 from ..network import memory
@@ -56,7 +55,7 @@ def read_weights(
     check_dtype(dtype)
     licence.announce(opened.config.source.license)
     computed: Dtype = dtype or ("float32" if backend == "cpu" else opened.config.dtype)
-    kind: mx.Dtype = getattr(mx, computed)
+    stored_dtype: mx.Dtype = getattr(mx, computed)
     config = opened.resolve()
     model = FastVLM(config)
     if bits is not None:
@@ -68,9 +67,9 @@ def read_weights(
     layers.apply(model, config.quantization)
     residency.bound_cache(backend)
     _warn_of_size(config, backend, computed)
-    check_address_space(opened.name, model.nbytes_in(kind))
-    with progress.bar("Loading", len(model.flat_parameters())) as track:
-        fill(model, replace(opened, weights=lambda: track(opened.weights())), kind, plan or {})
+    check_address_space(opened.name, model.nbytes_in(stored_dtype))
+    with progress.bar("Loading", len(model.flat_parameters())) as track, about(opened.folder):
+        fill(model, replace(opened, weights=lambda: track(opened.weights())), stored_dtype, plan or {})
     ready.make_ready(model, layers.packed_layers(model).values())
     return model, config
 
@@ -83,11 +82,9 @@ def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
     needed = memory.estimate(config, backend=backend, dtype=dtype).total
     if needed > working_set:
         advice = "" if config.quantization else "`bits=4` or "
-        warnings.warn(
+        warn(
             f"The model takes about {needed / 1e9:.1f} GB with one picture, and the system recommends at most "
-            f"{working_set / 1e9:.1f} GB for the GPU: expect it to be slow, or to end; use {advice}a smaller model.",
-            FastVLMWarning,
-            stacklevel=4,
+            f"{working_set / 1e9:.1f} GB for the GPU: expect it to be slow, or to end; use {advice}a smaller model."
         )
 
 

@@ -3,7 +3,6 @@
 Enters: pixels (S, S, 3), uint8. Leaves: embeddings (N, D), finite, in the engine's image cache as well.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +10,7 @@ import mlx.core as mx
 
 from ..backend import failures, residency
 from ..backend.failures import explaining
-from ..errors import CheckpointError, FastVLMWarning
+from ..errors import CheckpointError, warn
 from ..inputs.image import Pixels, Source
 from ..inputs.pieces import ImageSlot
 from ..network.model import FastVLM
@@ -102,7 +101,7 @@ def encode_again(engine: Engine, pictures: Sequence[Pixels]) -> list[mx.array]:
         if not mx.isfinite(embeddings).all().item():
             raise CheckpointError(OVERFLOW)
         found.append(embeddings)
-    warnings.warn(AGAIN, FastVLMWarning, stacklevel=2)
+    warn(AGAIN)
     return found
 
 

@@ -1,7 +1,8 @@
 """What each stage takes on this machine: load, preprocess, vision, prefill, first token, decode, peak memory.
 
-Enters: a loaded `Engine` and pictures. Leaves: medians over rounds that follow a warm-up, with the spread between them. All
-figures come from the same `generate.stream` that answers questions, except that nothing ends an answer early or is remembered.
+Enters: a loaded `Engine` and pictures. Leaves: medians over rounds that follow a warm-up, with the spread between them.
+All figures come from the same `generate.stream` that answers questions, except that nothing ends an answer early or is
+remembered.
 """
 
 import statistics
@@ -21,7 +22,7 @@ from ..inputs.image import Source
 from ..inputs.prompt import PROMPT
 from .machine import Machine, peak_memory, reset_peak_memory
 
-PHOTO = (4032, 3024)  # pixels; what a phone's 12-megapixel camera gives
+PHOTO_SIZE = (4032, 3024)  # pixels; what a phone's 12-megapixel camera gives
 TIMES = ("preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second")
 
 Progress = Callable[[str], None]
@@ -31,8 +32,8 @@ Progress = Callable[[str], None]
 class Result:
     """One model at one resolution. Times are medians over `rounds`; `spread` has the lowest and highest of each.
 
-    `load_seconds` is None for random weights, which are made and not read. `peak_memory_bytes` is the most the process held
-    during the rounds, `mlx_peak_memory_bytes` the most MLX's allocator did.
+    `load_seconds` is None for random weights, which are made and not read. `peak_memory_bytes` is the most the process
+    held during the rounds, `mlx_peak_memory_bytes` the most MLX's allocator did.
     """
 
     model: str
@@ -69,8 +70,8 @@ def measure(
 ) -> Result:
     """Answer the same question about `images` `rounds` times, after `warmup` times that do not count.
 
-    `engine` has its weights. `resolution` is the side in pixels that pictures are brought to; `bits` only says how the weights
-    were quantised. Raises OptionError, ImageError and PromptError.
+    `engine` has its weights. `resolution` is the side in pixels that pictures are brought to; `bits` only says how the
+    weights were quantised. Raises OptionError, ImageError and PromptError.
     """
     if rounds < 1 or warmup < 0:
         raise OptionError(f"`rounds` is {rounds} and `warmup` {warmup}, expected at least 1 and at least 0.")
@@ -141,7 +142,7 @@ def _answer(engine: Engine, images: Sequence[Source], prompt: str, options: Opti
     return finish(stream(engine, engine.prepare(images, prompt), options)).stats
 
 
-def made_photo(width: int = PHOTO[0], height: int = PHOTO[1], *, seed: int = 0) -> bytes:
+def made_photo(width: int = PHOTO_SIZE[0], height: int = PHOTO_SIZE[1], *, seed: int = 0) -> bytes:
     """A JPEG of soft colours and some grain, the same for the same seed: about as much work to decode as a photograph."""
     from PIL import Image
 

@@ -1,7 +1,7 @@
 """Whether answers are right on this machine, and what is in the way of them: every check in turn, one report, one verdict.
 
-Enters: nothing but this machine, the built-in model and random weights. Leaves: a `Report`, as a table for people and as one
-object for programs, without paths or names of users.
+Enters: nothing but this machine, the built-in model and random weights. Leaves: a `Report`, as a table for people and
+as one object for programs, without paths or names of users.
 """
 
 import getpass
@@ -31,7 +31,7 @@ CHECKS: Mapping[str, Check] = {
     "threads": threads.check, "memory": memory.check, "recovery": recovery.check, "speed": speed.check, "start": start.check,
     "desk": desk.check,
 }  # fmt: skip
-FORMAT = 1  # of the object for programs; another one where a key changes its meaning
+FORMAT_VERSION = 1  # of the object for programs; another one where a key changes its meaning
 MAX_FOUND_CHARS = 300  # characters of what was found, where it comes from outside
 EXACT = "MLX_ENABLE_TF32"  # 0 makes products of float32 exact on chips that would round their factors to 10 bits
 # A path in quotes, which may hold blanks, or one that ends at a blank; "GB/s" and "1/45" are none.
@@ -79,7 +79,7 @@ class Report:
         """A line per finding, for people."""
         rows = [("", "check", "what", "found", "expected")]
         rows += [(f.status, f.check, f.what, _line(f.found), _line(f.expected)) for f in self.findings]
-        widths = [min(WIDTHS[i], max(len(row[i]) for row in rows)) for i in range(len(WIDTHS))]
+        widths = [min(COLUMN_CHARS[i], max(len(row[i]) for row in rows)) for i in range(len(COLUMN_CHARS))]
         lines = (
             "  ".join(cell.ljust(width) for cell, width in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows
         )
@@ -90,7 +90,7 @@ class Report:
         counts = Counter(finding.status for finding in self.findings)
         told: dict[str, Any] = private(
             {
-                "format": FORMAT, "right": self.right, "verdict": self.verdict, "quick": self.quick, "seconds": self.seconds,
+                "format": FORMAT_VERSION, "right": self.right, "verdict": self.verdict, "quick": self.quick, "seconds": self.seconds,
                 "counts": {status: counts[status] for status in ("right", "wrong", "note", "measured")},
                 "machine": asdict(self.machine), "findings": [finding.to_dict() for finding in self.findings],
             },
@@ -99,7 +99,7 @@ class Report:
         return told
 
 
-WIDTHS = (8, 10, 52, 72)  # characters of a table's columns at most, but for the last
+COLUMN_CHARS = (8, 10, 52, 72)  # characters of a table's columns at most, but for the last
 
 
 def examine(*, quick: bool = False, progress: Progress | None = None, checks: Mapping[str, Check] = CHECKS) -> Report:

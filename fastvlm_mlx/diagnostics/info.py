@@ -15,7 +15,7 @@ from ..network import memory
 from ..network.memory import Memory
 from .machine import Lines, in_bytes, usable_memory
 
-EASY = 0.8  # of the memory there is; above, other programs may have to give way
+COMFORTABLE_SHARE = 0.8  # of the memory there is; above, other programs may have to give way
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ModelInfo:
     def verdict(self) -> str:
         """Whether the model fits into memory, in words, with what to do where it does not."""
         there = f"of {in_bytes(self.usable)} usable"
-        if self.memory.total <= EASY * self.usable:
+        if self.memory.total <= COMFORTABLE_SHARE * self.usable:
             return f"yes, {in_bytes(self.memory.total)} {there}"
         if self.fits:
             return f"barely, {in_bytes(self.memory.total)} {there}: close other programs, or use fewer bits or a lower resolution"
@@ -64,7 +64,7 @@ class ModelInfo:
     def lines(self) -> Lines:
         """Rows of a table for people."""
         config, text, parts = self.config, self.config.text, memory.parameters(self.config)
-        layers = (f"{counted(count, 'layer')} in {kind}" for kind, count in self.quantization.items())
+        layers = (f"{counted(count, 'layer')} in {form}" for form, count in self.quantization.items())
         counts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
         held = self.memory
         return [
@@ -76,7 +76,8 @@ class ModelInfo:
             ("tower", f"blocks {config.vision.depths}, channels {config.vision.widths}"),
             (
                 "decoder",
-                f"{counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, context {text.max_position_embeddings}",
+                f"{counted(text.num_hidden_layers, 'layer')} of {text.hidden_size}, context "
+                f"{text.max_position_embeddings}",
             ),
             ("parameters", f"{sum(parts.values()) / 1e6:.1f} M: {counts}"),
             ("stored as", ", ".join([config.dtype, *layers])),

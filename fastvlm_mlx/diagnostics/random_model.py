@@ -1,7 +1,7 @@
 """A model of a published size with random weights, for timing: what a stage takes does not depend on their values.
 
-Enters: the name of a size. Leaves: an `OpenModel` like one read from a folder, but for the tokenizer, which cuts text about as
-Qwen2's does and knows no words. Sizes: Qwen2's config.json in Apple's published FastVLM checkpoints.
+Enters: the name of a size. Leaves: an `OpenModel` like one read from a folder, but for the tokenizer, which cuts text
+about as Qwen2's does and knows no words. Sizes: Qwen2's config.json in Apple's published FastVLM checkpoints.
 """
 
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def _values(path: str, shape: tuple[int, ...], noise: npt.NDArray[np.float32]) -
 
 def word_counter() -> Tokenizer:
     """A tokenizer that gives every word, sign and line end one and the same id, and has Qwen2's special tokens."""
-    words = AnyTokenizer(models.WordLevel({"?": 0}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?\w+|[^\w\s]"), behavior="isolated")
-    words.add_special_tokens([*ROLE_TOKENS, END_OF_TEXT])
-    return Tokenizer(words, "random model")
+    tokenizer = AnyTokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?\w+|[^\w\s]"), behavior="isolated")
+    tokenizer.add_special_tokens([*ROLE_TOKENS, END_OF_TEXT])
+    return Tokenizer(tokenizer, "random model")

@@ -2,51 +2,56 @@
 
 from pathlib import Path
 
-from ..errors import CheckpointError, listed, shown
+from ..errors import CheckpointError, about_its_path, listed, shown
 from .jsonfile import read_table
 
-SETTINGS = "adapter_config.json"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".npz")
-ADAPTER = ("adapter", "non_lora_trainables")  # how the names of an adapter's weights begin
-PROJECTOR = "mm_projector.bin"
-MERGE = "merge it into the model it was made for (PEFT's merge_and_unload, then save_pretrained)"
+ADAPTER_CONFIG = "adapter_config.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
+ADAPTER_PREFIXES = ("adapter", "non_lora_trainables")  # how the names of an adapter's weights begin
+PROJECTOR_FILE = "mm_projector.bin"
+MERGE_ADVICE = "merge it into the model it was made for (PEFT's merge_and_unload, then save_pretrained)"
 
 
+@about_its_path
 def check_whole(folder: Path) -> None:
     """Raise CheckpointError for a folder that holds an adapter, with or without the model it is for, or a projector alone."""
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return  # which the reader of the folder's files has a sentence for
-    weights = [name for name in names if name.endswith(WEIGHTS)]
-    adapter = [name for name in weights if name.startswith(ADAPTER)]
+    weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
+    adapter = [name for name in weights if name.startswith(ADAPTER_PREFIXES)]
     models = [
         name for name in weights if name not in adapter and name.startswith(("model", "pytorch_model", "consolidated"))
     ]
-    if adapter or SETTINGS in names:
+    if adapter or ADAPTER_CONFIG in names:
         what = f"an adapter{_described(folder)}"
         if models:
-            files = listed([name for name in names if name in adapter or name == SETTINGS])
+            files = listed([name for name in names if name in adapter or name == ADAPTER_CONFIG])
             raise CheckpointError(
-                f"{folder}: {what} lies beside a model's weights, and adapters are not applied yet; {MERGE}, or remove {files} to "
-                "use the model without it."
+                f"{folder}: {what} lies beside a model's weights, and adapters are not applied yet; {MERGE_ADVICE}, "
+                f"or remove {files} to use the model without it."
             )
         raise CheckpointError(
-            f"{folder}: {what}, not a whole model, and adapters are not applied yet; {MERGE}, and use the result."
+            f"{folder}: {what}, not a whole model, and adapters are not applied yet; {MERGE_ADVICE}, and use the "
+            "result."
         )
-    if weights == [PROJECTOR]:
+    if weights == [PROJECTOR_FILE]:
         raise CheckpointError(
-            f"{folder}: the projector of a model alone ({PROJECTOR}), as the first stage of training leaves it; use the whole "
-            "model."
+            f"{folder}: the projector of a model alone ({PROJECTOR_FILE}), as the first stage of training leaves it; "
+            "use the whole model."
         )
 
 
 def _described(folder: Path) -> str:
     """What an adapter's settings say of it, in brackets; nothing where they cannot be read."""
     try:
-        settings = read_table(folder / SETTINGS)
+        settings = read_table(folder / ADAPTER_CONFIG)
     except CheckpointError:
         return ""
-    kind, base = settings.get("peft_type") or settings.get("fine_tune_type"), settings.get("base_model_name_or_path")
-    said = [str(kind) if isinstance(kind, str) else "", f"for {shown(base)}" if isinstance(base, str) and base else ""]
+    method, base = settings.get("peft_type") or settings.get("fine_tune_type"), settings.get("base_model_name_or_path")
+    said = [
+        str(method) if isinstance(method, str) else "",
+        f"for {shown(base)}" if isinstance(base, str) and base else "",
+    ]
     return f" ({' '.join(filter(None, said))})" if any(said) else ""

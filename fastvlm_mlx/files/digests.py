@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError, OptionError, listed, shown
+from ..errors import CheckpointError, OptionError, about_its_path, listed, shown
 from . import regular as files
 from .paths import is_companion
 
 SUMS = "SHA256SUMS"
 SHA256 = re.compile(r"[0-9a-f]{64}")
-GIT = re.compile(r"[0-9a-f]{40}")
-LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
-MOST_SUMS = 1_000_000  # bytes of a SHA256SUMS
+GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+SUMS_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
+MAX_SUMS_BYTES = 1_000_000  # bytes of a SHA256SUMS
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 
@@ -52,10 +52,11 @@ def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
     files.write(path, "\n".join(lines) + "\n")
 
 
+@about_its_path
 def read_sums(path: Path) -> dict[str, str]:
     """Digest by file name of a SHA256SUMS; raises CheckpointError where it is not one."""
     try:
-        text = files.read_text(path, MOST_SUMS)
+        text = files.read_text(path, MAX_SUMS_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise CheckpointError(f"{path}: cannot be read ({reason}); check the file.") from error
@@ -63,7 +64,7 @@ def read_sums(path: Path) -> dict[str, str]:
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        found = LINE.fullmatch(line)
+        found = SUMS_LINE.fullmatch(line)
         if found is None or found[2] in sums:
             raise CheckpointError(
                 f"{path}: {shown(line[:80])} is no new line of a digest and a name; fetch the file again."
@@ -72,11 +73,12 @@ def read_sums(path: Path) -> dict[str, str]:
     return sums
 
 
+@about_its_path
 def verify(folder: Path, progress: Progress | None = None) -> Verified:
     """Compare every file of a model's folder with its SHA-256.
 
-    That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives its
-    files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
+    That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives
+    its files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
     """
     present = sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS and not is_companion(path.name)
@@ -94,8 +96,8 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
         against, sums = "the Hub's digests", _hub_digests(folder)
     if not sums:
         raise CheckpointError(
-            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the Hub's cache "
-            "(one that was converted has none); fetch it with 'fastvlm-mlx download'."
+            f"{folder}: there are no digests to verify it by; expected {SUMS} in it or beside it, or a folder of the "
+            "Hub's cache (one that was converted has none); fetch it with 'fastvlm-mlx download'."
         )
     outside = [name for name in sums if Path(name).name != name]
     if outside:
@@ -106,8 +108,8 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
     wrong = [name for name in _each(folder, sorted(sums), progress) if not _matches(folder / name, sums[name])]
     if wrong:
         raise CheckpointError(
-            f"{folder}: {listed(wrong)} differ from {against}, so they are damaged or were changed; remove the folder and fetch "
-            "the model again."
+            f"{folder}: {listed(wrong)} differ from {against}, so they are damaged or were changed; remove the folder "
+            "and fetch the model again."
         )
     return Verified(against, len(sums), sorted(set(present) - sums.keys()))
 
@@ -142,7 +144,7 @@ def _hub_digests(folder: Path) -> dict[str, str]:
         if (
             path.is_symlink()
             and target.parent.name == "blobs"
-            and (SHA256.fullmatch(target.name) or GIT.fullmatch(target.name))
+            and (SHA256.fullmatch(target.name) or GIT_SHA1.fullmatch(target.name))
         ):
             digests[path.name] = target.name
     return digests

@@ -5,23 +5,26 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, listed
+from ..errors import CheckpointError, about_its_path, listed
 from . import regular as files
 
-MAX_JSON = 20_000_000  # bytes; a vocabulary takes 3 MB, a config a thousandth of that
+MAX_JSON_BYTES = 20_000_000  # bytes; a vocabulary takes 3 MB, a config a thousandth of that
 
 
+@about_its_path
 def read_table(path: Path) -> dict[str, Any]:
     """A JSON file that holds a table; raises CheckpointError otherwise."""
     try:
-        data = files.read(path, MAX_JSON)
+        data = files.read(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path.parent}: no {path.name}, so this is not a FastVLM folder; check the path."
+            f"{path.parent}: no {path.name}, so this is not a FastVLM folder; check the path.",
+            path=path.parent,
         ) from error
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions.",
+            path=path,
         ) from error
     return parse_table(data, str(path))
 

@@ -1,8 +1,9 @@
 """A path as people have it -> the path of the file on this disk.
 
-Enters: what was typed, dragged or copied: with ~ or file://, or with another kind of space or another Unicode form than the
-name on the disk has. macOS names screenshots with U+202F before AM and PM, and decomposes letters that keyboards compose.
-Leaves: a path to open; and which names in a folder are companions of other files instead of files of their own.
+Enters: what was typed, dragged or copied: with ~ or file://, or with another kind of space or another Unicode form than
+the name on the disk has. macOS names screenshots with U+202F before AM and PM, and decomposes letters that keyboards
+compose. Leaves: a path to open; and which names in a folder are companions of other files instead of files of their
+own.
 """
 
 import os
@@ -32,8 +33,8 @@ def local(path: str | os.PathLike[str]) -> str:
 def find(path: str | os.PathLike[str]) -> str:
     """The path, resolved as by `local`, in the spelling of the disk.
 
-    Where nothing has that name, but one name differs from it in the kind of its spaces or in its Unicode form only, that is the
-    path; where several do, or none, it is returned as it is.
+    Where nothing has that name, but one name differs from it in the kind of its spaces or in its Unicode form only,
+    that is the path; where several do, or none, it is returned as it is.
     """
     wanted = local(path)
     if os.path.lexists(wanted) or len(wanted) > MAX_PATH_CHARS:

@@ -1,6 +1,7 @@
 """Files that a person or a downloaded folder names: only regular ones are opened, and never more is read than allowed.
 
-A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened. Small ones of our own are written whole.
+A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened. Small ones of our own are written
+whole.
 """
 
 import errno

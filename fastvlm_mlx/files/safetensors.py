@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from ..errors import CheckpointError, shown
+from ..errors import CheckpointError, about_its_path, shown
 from . import regular as files
 from .jsonfile import parse_table
 
-BYTES = {
+DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
 }  # fmt: skip
-UNREAD = (
+UNSUPPORTED_DTYPES = (
     "F64",
     "F8_E4M3",
     "F8_E5M2",
@@ -28,8 +28,8 @@ UNREAD = (
     "F6_E3M2",
     "C64",
 )  # MLX lacks them
-POINTER = b"version https://git-lfs"  # what lies in the place of a large file that Git LFS has not fetched
-MAX_HEADER = 20_000_000  # bytes; 7B's takes a hundredth of that
+LFS_POINTER = b"version https://git-lfs"  # what lies in the place of a large file that Git LFS has not fetched
+MAX_HEADER_BYTES = 20_000_000  # bytes; 7B's takes a hundredth of that
 MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
 
 
@@ -43,23 +43,24 @@ class Tensor(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size of the data in bytes."""
-        return BYTES[self.dtype] * math.prod(self.shape)
+        return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
 
+@about_its_path
 def read_header(path: Path) -> dict[str, Tensor]:
     """Name -> tensor of one file; raises CheckpointError where the header and the file disagree."""
     try:
         size = files.size_of(path)
         with path.open("rb") as file:
-            start = file.read(len(POINTER))
-            if start == POINTER:
+            start = file.read(len(LFS_POINTER))
+            if start == LFS_POINTER:
                 raise CheckpointError(f"{path}: a pointer of Git LFS, not the file itself; fetch it by 'git lfs pull'.")
             length = int.from_bytes(start[:8], "little")
             file.seek(8)
-            if size < 8 or length > min(size - 8, MAX_HEADER):
+            if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                 raise CheckpointError(
-                    f"{path}: truncated or not a safetensors file ({size} bytes, a header of {length} bytes announced); "
-                    "fetch it again."
+                    f"{path}: truncated or not a safetensors file ({size} bytes, a header of {length} bytes "
+                    "announced); fetch it again."
                 )
             text = file.read(length)
     except OSError as error:
@@ -72,6 +73,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return {name: Tensor(path, entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
 
 
+@about_its_path
 def load(path: Path) -> dict[str, mx.array]:
     """The tensors of a file whose header has been checked; each is read when it is first evaluated."""
     try:
@@ -95,14 +97,14 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
                 whole
                 and len(shape) <= MAX_DIMENSIONS
                 and 0 <= start <= end
-                and end - start == BYTES[dtype] * math.prod(shape)
+                and end - start == DTYPE_BYTES[dtype] * math.prod(shape)
             )
         except (KeyError, TypeError, ValueError):  # not a table, no such entry, not three parts
             right = False
-        if not right and isinstance(entry, dict) and entry.get("dtype") in UNREAD:
+        if not right and isinstance(entry, dict) and entry.get("dtype") in UNSUPPORTED_DTYPES:
             raise CheckpointError(
-                f"{path}: {shown(name)} is stored as {entry['dtype']}, which MLX cannot read; save the model in bfloat16 or "
-                "float32."
+                f"{path}: {shown(name)} is stored as {entry['dtype']}, which MLX cannot read; save the model in "
+                "bfloat16 or float32."
             )
         if not right:
             raise CheckpointError(

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..errors import CheckpointError, listed
+from ..errors import CheckpointError, about_its_path, listed
 from . import paths, safetensors
 from .jsonfile import read_table
 from .safetensors import Tensor
@@ -11,6 +11,7 @@ from .safetensors import Tensor
 INDEX = "model.safetensors.index.json"
 
 
+@about_its_path
 def read_headers(folder: Path) -> dict[str, Tensor]:
     """Every tensor of the folder by name, none where there are no safetensors; raises CheckpointError for contradictions."""
     index = folder / INDEX
@@ -41,7 +42,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         or not weight_map
         or not all(isinstance(file, str) for file in weight_map.values())
     ):
-        raise CheckpointError(f"{index}: no 'weight_map' of tensors and their files in it; fetch the file again.")
+        raise CheckpointError(
+            f"{index}: no 'weight_map' of tensors and their files in it; fetch the file again.", path=index
+        )
     return weight_map
 
 
@@ -50,8 +53,9 @@ def _shards(index: Path, promised: dict[str, str]) -> list[Path]:
     outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name]
     if outside:
         raise CheckpointError(
-            f"{index}: names files that are no safetensors of this folder, {listed(outside)}, and is not to be trusted; "
-            "fetch the model again."
+            f"{index}: names files that are no safetensors of this folder, {listed(outside)}, and is not to be "
+            "trusted; fetch the model again.",
+            path=index,
         )
     exists = os.path.exists  # Path's raises for names that are too long
     missing = [name for name in names if not exists(index.parent / name)]

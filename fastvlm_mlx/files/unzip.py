@@ -1,7 +1,8 @@
 """A model's ZIP archive -> a flat folder of its files, on the terms that nothing is written but those files.
 
-Everything that a directory can lie about is checked before the first byte is unpacked: names that lead elsewhere, links,
-encryption, names that a file system takes for one, sizes that a few bytes unfold to. Folders above the files are dropped.
+Everything that a directory can lie about is checked before the first byte is unpacked: names that lead elsewhere,
+links, encryption, names that a file system takes for one, sizes that a few bytes unfold to. Folders above the files are
+dropped.
 """
 
 import errno
@@ -15,15 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
-from ..errors import CheckpointError, FastVLMError, listed, shown
+from ..errors import CheckpointError, FastVLMError, about_its_path, listed, shown
 from .paths import is_companion
 
-MOST_FILES = 1000
-MOST_DEPTH = 4
-LONGEST_NAME = 200  # bytes in UTF-8; file systems take 255
-RATIO, SLACK = 10, 100_000_000  # bytes unpacked per byte packed, for all files together, and bytes on top of that
-MOST_READ = 1 << 20  # bytes read at once: more than a directory of MOST_FILES takes, so a larger one is not read at all
-CHUNK = 1 << 20
+MAX_FILES = 1000
+MAX_DEPTH = 4
+MAX_NAME_BYTES = 200  # bytes in UTF-8; file systems take 255
+MAX_RATIO, SLACK_BYTES = (
+    10,
+    100_000_000,
+)  # bytes unpacked per byte packed, for all files together, and bytes on top of that
+MAX_READ_BYTES = (
+    1 << 20
+)  # bytes read at once: more than a directory of MAX_FILES takes, so a larger one is not read at all
+CHUNK_BYTES = 1 << 20
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what desktop systems leave in archives, and "._" before a name
 
@@ -39,11 +45,12 @@ class Contents:
     nbytes: int
 
 
+@about_its_path
 def read_contents(path: Path) -> Contents:
     """Check what an archive says it holds; raises CheckpointError for anything but one folder of plain files."""
     with _opened(path) as archive:
         entries = archive.infolist()
-    if len(entries) > MOST_FILES:
+    if len(entries) > MAX_FILES:
         raise CheckpointError(f"{path}: it holds {len(entries)} files, a model has a few; fetch it again.")
     kept = [entry for entry in entries if not _is_junk(entry)]
     for entry in kept:
@@ -54,9 +61,10 @@ def read_contents(path: Path) -> Contents:
         raise CheckpointError(
             f"{path}: its files overlap or take more than the archive itself, so it is forged; fetch it again."
         )
-    if nbytes > RATIO * size + SLACK:
+    if nbytes > MAX_RATIO * size + SLACK_BYTES:
         raise CheckpointError(
-            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from another place."
+            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from "
+            "another member."
         )
     return Contents(path, files, sum(entry.file_size for entry in files.values()))
 
@@ -71,7 +79,7 @@ def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -
         for name, entry in contents.files.items():
             left, digest = entry.file_size, hashlib.sha256()
             with archive.open(entry) as source, (folder / name).open("xb") as target:
-                while data := source.read(CHUNK):
+                while data := source.read(CHUNK_BYTES):
                     left -= len(data)
                     done += len(data)
                     target.write(data)
@@ -80,7 +88,8 @@ def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -
                         progress(done, contents.nbytes)
             if left:
                 raise CheckpointError(
-                    f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again."
+                    f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again.",
+                    path=contents.path,
                 )
             sums[name] = digest.hexdigest()
     return sums
@@ -97,14 +106,14 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
         or ".." in name.split("/")
         or not parts
     )
-    if odd or any(len(part.encode("utf-8", "replace")) > LONGEST_NAME for part in parts):
+    if odd or any(len(part.encode("utf-8", "replace")) > MAX_NAME_BYTES for part in parts):
         raise CheckpointError(f"{path}: {shown(name)} is no name of a file below the archive's folder; fetch it again.")
-    if len(parts) > MOST_DEPTH:
+    if len(parts) > MAX_DEPTH:
         raise CheckpointError(
             f"{path}: {shown(name)} lies {len(parts)} folders deep, expected a folder of files; fetch it again."
         )
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or (kind == stat.S_IFDIR and entry.file_size):
+    file_type = stat.S_IFMT(entry.external_attr >> 16)
+    if file_type not in (0, stat.S_IFREG, stat.S_IFDIR) or (file_type == stat.S_IFDIR and entry.file_size):
         raise CheckpointError(f"{path}: {shown(name)} is a link or a device, expected files only; fetch it again.")
     if entry.flag_bits & 1:
         raise CheckpointError(
@@ -116,8 +125,8 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
 
 def _named(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
     """Files by their name in the folder that holds config.json; those in folders below or beside it are left out."""
-    places = [PurePosixPath(entry.orig_filename) for entry in entries]
-    homes = {place.parent for place in places if place.name == "config.json"}
+    paths = [PurePosixPath(entry.orig_filename) for entry in entries]
+    homes = {member.parent for member in paths if member.name == "config.json"}
     if not homes:
         raise CheckpointError(f"{path}: no config.json in it, so it is not a model; check the name, or fetch it again.")
     home, *others = sorted(homes, key=lambda folder: len(folder.parts))
@@ -125,15 +134,15 @@ def _named(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipI
         raise CheckpointError(
             f"{path}: there is more than one model in it, {listed(sorted(map(str, homes)))}; unpack it yourself."
         )
-    files = {place.name: entry for place, entry in zip(places, entries, strict=True) if place.parent == home}
+    files = {member.name: entry for member, entry in zip(paths, entries, strict=True) if member.parent == home}
     same: dict[str, list[str]] = {}
-    for place in places:
-        same.setdefault(normalize("NFC", str(place)).casefold(), []).append(str(place))
+    for member in paths:
+        same.setdefault(normalize("NFC", str(member)).casefold(), []).append(str(member))
     twice = [names[0] for names in same.values() if len(names) > 1]
     if twice:
         raise CheckpointError(f"{path}: {listed(twice)} are in it twice (capitals do not count); fetch it again.")
-    inner = {str(parent) for place in places for parent in place.parents}
-    both = [str(place) for place in places if str(place) in inner]
+    inner = {str(parent) for member in paths for parent in member.parents}
+    both = [str(member) for member in paths if str(member) in inner]
     if both:
         raise CheckpointError(f"{path}: {listed(both)} are files and folders at once; fetch it again.")
     return files
@@ -160,10 +169,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class Bounded(io.FileIO):
-    """A file for zipfile, which reads a directory of any announced size at once: no more than MOST_READ here."""
+    """A file for zipfile, which reads a directory of any announced size at once: no more than MAX_READ_BYTES here."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Up to `size` bytes."""
-        if size is not None and size > MOST_READ:
+        if size is not None and size > MAX_READ_BYTES:
             raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
-        return super().read(MOST_READ if size is None or size < 0 else size) or b""
+        return super().read(MAX_READ_BYTES if size is None or size < 0 else size) or b""

@@ -1,7 +1,7 @@
 """Apple's checkpoints as archives, by their file names: downloaded, checked, and unpacked into our cache.
 
-The addresses are those of get_models.sh in apple/ml-fastvlm. Apple publishes no digests; one that is given is checked, and the
-digest of what came is remembered, so that the same archive coming out different later is noticed.
+The addresses are those of get_models.sh in apple/ml-fastvlm. Apple publishes no digests; one that is given is checked,
+and the digest of what came is remembered, so that the same archive coming out different later is noticed.
 """
 
 import os
@@ -16,8 +16,8 @@ from . import caches, transfer
 from .consent import Agree, ask
 from .names import ARCHIVE
 
-BASE = "https://ml-site.cdn-apple.com/datasets/fastvlm"
-OFFLINE = ("1", "ON", "YES", "TRUE")
+ARCHIVES_URL = "https://ml-site.cdn-apple.com/datasets/fastvlm"
+OFFLINE_VALUES = ("1", "ON", "YES", "TRUE")
 UNPACKED = re.compile(r"# (\S+), SHA-256 ([0-9a-f]{64})")
 
 
@@ -34,24 +34,24 @@ def folder_of(name: str) -> Path:
 def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sha256: str | None = None) -> Path:
     """The folder of an archive's model, downloaded and unpacked unless it is in the cache, if `agree` says so (see `hub.find`).
 
-    `sha256` is the digest the archive has to have. Raises HubError where it cannot be had, CheckpointError where it is not
-    what it should be, and OutputError where it cannot be stored; what has come of an interrupted download is kept.
+    `sha256` is the digest the archive has to have. Raises HubError where it cannot be had, CheckpointError where it is
+    not what it should be, and OutputError where it cannot be stored; what has come of an interrupted download is kept.
     """
     digest, folder = digests.check_digest(sha256), folder_of(name)
     if (folder / "config.json").is_file():
         _check_came_from(folder, digest)
         return folder
     if folder.exists():
-        raise HubError(f"{folder} is there but holds no model; remove it and fetch the archive again.")
+        raise HubError(f"{folder} is there but holds no model; remove it and fetch the archive again.", path=folder)
     if cached_only:
         raise HubError(
             f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}"
         )
     archive = caches.root() / "archives" / f"{folder.name}.zip"
-    url = f"{(os.environ.get('FASTVLM_ARCHIVES') or BASE).rstrip('/')}/{archive.name}"
+    url = f"{(os.environ.get('FASTVLM_ARCHIVES') or ARCHIVES_URL).rstrip('/')}/{archive.name}"
     try:
         if not archive.exists():
-            if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE:
+            if os.environ.get("HF_HUB_OFFLINE", "").upper() in OFFLINE_VALUES:
                 raise HubError(
                     f"{name!r}: no such folder, not in our cache, and HF_HUB_OFFLINE is set; unset it to fetch it."
                 )
@@ -68,8 +68,8 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
         raise
     except OSError as error:
         raise HubError(
-            f"{name!r} cannot be stored in the cache ({error.strerror or error}); make {caches.root()} writable, or set "
-            "FASTVLM_CACHE to a folder that is."
+            f"{name!r} cannot be stored in the cache ({error.strerror or error}); make {caches.root()} writable, or "
+            "set FASTVLM_CACHE to a folder that is."
         ) from error
     return folder
 
@@ -81,8 +81,9 @@ def _check_digest(archive: Path, given: str | None) -> str:
         archive.unlink()
         origin = "given" if given else "of an earlier download; to take the new one, pass it as `sha256`"
         raise CheckpointError(
-            f"{archive.name} has the SHA-256 {found}, expected {expected}, the one {origin}. It was removed; check the digest, and "
-            "fetch it again."
+            f"{archive.name} has the SHA-256 {found}, expected {expected}, the one {origin}. It was removed; check "
+            "the digest, and fetch it again.",
+            path=archive,
         )
     return found
 
@@ -102,7 +103,8 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
     if came is None or came[2] != digest:
         found = came[2] if came else "one that was not kept"
         raise CheckpointError(
-            f"{folder} came from an archive with the SHA-256 {found}, expected {digest}; remove it and fetch it again."
+            f"{folder} came from an archive with the SHA-256 {found}, expected {digest}; remove it and fetch it again.",
+            path=folder,
         )
 
 

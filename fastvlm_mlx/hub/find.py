@@ -1,8 +1,8 @@
 """A model's name -> the folder that holds it: the built-in model, a folder as given, one of Apple's archives, or a repository
 of the Hugging Face Hub.
 
-"tiny" is always the built-in model; an existing folder wins over any other name of the same spelling. A repository is named
-OWNER/NAME, with a revision OWNER/NAME@REVISION, or by its address.
+"tiny" is always the built-in model; an existing folder wins over any other name of the same spelling. A repository is
+named OWNER/NAME, with a revision OWNER/NAME@REVISION, or by its address.
 """
 
 import os
@@ -25,9 +25,9 @@ def find(
 ) -> Found:
     """Where a model lies; a download that is not in the cache is fetched if `agree` says so.
 
-    Without `agree`, it is fetched with a FastVLMWarning of its size and terms; with `cached_only`, never. `revision` is a
-    branch, tag or commit of a Hub repository, `sha256` the digest that an archive has to have. Raises HubError for a name that is
-    none, and where what it stands for cannot be had; OptionError for what the kind of name does not take.
+    Without `agree`, it is fetched with a FastVLMWarning of its size and terms; with `cached_only`, never. `revision` is
+    a branch, tag or commit of a Hub repository, `sha256` the digest that an archive has to have. Raises HubError for a
+    name that is none, and where what it stands for cannot be had; OptionError for what the kind of name does not take.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise HubError(f"`model` is {shown(model)}, expected a folder, a Hub name (OWNER/NAME) or 'tiny'.")
@@ -61,9 +61,11 @@ def find(
             f"{shown(model)} cannot be a folder ({reason}), and is not a Hub name; check `model`."
         ) from error
     if exists and model.lower().endswith(".zip"):
-        raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.")
+        raise HubError(f"{shown(model)} is an archive; unpack it and name the folder that comes out.", path=folder)
     if exists:
-        raise HubError(f"{shown(model)} is a file; expected the folder that holds config.json and the weights.")
+        raise HubError(
+            f"{shown(model)} is a file; expected the folder that holds config.json and the weights.", path=folder
+        )
     if ARCHIVE.fullmatch(model):
         from . import archive
 
@@ -73,8 +75,8 @@ def find(
     named = hub_model(model)
     if named is None and "://" in model:
         raise HubError(
-            f"{shown(model)} is not the address of a model on the Hugging Face Hub; name a folder, a Hub model (OWNER/NAME or "
-            "https://huggingface.co/OWNER/NAME) or 'tiny'."
+            f"{shown(model)} is not the address of a model on the Hugging Face Hub; name a folder, a Hub model "
+            "(OWNER/NAME or https://huggingface.co/OWNER/NAME) or 'tiny'."
         )
     if named is None:
         raise HubError(

@@ -59,8 +59,8 @@ def find(name: str, revision: str | None, agree: Agree | None, cached_only: bool
         if error.errno not in UNWRITABLE:
             raise _unreachable(name, error) from error
         raise HubError(
-            f"{name!r} cannot be stored in the cache ({error.strerror}); make {error.filename or 'it'} writable, or set HF_HOME "
-            "to a folder that is."
+            f"{name!r} cannot be stored in the cache ({error.strerror}); make {error.filename or 'it'} writable, or "
+            "set HF_HOME to a folder that is."
         ) from error
     except Exception as error:  # connection errors come from several libraries
         raise _unreachable(name, error) from error
@@ -79,10 +79,10 @@ def _wanted(file: str) -> bool:
 
 def _complete(folder: Path) -> bool:
     """Whether a cached snapshot has its config, tokenizer and weights, so that an interrupted download is taken up again."""
-    words = (folder / "tokenizer.json").exists() or all(
+    has_tokenizer = (folder / "tokenizer.json").exists() or all(
         (folder / name).exists() for name in ("vocab.json", "merges.txt")
     )
-    if not words or not (folder / "config.json").exists():
+    if not has_tokenizer or not (folder / "config.json").exists():
         return False
     if (folder / INDEX).exists():
         weight_map = read_table(folder / INDEX).get("weight_map")

@@ -1,12 +1,10 @@
 """The terms of Apple's weights: named once before they are first used, and never on stdout.
 
-Apple's FastVLM weights come under the Apple Machine Learning Research Model licence, for research purposes only. That they were
-pointed at is remembered in the cache; where that cannot be written, the notice comes once per process.
+Apple's FastVLM weights come under the Apple Machine Learning Research Model licence, for research purposes only. That
+they were pointed at is remembered in the cache; where that cannot be written, the notice comes once per process.
 """
 
-import warnings
-
-from ..errors import FastVLMError, FastVLMWarning
+from ..errors import FastVLMError, warn
 from . import caches
 
 APPLE = "apple-amlr"  # as the Hub calls the licence
@@ -32,4 +30,4 @@ def announce(licence: str) -> None:
         mark.write_text(NOTICE + "\n", encoding="utf-8")
     except (OSError, FastVLMError):  # no home, or one that cannot be written: said every time, then
         pass
-    warnings.warn(NOTICE, FastVLMWarning, stacklevel=3)
+    warn(NOTICE)

@@ -9,7 +9,7 @@ BUILT_IN = "tiny"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 ARCHIVE = re.compile(r"(llava-fastvithd_(?:0\.5b|1\.5b|7b)_stage[23])(?:\.zip)?")  # of apple/ml-fastvlm
 
-ADDRESS = re.compile(
+HUB_ADDRESS = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|(?:huggingface\.co|hf\.co)/|hf://)", re.IGNORECASE
 )
 OTHERS = (
@@ -37,7 +37,7 @@ class HubModel(NamedTuple):
 def hub_model(text: str) -> HubModel | None:
     """The repository that a name (OWNER/NAME, OWNER/NAME@REVISION) or an address of the Hub stands for; None for anything else."""
     text = text.strip()
-    address = ADDRESS.match(text)
+    address = HUB_ADDRESS.match(text)
     if address is None:
         name, _, revision = text.partition("@")
         return _hub_model(name.rstrip("/"), revision if "@" in text else None)

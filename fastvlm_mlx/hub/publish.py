@@ -7,7 +7,8 @@ from pathlib import Path
 from ..errors import FastVLMError, HubError, OptionError, shown
 from .names import HUB_NAME
 
-# The names that weights have in a folder of ours: any from an earlier conversion would be loaded beside, or instead of, the new.
+# The names that weights have in a folder of ours: any from an earlier conversion would be loaded beside, or instead of,
+# the new.
 WEIGHTS = ["model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"]
 
 
@@ -62,5 +63,6 @@ def _explained(name: str) -> Iterator[None]:
         raise HubError(f"{name} was not published, the Hub answered with HTTP {status}; try again.") from error
     except Exception as error:  # connection errors come from several libraries
         raise HubError(
-            f"{name} was not published, the Hub cannot be reached ({type(error).__name__}); check the connection and try again."
+            f"{name} was not published, the Hub cannot be reached ({type(error).__name__}); check the connection and "
+            "try again."
         ) from error

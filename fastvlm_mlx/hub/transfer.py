@@ -1,8 +1,8 @@
 """One large file over HTTP, taken up again after every interruption, within a run and from one run to the next.
 
-What has come stays in NAME.part, and beside it what the server said of the file, so that a later request asks for the rest
-of that very file (Range, If-Range) and gets all of it if it has changed. Every address on the way has to be https, but for
-servers on this machine.
+What has come stays in NAME.part, and beside it what the server said of the file, so that a later request asks for the
+rest of that very file (Range, If-Range) and gets all of it if it has changed. Every address on the way has to be https,
+but for servers on this machine.
 """
 
 import fcntl
@@ -35,12 +35,12 @@ from ..errors import HubError, shown
 from ..files import regular as files
 from ..version import __version__
 
-TIMEOUT = 30.0  # seconds without a byte
-WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt that follows one without progress
-PROGRESS = 1 << 16  # bytes that count as such
-REDIRECTS = 5
+TIMEOUT_SECONDS = 30.0  # seconds without a byte
+WAIT_SECONDS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt that follows one without progress
+MIN_PROGRESS_BYTES = 1 << 16  # bytes that count as such
+MAX_REDIRECTS = 5
 MAX_DOWNLOAD_BYTES = 40_000_000_000  # bytes; the largest archive, 7B in bfloat16, takes about 15 GB
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Progress = Callable[[int, int | None], None]  # bytes there, bytes in all where the server says
@@ -78,15 +78,15 @@ def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
         failures, furthest = 0, 0
         while (reason := _go_on(url, file, part, progress)) is not None:
             have = os.fstat(file.fileno()).st_size
-            if have >= furthest + PROGRESS:
+            if have >= furthest + MIN_PROGRESS_BYTES:
                 failures, furthest = 0, have
-            elif failures == len(WAITS):
+            elif failures == len(WAIT_SECONDS):
                 raise HubError(
-                    f"The download of {url} keeps being interrupted ({reason}); {have:,} bytes of it are kept. Check the "
-                    "connection and try again, it goes on from there."
+                    f"The download of {url} keeps being interrupted ({reason}); {have:,} bytes of it are kept. Check "
+                    "the connection and try again, it goes on from there."
                 )
             else:
-                time.sleep(WAITS[failures])
+                time.sleep(WAIT_SECONDS[failures])
                 failures += 1
         part.rename(path)
         _notes(part).unlink(missing_ok=True)
@@ -141,7 +141,7 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
     have, limit = start, MAX_DOWNLOAD_BYTES if size is None else size
     while have < limit:
         try:
-            data = response.read1(min(CHUNK, limit - have))
+            data = response.read1(min(CHUNK_BYTES, limit - have))
         except (OSError, http.client.HTTPException) as error:
             file.flush()  # what has come counts
             raise Interrupted(_reason(error)) from error
@@ -154,7 +154,8 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
     file.flush()
     if size is None and have == MAX_DOWNLOAD_BYTES:
         raise HubError(
-            f"The server sends more than {MAX_DOWNLOAD_BYTES:,} bytes without end, which is no model; check the address."
+            f"The server sends more than {MAX_DOWNLOAD_BYTES:,} bytes without end, which is no model; check the "
+            "address."
         )
     if have < size if size is not None else have == start:  # without a size, nothing may mean a header that broke off
         raise Interrupted("the connection was closed")
@@ -213,8 +214,8 @@ def _check_room(url: str, part: Path, start: int, size: int | None) -> None:
     free = shutil.disk_usage(part.parent).free
     if size - start > free:
         raise HubError(
-            f"{part.parent} has {free / 1e9:.1f} GB free, the rest of {part.stem} takes {(size - start) / 1e9:.1f} GB; make room, "
-            "or set FASTVLM_CACHE to a folder with more."
+            f"{part.parent} has {free / 1e9:.1f} GB free, the rest of {part.stem} takes {(size - start) / 1e9:.1f} "
+            "GB; make room, or set FASTVLM_CACHE to a folder with more."
         )
 
 
@@ -222,10 +223,10 @@ def _request(url: str, method: str, headers: dict[str, str]) -> Any:
     """An open answer of status 2xx, through redirects that are safe; raises HubError, Interrupted or _Unsatisfiable."""
     headers = {"User-Agent": f"fastvlm-mlx/{__version__}", "Accept-Encoding": "identity", **headers}
     first = url
-    for _ in range(REDIRECTS + 1):
+    for _ in range(MAX_REDIRECTS + 1):
         check_address(url, first)
         try:
-            return _opener().open(Request(url, method=method, headers=headers), timeout=TIMEOUT)
+            return _opener().open(Request(url, method=method, headers=headers), timeout=TIMEOUT_SECONDS)
         except HTTPError as error:
             location = error.headers.get("Location")
             error.close()

@@ -1,7 +1,8 @@
 """Numbers in memory -> an image: arrays of NumPy, MLX and whatever else gives NumPy its numbers.
 
-Enters: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. The range follows from the dtype and
-never from the values: uint8 0-255, uint16 0-65535, bool black and white, floating point 0-1. Leaves: an 8-bit PIL image.
+Enters: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. The range follows from the
+dtype and never from the values: uint8 0-255, uint16 0-65535, bool black and white, floating point 0-1. Leaves: an 8-bit
+PIL image.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image
 from ..errors import ImageError
 from .imagefile import check_size
 
-BAND = 1 << 22  # numbers converted at a time
+BAND_ELEMENTS = 1 << 22  # numbers converted at a time
 EXPECTED = "expected (height, width), or (height, width, channels) with 1 to 4 channels, as uint8, uint16 or floating point from 0 to 1"
 
 
@@ -24,7 +25,7 @@ def is_array(source: object) -> bool:
 
 def image_of(source: Any) -> Image.Image:
     """An array as an 8-bit image: "L", "LA", "RGB" or "RGBA"; raises ImageError."""
-    values = _numbers(source)
+    values = _as_numpy(source)
     described = f"The image array is {values.shape} {values.dtype}"
     if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[2] > 4):
         advice = (
@@ -37,7 +38,7 @@ def image_of(source: Any) -> Image.Image:
     check_size("The image array", (values.shape[1], values.shape[0]), None)
     if values.dtype != np.uint8:
         out = np.empty(values.shape, np.uint8)
-        rows = max(1, BAND // values[0].size)
+        rows = max(1, BAND_ELEMENTS // values[0].size)
         for top in range(0, len(values), rows):
             out[top : top + rows] = _levels(values[top : top + rows], described)
         values = out
@@ -62,7 +63,7 @@ def _levels(values: npt.NDArray[Any], described: str) -> npt.NDArray[np.uint8]:
     return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
 
 
-def _numbers(source: Any) -> npt.NDArray[Any]:
+def _as_numpy(source: Any) -> npt.NDArray[Any]:
     try:
         if _of_mlx(source):
             import mlx.core as mx

@@ -1,7 +1,7 @@
 """Files that are damaged, or mistaken, beside their pixels -> what is needed to use the pixels all the same.
 
-Enters: the bytes of a JPEG or a PNG. Leaves: bytes that Pillow decodes, or an image; None where the pixels themselves may be
-affected. Source: ITU-T T.81 (JPEG), annex B; PNG specification, third edition, 5 and 11.3.
+Enters: the bytes of a JPEG or a PNG. Leaves: bytes that Pillow decodes, or an image; None where the pixels themselves
+may be affected. Source: ITU-T T.81 (JPEG), annex B; PNG specification, third edition, 5 and 11.3.
 """
 
 import struct
@@ -13,9 +13,9 @@ from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 END_MARKER = b"\xff\xd9"
-PADDING = 64  # bytes, more than a block of a picture takes
-DECODED = (b"tRNS", b"sBIT", b"eXIf")  # chunks that are not critical, and say how the pixels are meant
-SHOWS = (b"tRNS",)  # chunks a picture can be decoded without, and would not look the same
+PADDING_BYTES = 64  # bytes, more than a block of a picture takes
+DECODED_CHUNKS = (b"tRNS", b"sBIT", b"eXIf")  # chunks that are not critical, and say how the pixels are meant
+VISIBLE_CHUNKS = (b"tRNS",)  # chunks a picture can be decoded without, and would not look the same
 
 
 def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
@@ -30,7 +30,7 @@ def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
         body = body.rstrip(b"\xff")
     if body.endswith(b"\xff"):
         body = body + b"\0" if len(body) < len(data) else body[:-1]  # a byte of the picture, or half an end marker
-    first, second = (body + filling * PADDING + END_MARKER for filling in (b"\x55", b"\xaa"))
+    first, second = (body + filling * PADDING_BYTES + END_MARKER for filling in (b"\x55", b"\xaa"))
     return first, second
 
 
@@ -43,7 +43,7 @@ def without_damaged_chunks(data: bytes) -> tuple[bytes, list[str]] | None:
         return None
     kept, removed = [PNG], []
     for name, content, sound in _chunks(data):
-        if not sound and (name[:1].isupper() or name in SHOWS):
+        if not sound and (name[:1].isupper() or name in VISIBLE_CHUNKS):
             return None
         if sound:
             kept.append(_chunk(name, content))
@@ -58,7 +58,7 @@ def without_extras(data: bytes) -> bytes | None:
         return None
     kept = [PNG]
     for name, content, sound in _chunks(data):
-        if name[:1].isupper() or name in DECODED:
+        if name[:1].isupper() or name in DECODED_CHUNKS:
             if not sound:
                 return None
             kept.append(_chunk(name, content))
@@ -73,8 +73,8 @@ def declares_bits(data: bytes) -> bool:
 def unaligned(image: Image.Image, data: bytes) -> Image.Image:
     """A 16-bit grey PNG's image with its levels at full range, where they are right-aligned against the specification.
 
-    sBIT says how many bits mean something, and a level's other bits are a filling that follows from these. A file in which they
-    are not, while no level has more than the declared bits, holds these bits at the wrong end.
+    sBIT says how many bits mean something, and a level's other bits are a filling that follows from these. A file in
+    which they are not, while no level has more than the declared bits, holds these bits at the wrong end.
     """
     bits = next(
         (content[0] for name, content, sound in _chunks(data) if name == b"sBIT" and sound and len(content) == 1), 16

@@ -16,8 +16,8 @@ SUFFIXES = (
 def pictures(path: str) -> list[str]:
     """The paths that a path stands for: a folder's pictures and a pattern's files by name, any other path itself.
 
-    Hidden files, and with them the companions that macOS makes ("._photo.jpg"), are passed over. Raises ImageError for a folder
-    without pictures, or one that cannot be read.
+    Hidden files, and with them the companions that macOS makes ("._photo.jpg"), are passed over. Raises ImageError for
+    a folder without pictures, or one that cannot be read.
     """
     found = paths.find(path)
     if os.path.isdir(found):  # noqa: PTH112  (false, too, for impossible names)
@@ -33,13 +33,15 @@ def in_folder(folder: str) -> list[str]:
         names = sorted(os.listdir(folder))  # noqa: PTH208  (names are enough)
     except OSError as error:
         raise ImageError(
-            f"{shown(folder)}: the folder cannot be read ({error.strerror}); check its permissions."
+            f"{shown(folder)}: the folder cannot be read ({error.strerror}); check its permissions.",
+            path=folder,
         ) from error
     found = [os.path.join(folder, name) for name in names if is_picture(name)]  # noqa: PTH118
     found = [path for path in found if os.path.isfile(path)]  # noqa: PTH113
     if not found:
         raise ImageError(
-            f"{shown(folder)} is a folder, and there are no pictures in it; name a picture, or a folder of pictures."
+            f"{shown(folder)} is a folder, and there are no pictures in it; name a picture, or a folder of pictures.",
+            path=folder,
         )
     return found
 

@@ -1,13 +1,12 @@
 """A picture -> the tower's input: (S, S, 3) RGB uint8, exactly as Apple's preprocessing makes it.
 
-From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for "crop",
-the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit grey scaled,
-transparency on white (on black, where a drawing is white itself). Memory stays in proportion to the picture and to S, however
-long and narrow the picture is.
+From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for
+"crop", the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit
+grey scaled, transparency on white (on black, where a drawing is white itself). Memory stays in proportion to the
+picture and to S, however long and narrow the picture is.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fsdecode
 from typing import Any, BinaryIO
@@ -17,16 +16,17 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from ..config import ImageConfig
-from ..errors import FastVLMWarning, ImageError, shown
+from ..errors import ImageError, about, shown, warn
+from ..files import paths
 from . import array, imagefile, tiff
 from .imagefile import MAX_PIXELS
 
-STRIP = 1 << 22  # pixels converted or resized at a time
-SLIM = 4  # height over width from which a padded picture is mostly black
+STRIP_PIXELS = 1 << 22  # pixels converted or resized at a time
+SLIM_RATIO = 4  # height over width from which a padded picture is mostly black
 
-INVISIBLE = 3  # greatest alpha of what nobody has seen
-NEARLY_ALL = 0.9  # of a drawing's pixels
-FAINT = 32  # levels of difference from the ground that nothing is told by
+MAX_INVISIBLE_ALPHA = 3  # greatest alpha of what nobody has seen
+FAINT_SHARE = 0.9  # of a drawing's pixels
+FAINT_LEVELS = 32  # levels of difference from the ground that nothing is told by
 
 Source = (
     str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
@@ -34,7 +34,7 @@ Source = (
 Pixels = npt.NDArray[np.uint8]
 Images = Source | Sequence[Source] | None
 
-UPRIGHT = {
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -55,10 +55,10 @@ def as_list(images: Images) -> list[Source]:
 def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """An upright 8-bit RGB image; raises ImageError.
 
-    `source` is a path (~ and file:// included), a file's bytes, an open file, a PIL image, an array of NumPy, MLX or another
-    library (`array`), or a dict of "bytes" and "path" as the library datasets has them. A file of more than `max_pixels` is
-    refused before it is decoded. Of an animation or a document of several pages the first picture is taken, with a
-    FastVLMWarning.
+    `source` is a path (~ and file:// included), a file's bytes, an open file, a PIL image, an array of NumPy, MLX or
+    another library (`array`), or a dict of "bytes" and "path" as the library datasets has them. A file of more than
+    `max_pixels` is refused before it is decoded. Of an animation or a document of several pages the first picture is
+    taken, with a FastVLMWarning.
     """
     imagefile.check_max_pixels(max_pixels)
     if isinstance(source, Mapping):
@@ -69,14 +69,16 @@ def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if isinstance(source, (str, PathLike)):
         path = fsdecode(source)
         name = shown(path)
-        return _upright_rgb(imagefile.decode(imagefile.read(path), name, max_pixels), name)
+        with about(paths.local(path)):
+            return _upright_rgb(imagefile.decode(imagefile.read(path), name, max_pixels), name)
     if isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read"):
         data = imagefile.read_open(source) if hasattr(source, "read") else bytes(source)
         return _upright_rgb(imagefile.decode(data, "The image", max_pixels), "The image")
     if array.is_array(source):
         return _upright_rgb(array.image_of(source), "The image array")
     raise ImageError(
-        f"The image is a {type(source).__name__}, expected a path, bytes, an open file, a PIL image or an array; give one of these."
+        f"The image is a {type(source).__name__}, expected a path, bytes, an open file, a PIL image or an array; give "
+        "one of these."
     )
 
 
@@ -116,7 +118,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         orientation = None
     try:
         rgb = _to_rgb(image, name)
-        turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        turn = EXIF_TRANSPOSES.get(orientation) if isinstance(orientation, int) else None
         if turn is None:
             return rgb
         upright = rgb.transpose(turn)
@@ -144,7 +146,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """An RGB image made from strips of rows, so that what lies between takes little memory."""
     out = Image.new("RGB", image.size)
-    rows = max(1, STRIP // image.width)
+    rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(image.height, top + rows)))
         out.paste(convert(strip), (0, top))
@@ -154,8 +156,9 @@ def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.I
 def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
     """A picture with transparency on white; `convert` makes of a strip what can be made RGBA.
 
-    Where a drawing lies there that does not stand out from white, but for specks, it is put on black. Where everything is
-    transparent, and colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning says so.
+    Where a drawing lies there that does not stand out from white, but for specks, it is put on black. Where everything
+    is transparent, and colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning
+    says so.
     """
     colours, alphas, darkest, drawn, faint = [(255, 0)] * 3, (255, 0), 255, 0, 0
 
@@ -163,27 +166,28 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
         nonlocal colours, alphas, darkest, drawn, faint
         rgba = convert(strip).convert("RGBA")
         *bands, alpha = rgba.getextrema()
-        colours = [_wider(*pair) for pair in zip(colours, bands, strict=True)]  # type: ignore[arg-type]
-        alphas = _wider(alphas, alpha)  # type: ignore[arg-type]
+        colours = [_union(*pair) for pair in zip(colours, bands, strict=True)]  # type: ignore[arg-type]
+        alphas = _union(alphas, alpha)  # type: ignore[arg-type]
         composed = _composed(rgba, "white")
         darkest = min(darkest, *(low for low, _ in composed.getextrema()))  # type: ignore[misc]
-        visible = np.asarray(rgba.getchannel("A")) > FAINT
+        visible = np.asarray(rgba.getchannel("A")) > FAINT_LEVELS
         drawn += int(np.count_nonzero(visible))
-        faint += int(np.count_nonzero(visible & (np.asarray(composed).min(axis=-1) >= 255 - FAINT)))
+        faint += int(np.count_nonzero(visible & (np.asarray(composed).min(axis=-1) >= 255 - FAINT_LEVELS)))
         return composed
 
     white = _strip_by_strip(image, on_white)
-    if alphas[1] <= INVISIBLE:
+    if alphas[1] <= MAX_INVISIBLE_ALPHA:
         if all(low == high for low, high in colours):
             return white
-        warnings.warn(
-            f"{name} is transparent everywhere, and there are colours all the same; its transparency is left out.",
-            FastVLMWarning, stacklevel=5,
-        )  # fmt: skip
+        warn(f"{name} is transparent everywhere, and there are colours all the same; its transparency is left out.")
         return _strip_by_strip(image, lambda strip: convert(strip).convert("RGBA").convert("RGB"))
     lines = drawn < image.width * image.height / 2  # a drawing, not things on a white ground of their own
-    if alphas[0] < 255 and alphas[1] > FAINT and (darkest >= 255 - FAINT or (lines and faint >= NEARLY_ALL * drawn)):
-        warnings.warn(f"{name} is white on transparency; it is shown on black.", FastVLMWarning, stacklevel=5)
+    if (
+        alphas[0] < 255
+        and alphas[1] > FAINT_LEVELS
+        and (darkest >= 255 - FAINT_LEVELS or (lines and faint >= FAINT_SHARE * drawn))
+    ):
+        warn(f"{name} is white on transparency; it is shown on black.")
         return _strip_by_strip(image, lambda strip: _composed(convert(strip).convert("RGBA"), "black"))
     return white
 
@@ -192,7 +196,7 @@ def _composed(rgba: Image.Image, ground: str) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", rgba.size, ground), rgba).convert("RGB")
 
 
-def _wider(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+def _union(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
     """The least range that holds two."""
     return min(one[0], other[0]), max(one[1], other[1])
 
@@ -210,16 +214,16 @@ def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
 def _pad_and_resize(image: Image.Image, size: int) -> Pixels:
     """Black bars to a centred square, then bicubic to size x size, without ever holding the square.
 
-    Pillow resizes along rows first and rounds to 8 bits in between, so doing the rows in strips, each padded as it comes,
-    and then the columns, a few at a time, gives the very same bits.
+    Pillow resizes along rows first and rounds to 8 bits in between, so doing the rows in strips, each padded as it
+    comes, and then the columns, a few at a time, gives the very same bits.
     """
     width, height = image.size
     side = max(width, height)
     out = np.zeros((size, size, 3), np.uint8)
-    if height > SLIM * width:
+    if height > SLIM_RATIO * width:
         first, columns = _without_bars(np.asarray(image), side, size)
         out[:, first : first + columns.shape[1]] = _padded_columns(columns, side, size)
-    elif width > SLIM * height:
+    elif width > SLIM_RATIO * height:
         first, rows = _without_bars(_padded_rows(image, side, size).swapaxes(0, 1), side, size)
         out[first : first + rows.shape[1]] = rows.swapaxes(0, 1)
     else:
@@ -231,7 +235,7 @@ def _padded_rows(image: Image.Image, side: int, size: int) -> Pixels:
     """(height, size, 3): every row with black bars to `side`, then resized."""
     width, height = image.size
     rows = np.empty((height, size, 3), np.uint8)
-    step = max(1, STRIP // side)
+    step = max(1, STRIP_PIXELS // side)
     for start in range(0, height, step):
         end = min(height, start + step)
         strip = Image.new("RGB", (side, end - start))
@@ -245,7 +249,7 @@ def _padded_columns(rows: Pixels, side: int, size: int) -> Pixels:
     height, width, _ = rows.shape
     top = (side - height) // 2
     columns = np.empty((size, width, 3), np.uint8)
-    step = max(1, STRIP // side)
+    step = max(1, STRIP_PIXELS // side)
     for start in range(0, width, step):
         end = min(width, start + step)
         strip = np.zeros((side, end - start, 3), np.uint8)
@@ -254,9 +258,9 @@ def _padded_columns(rows: Pixels, side: int, size: int) -> Pixels:
     return columns
 
 
-# Pillow's bicubic, src/libImaging/Resample.c: a = -1/2, two source pixels to either side times the scale where it shrinks,
-# weights rounded to 22 bits after the point.
-SUPPORT, CURVE, PRECISION = 2.0, -0.5, 22
+# Pillow's bicubic, src/libImaging/Resample.c: a = -1/2, two source pixels to either side times the scale where it
+# shrinks, weights rounded to 22 bits after the point.
+BICUBIC_SUPPORT, BICUBIC_A, PRECISION_BITS = 2.0, -0.5, 22
 
 
 def _without_bars(pixels: Pixels, side: int, size: int) -> tuple[int, Pixels]:
@@ -269,7 +273,7 @@ def _without_bars(pixels: Pixels, side: int, size: int) -> tuple[int, Pixels]:
     before = (side - length) // 2
     scale = side / size
     stretch = max(scale, 1.0)
-    reach = SUPPORT * stretch
+    reach = BICUBIC_SUPPORT * stretch
     first = max(0, math.floor((before - reach) / scale) - 1)
     last = min(size, math.ceil((before + length + reach) / scale) + 1)
     kernels = []
@@ -278,25 +282,25 @@ def _without_bars(pixels: Pixels, side: int, size: int) -> tuple[int, Pixels]:
         start, end = max(0, int(centre - reach + 0.5)), min(side, int(centre + reach + 0.5))
         weights = _bicubic((np.arange(start, end) - centre + 0.5) * (1.0 / stretch))
         weights /= np.cumsum(weights)[-1]  # added one by one, as there
-        fixed = np.trunc(np.where(weights < 0, -0.5, 0.5) + weights * (1 << PRECISION))
+        fixed = np.trunc(np.where(weights < 0, -0.5, 0.5) + weights * (1 << PRECISION_BITS))
         low = min(max(start, before), before + length)
         high = max(low, min(end, before + length))
         kernels.append((low - before, high - before, fixed[low - start : high - start]))
     out = np.empty((pixels.shape[0], last - first, 3), np.uint8)
-    step = max(1, STRIP // (8 * length))
+    step = max(1, STRIP_PIXELS // (8 * length))
     for top in range(0, pixels.shape[0], step):
         planes = np.ascontiguousarray(np.moveaxis(pixels[top : top + step], 2, 0), dtype=np.float64)
         for place, (low, high, kernel) in enumerate(kernels):
             # Products and sums of whole numbers below 2**53 are exact in float64.
-            sums = planes[:, :, low:high] @ kernel + (1 << (PRECISION - 1))
-            out[top : top + step, place] = np.clip(np.floor(sums / (1 << PRECISION)), 0, 255).T
+            sums = planes[:, :, low:high] @ kernel + (1 << (PRECISION_BITS - 1))
+            out[top : top + step, place] = np.clip(np.floor(sums / (1 << PRECISION_BITS)), 0, 255).T
     return first, out
 
 
 def _bicubic(x: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     x = np.abs(x)
-    near = ((CURVE + 2.0) * x - (CURVE + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * CURVE
+    near = ((BICUBIC_A + 2.0) * x - (BICUBIC_A + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * BICUBIC_A
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 

@@ -17,17 +17,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..config import is_whole
-from ..errors import FastVLMWarning, ImageError, OptionError, listed, shown
+from ..errors import ImageError, OptionError, listed, shown, warn
 from ..files import paths
 from ..files import regular as files
 from . import damage, tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-NAMED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
-PNG_DEPTH = 24  # where a PNG has its bits per sample
+FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
+PNG_DEPTH_OFFSET = 24  # where a PNG has its bits per sample
 MAX_PIXELS = 1 << 26  # 8192 x 8192: what it takes, decoded twice over, stays below a gigabyte
 MAX_SIDE = 65_535  # what a JPEG can hold
-MAX_FILE = 1 << 28  # bytes: MAX_PIXELS at 32 bits, uncompressed
+MAX_FILE_BYTES = 1 << 28  # bytes: MAX_PIXELS at 32 bits, uncompressed
 OPEN_SECONDS = 2.0  # to read a header; a whole one takes milliseconds
 DECODE_SECONDS = 20.0
 
@@ -111,7 +111,7 @@ def read(path: str) -> bytes:
             f"{name} is an address, and nothing is fetched from the network; save the picture and give its path."
         )
     try:
-        return files.read(Path(found), MAX_FILE)
+        return files.read(Path(found), MAX_FILE_BYTES)
     except FileNotFoundError as error:
         if Path(found).is_symlink():
             raise ImageError(
@@ -128,25 +128,28 @@ def read_open(file: Any) -> bytes:
     try:
         if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
             file.seek(0)  # as Pillow does: what has just been written, or asked about before, is at its end
-        data = file.read(MAX_FILE + 1)
+        data = file.read(MAX_FILE_BYTES + 1)
     except Exception as error:  # closed, not for reading, text of another encoding, or another library's
         raise ImageError(f"The image's file cannot be read ({str(error)[:200]}); open it with mode 'rb'.") from error
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ImageError(f"The image's file gives {type(data).__name__} instead of bytes; open it with mode 'rb'.")
-    if len(data) > MAX_FILE:
-        raise ImageError(f"The image's file holds more than the {MAX_FILE:,} bytes allowed; make the picture smaller.")
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(
+            f"The image's file holds more than the {MAX_FILE_BYTES:,} bytes allowed; make the picture smaller."
+        )
     return bytes(data)
 
 
 def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     """The first picture of a file, its pixels in memory; raises ImageError.
 
-    Warns (FastVLMWarning) where more pictures follow, and where a file that is damaged beside its pixels was read all the same.
+    Warns (FastVLMWarning) where more pictures follow, and where a file that is damaged beside its pixels was read all
+    the same.
     """
     if not data:
         raise ImageError(f"{name} is empty; expected an image file.")
     formats = _formats(data, name)
-    layout = tiff.layout_of(data) if data.startswith(tiff.START) else None
+    layout = tiff.layout_of(data) if data.startswith(tiff.SIGNATURES) else None
     if layout is not None and layout.preview is not None:
         raise ImageError(f"{name} is {layout.preview}, which is not read; export it as JPEG or PNG.")
     if layout is not None and not layout.suits_pillow:
@@ -164,9 +167,9 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         if mended is None:
             raise _said(error, data, name) from error
         image, more, note = mended
-        warnings.warn(f"{name} {note}", FastVLMWarning, stacklevel=4)
+        warn(f"{name} {note}")
     if more:
-        warnings.warn(MORE.format(name), FastVLMWarning, stacklevel=4)
+        warn(SEVERAL_PICTURES.format(name))
     if image.mode.startswith("I;16"):
         image = damage.unaligned(image, data) if image.format == "PNG" else image
         if not damage.declares_bits(data):
@@ -175,7 +178,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
     if (
         image.format == "PNG"
         and image.mode == "RGB"
-        and data[PNG_DEPTH] == 16
+        and data[PNG_DEPTH_OFFSET] == 16
         and isinstance(key := image.info.get("transparency"), tuple)
     ):
         image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow has brought the levels to 8 bits
@@ -186,15 +189,14 @@ def _note_of_few_levels(image: Image.Image, name: str) -> None:
     """Warn of a 16-bit grey picture that uses 14 bits or fewer: it may be dark, or its file may not say how many bits are meant."""
     greatest = int(np.asarray(image).max())
     if 0 < greatest < 1 << 14:
-        warnings.warn(
-            f"{name} has 16-bit grey levels, none above {greatest:,} of 65,535, and is dark; if fewer bits are meant, save it with "
-            "levels up to 65,535.",
-            FastVLMWarning, stacklevel=5,
-        )  # fmt: skip
+        warn(
+            f"{name} has 16-bit grey levels, none above {greatest:,} of 65,535, and is dark; if fewer bits are meant, "
+            "save it with levels up to 65,535."
+        )
 
 
 BOMB = re.compile(r"too (large|much)", re.IGNORECASE)  # how Pillow refuses texts and profiles that grow beyond measure
-MORE = "{} holds several pictures (frames or pages); only the first is used."
+SEVERAL_PICTURES = "{} holds several pictures (frames or pages); only the first is used."
 
 
 def _opened(data: bytes, name: str, formats: tuple[str, ...], max_pixels: int) -> tuple[Image.Image, bool]:
@@ -213,13 +215,13 @@ def _by_layout(layout: tiff.Layout, data: bytes, name: str, max_pixels: int) -> 
     """The first picture of a TIFF that Pillow does not read rightly."""
     check_size(name, (layout.width, layout.height), max_pixels)
     try:
-        with warnings.catch_warnings(), _pillow_allows(tiff.MAX_PIECE):
+        with warnings.catch_warnings(), _pillow_allows(tiff.MAX_PIECE_BYTES):
             warnings.simplefilter("ignore")
             image = tiff.decode(layout, data, name, DECODE_SECONDS)
     except MemoryError as error:
         raise _said(error, data, name) from error
     if layout.more:
-        warnings.warn(MORE.format(name), FastVLMWarning, stacklevel=5)
+        warn(SEVERAL_PICTURES.format(name))
     return image
 
 
@@ -257,12 +259,14 @@ def _mended(
 
 def _said(error: Exception, data: bytes, name: str) -> ImageError:
     """What Pillow has raised, as a sentence."""
-    kind = next((kind for start, kind in SIGNATURES if re.match(start, data[:64], re.DOTALL)), None)
+    format_name = next(
+        (format_name for start, format_name in SIGNATURES if re.match(start, data[:64], re.DOTALL)), None
+    )
     reason = str(error).strip() or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        if kind is None:
-            return ImageError(f"{name} is no image, or too damaged to tell of which kind; expected {NAMED}.")
-        reason = _why_not_opened(data, name, kind)
+        if format_name is None:
+            return ImageError(f"{name} is no image, or too damaged to tell of which kind; expected {FORMAT_NAMES}.")
+        reason = _why_not_opened(data, name, format_name)
     elif isinstance(error, Image.DecompressionBombError):
         return ImageError(f"{name} has more pixels than allowed ({reason}); make it smaller.")
     elif isinstance(error, MemoryError):
@@ -270,17 +274,17 @@ def _said(error: Exception, data: bytes, name: str) -> ImageError:
     else:
         return ImageError(f"{name} is damaged ({reason[:200]}); save or fetch it again.")
     return ImageError(
-        f"{name} is a {kind} picture that is damaged, or of a form that is not read ({reason[:200]}); save it again as an 8-bit "
-        "JPEG or PNG."
+        f"{name} is a {format_name} picture that is damaged, or of a form that is not read ({reason[:200]}); save it "
+        "again as an 8-bit JPEG or PNG."
     )
 
 
-def _why_not_opened(data: bytes, name: str, kind: str) -> str:
+def _why_not_opened(data: bytes, name: str, format_name: str) -> str:
     """What Pillow's reader of one format says, which `Image.open` keeps to itself."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            Image.OPEN[kind][0](_Timed(data, name), "")
+            Image.OPEN[format_name][0](_Timed(data, name), "")
     except Exception as error:
         return str(error).strip() or type(error).__name__
     return "its header is damaged"
@@ -324,9 +328,9 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
         return (*FORMATS, _heif(name))
     if brands & AVIF_BRANDS:
         return FORMATS
-    for start, kind, advice in FOREIGN:
+    for start, description, advice in FOREIGN:
         if re.match(start, data[:4096], re.DOTALL | re.IGNORECASE):
-            raise ImageError(f"{name} is {kind}, which is not read; {advice}.")
+            raise ImageError(f"{name} is {description}, which is not read; {advice}.")
     return FORMATS
 
 

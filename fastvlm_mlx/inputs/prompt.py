@@ -1,6 +1,7 @@
 """A question about pictures -> the decoder's input, in order: runs of token ids with image slots between them.
 
-The template is "qwen_2" of apple/ml-fastvlm (ChatML). Text is tokenised piece by piece around special tokens and images.
+The template is "qwen_2" of apple/ml-fastvlm (ChatML). Text is tokenised piece by piece around special tokens and
+images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from .tokenizer import Tokenizer
 
 PROMPT = "Describe the image."
 SYSTEM = "You are a helpful assistant."
-MAX_CHARACTERS = 1_000_000  # far beyond any context; bounds the time and memory of tokenising
+MAX_PROMPT_CHARS = 1_000_000  # far beyond any context; bounds the time and memory of tokenising
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Turn:
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, system: str | None = None) -> list[Piece]:
     """A conversation up to where its last answer begins (or ends), as runs of token ids and image slots.
 
-    Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA; slots
-    count through all turns. An answer is the ids that were generated, as they are, and ends its turn also where it was cut
-    short. Raises PromptError for text that is no Unicode or far too long.
+    Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA;
+    slots count through all turns. An answer is the ids that were generated, as they are, and ends its turn also where
+    it was cut short. Raises PromptError for text that is no Unicode or far too long.
     """
     start, end = (tokenizer.special(name) for name in ("<|im_start|>", "<|im_end|>"))
     closing = [end, *tokenizer.encode("\n")]
@@ -52,8 +53,8 @@ def check_text(name: str, text: str) -> None:
     """Raise PromptError, in which the text is called `name`, unless it is valid Unicode of bounded length."""
     if not isinstance(text, str):
         raise PromptError(f"The {name} is a {type(text).__name__}, expected text.")
-    if len(text) > MAX_CHARACTERS:
-        raise PromptError(f"The {name} holds {len(text):,} characters, more than {MAX_CHARACTERS:,}; shorten it.")
+    if len(text) > MAX_PROMPT_CHARS:
+        raise PromptError(f"The {name} holds {len(text):,} characters, more than {MAX_PROMPT_CHARS:,}; shorten it.")
     if "\x00" in text:
         raise PromptError(f"The {name} holds a NUL character; remove it.")
     if not text.isascii():
@@ -61,8 +62,8 @@ def check_text(name: str, text: str) -> None:
             text.encode()
         except UnicodeEncodeError as error:
             raise PromptError(
-                f"The {name} holds bytes that are not UTF-8, or half of a surrogate pair (character {error.start + 1}); "
-                "pass valid Unicode."
+                f"The {name} holds bytes that are not UTF-8, or half of a surrogate pair (character "
+                f"{error.start + 1}); pass valid Unicode."
             ) from error
 
 

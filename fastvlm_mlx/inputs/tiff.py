@@ -1,9 +1,9 @@
 """A TIFF whose samples Pillow misreads, or cannot read -> an 8-bit image, every sample scaled over the range the file declares.
 
-Read here: grey, RGB and CMYK, with alpha or without, of 1 to 16 bits a sample in chunks or planes, white being the greatest or
-the least level; and RGB of floating-point numbers from 0 to 1. Whatever declares no range (signed or 32-bit levels, grey in
-floating point) is refused, never guessed from the levels themselves: a dark picture stays dark. Compressed data is unpacked by
-Pillow, to which the compressed strips are shown as those of a picture of bytes.
+Read here: grey, RGB and CMYK, with alpha or without, of 1 to 16 bits a sample in chunks or planes, white being the
+greatest or the least level; and RGB of floating-point numbers from 0 to 1. Whatever declares no range (signed or 32-bit
+levels, grey in floating point) is refused, never guessed from the levels themselves: a dark picture stays dark.
+Compressed data is unpacked by Pillow, to which the compressed strips are shown as those of a picture of bytes.
 
 Source: TIFF revision 6.0 (Adobe, 1992) and its supplements for predictors (2 and 3).
 """
@@ -22,17 +22,17 @@ from PIL import ExifTags, Image
 
 from ..errors import ImageError
 
-START = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5  # photometric interpretations
 COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}  # samples of each
-SENSOR = (32803, 34892)  # photometric interpretations of what a camera's sensor saw, not yet a picture
+SENSOR_PHOTOMETRICS = (32803, 34892)  # photometric interpretations of what a camera's sensor saw, not yet a picture
 DNG_VERSION, RAW_STANDARD, SUB_IMAGES = 50706, 37398, 330  # TIFF/EP (ISO 12234-2) has the second
 MAX_SUB_IMAGES = 16
 UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats; the last is for readers to take as the first
-KINDS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
+SAMPLE_FORMATS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, among the extra samples
-DECLARED = {1023: 10, 4095: 12, 16383: 14}  # greatest levels of what cameras put into 16 bits, and their bits
+DECLARED_BITS = {1023: 10, 4095: 12, 16383: 14}  # greatest levels of what cameras put into 16 bits, and their bits
 PACKED = (
     5,
     8,
@@ -42,8 +42,8 @@ PACKED = (
     50000,
 )  # LZW, deflate, PackBits, LZMA and Zstandard: what unpacks to the samples' bytes
 MAX_SAMPLES = 64
-BAND = 1 << 22  # bytes unpacked at a time
-MAX_PIECE = 1 << 28  # bytes of one strip or tile, unpacked
+BAND_BYTES = 1 << 22  # bytes unpacked at a time
+MAX_PIECE_BYTES = 1 << 28  # bytes of one strip or tile, unpacked
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ class Layout:
     height: int
     photometric: int
     bits: tuple[int, ...]
-    kind: int
+    sample_format: int
     samples: int
     extra: tuple[int, ...]
     planar: bool
@@ -77,23 +77,23 @@ class Layout:
     def of(cls, tags: Any, prefix: bytes) -> "Layout":
         """From a directory as Pillow reads it; raises ValueError where a tag that is needed is missing or out of range."""
 
-        def numbers(tag: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        def values(tag: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
             value = tags.get(tag, default)
-            values = value if isinstance(value, tuple) else (value,)
-            if not values or not all(isinstance(number, int) and number >= 0 for number in values):
+            found = value if isinstance(value, tuple) else (value,)
+            if not found or not all(isinstance(each, int) and each >= 0 for each in found):
                 raise ValueError(f"tag {tag}")
-            return values
+            return found
 
         def number(tag: int, default: int | None = None) -> int:
-            return numbers(tag, None if default is None else (default,))[0]
+            return values(tag, None if default is None else (default,))[0]
 
         width, height = number(256), number(257)
         samples = number(277, 1)
-        bits = numbers(258, (1,))
+        bits = values(258, (1,))
         if not 1 <= samples <= MAX_SAMPLES or width < 1 or height < 1:
             raise ValueError("size")
-        kinds = {UNSIGNED if kind == UNDEFINED else kind for kind in numbers(339, (UNSIGNED,))[:samples]}
-        greatest = set(numbers(281, (0,))) if tags.get(281) is not None else {0}
+        sample_formats = {UNSIGNED if sample == UNDEFINED else sample for sample in values(339, (UNSIGNED,))[:samples]}
+        greatest = set(values(281, (0,))) if tags.get(281) is not None else {0}
         tiled = 324 in tags
         piece = (number(322), number(323)) if tiled else (width, min(number(278, height), height))
         if 0 in piece:
@@ -102,7 +102,7 @@ class Layout:
         reduced = bool(number(254, 0) & 1) or number(255, 0) == 2
         more = bool(getattr(tags, "next", 0))
         preview = None
-        if DNG_VERSION in tags or RAW_STANDARD in tags or photometric in SENSOR:
+        if DNG_VERSION in tags or RAW_STANDARD in tags or photometric in SENSOR_PHOTOMETRICS:
             preview = "a camera's raw picture"
         elif reduced and (SUB_IMAGES in tags or more):
             preview = "a camera's raw picture or the like, whose first image is a small preview"
@@ -112,9 +112,9 @@ class Layout:
             height=height,
             photometric=photometric,
             bits=bits * samples if len(bits) == 1 else bits[:samples],
-            kind=kinds.pop() if len(kinds) == 1 else 0,
+            sample_format=sample_formats.pop() if len(sample_formats) == 1 else 0,
             samples=samples,
-            extra=numbers(338, (0,)) if tags.get(338) else (),
+            extra=values(338, (0,)) if tags.get(338) else (),
             planar=number(284, 1) == 2 and samples > 1,
             compression=number(259, 1),
             predictor=number(317, 1),
@@ -123,8 +123,8 @@ class Layout:
             orientation=number(274, 1),
             tiled=tiled,
             piece=piece,
-            offsets=numbers(324 if tiled else 273, ()) if tags.get(324 if tiled else 273) else (),
-            counts=numbers(325 if tiled else 279, ()) if tags.get(325 if tiled else 279) else (),
+            offsets=values(324 if tiled else 273, ()) if tags.get(324 if tiled else 273) else (),
+            counts=values(325 if tiled else 279, ()) if tags.get(325 if tiled else 279) else (),
             preview=preview,
             more=more,
         )
@@ -132,12 +132,14 @@ class Layout:
     @property
     def declared_bits(self) -> int | None:
         """Bits of what was put into 16, where the greatest level says so; None where 16 are 16."""
-        return DECLARED.get(self.maximum or 0) if set(self.bits) == {16} and self.kind == UNSIGNED else None
+        return (
+            DECLARED_BITS.get(self.maximum or 0) if set(self.bits) == {16} and self.sample_format == UNSIGNED else None
+        )
 
     @property
     def suits_pillow(self) -> bool:
         """Whether Pillow, if it opens it at all, reads every sample rightly."""
-        if self.kind != UNSIGNED or self.declared_bits is not None:
+        if self.sample_format != UNSIGNED or self.declared_bits is not None:
             return False
         if max(self.bits) <= 8:
             return True
@@ -184,7 +186,7 @@ def _is_preview(first: Layout, tags: Any, header: bytes, file: BytesIO) -> bool:
         try:
             file.seek(place)
             other.load(file)
-            if other.get(262) in SENSOR:
+            if other.get(262) in SENSOR_PHOTOMETRICS:
                 return True
             larger = other.get(256, 0) * other.get(257, 0) > first.width * first.height
         except Exception:  # a damaged directory
@@ -244,28 +246,28 @@ def _check(layout: Layout, name: str) -> None:
     """Raise ImageError, by name, for what is not read here."""
     bits = set(layout.bits)
     unpackable = layout.compression == 1 or layout.compression in PACKED
-    floats = layout.kind == FLOAT and layout.photometric == RGB and bits <= {16, 32, 64}
-    wholes = layout.kind == UNSIGNED and max(bits) <= 16
+    floats = layout.sample_format == FLOAT and layout.photometric == RGB and bits <= {16, 32, 64}
+    wholes = layout.sample_format == UNSIGNED and max(bits) <= 16
     if len(bits) > 1 or min(bits) < 1 or len(layout.bits) < layout.samples or not (floats or wholes):
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)}, and no tag says which of them are black and white; save it with 8 or 16 "
-            "bits (unsigned) for each sample."
+            f"{name} is a TIFF of {_described(layout)}, and no tag says which of them are black and white; save it "
+            "with 8 or 16 bits (unsigned) for each sample."
         )
     if layout.photometric not in COLOURS or layout.samples < COLOURS[layout.photometric]:
         raise ImageError(
-            f"{name} is a TIFF whose colours (photometric interpretation {layout.photometric}, {_described(layout)}) are not read; "
-            "save it as 8-bit RGB."
+            f"{name} is a TIFF whose colours (photometric interpretation {layout.photometric}, {_described(layout)}) "
+            "are not read; save it as 8-bit RGB."
         )
     if not unpackable:
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)} in a compression (number {layout.compression}) that is not read at that "
-            "depth; save it uncompressed, or as PNG."
+            f"{name} is a TIFF of {_described(layout)} in a compression (number {layout.compression}) that is not "
+            "read at that depth; save it uncompressed, or as PNG."
         )
     predictors = {1, 3} if floats else {1, 2} if bits <= {8, 16} else {1}
     if layout.predictor not in predictors:
         raise ImageError(
-            f"{name} is a TIFF of {_described(layout)} with a predictor (number {layout.predictor}) that is not read; save it "
-            "uncompressed, or as PNG."
+            f"{name} is a TIFF of {_described(layout)} with a predictor (number {layout.predictor}) that is not read; "
+            "save it uncompressed, or as PNG."
         )
 
 
@@ -274,7 +276,7 @@ def _described(layout: Layout) -> str:
     colours = {WHITE_IS_ZERO: "grey levels", BLACK_IS_ZERO: "grey levels", RGB: "RGB samples", CMYK: "CMYK samples"}
     bits = "/".join(str(bits) for bits in dict.fromkeys(layout.bits[:MAX_SAMPLES]))
     arranged = " in planes" if layout.planar else ""
-    return f"{KINDS.get(layout.kind, 'other')} {bits}-bit {colours.get(layout.photometric, 'samples')}{arranged}"
+    return f"{SAMPLE_FORMATS.get(layout.sample_format, 'other')} {bits}-bit {colours.get(layout.photometric, 'samples')}{arranged}"
 
 
 def _alpha(layout: Layout) -> int | None:
@@ -289,26 +291,26 @@ def _alpha(layout: Layout) -> int | None:
 
 def _bands(layout: Layout, data: bytes, name: str) -> Iterator[tuple[int, int, int, int, Bytes]]:
     """(plane, x, y, width in pixels, rows of bytes) for every strip or tile, or part of one, in file order."""
-    wide, high = layout.piece
-    across, down = -(-layout.width // wide), -(-layout.height // high)
+    width, height = layout.piece
+    across, down = -(-layout.width // width), -(-layout.height // height)
     planes = layout.samples if layout.planar else 1
     samples = 1 if layout.planar else layout.samples
-    stride = -(-wide * samples * layout.bits[0] // 8)
-    if len(layout.offsets) < across * down * planes or stride * high > MAX_PIECE:
+    stride = -(-width * samples * layout.bits[0] // 8)
+    if len(layout.offsets) < across * down * planes or stride * height > MAX_PIECE_BYTES:
         raise ImageError(f"{name} is damaged (its strips or tiles do not cover it); save or fetch it again.")
     counts = layout.counts if len(layout.counts) >= across * down * planes else None
     for plane in range(planes):
         for row in range(down):
             for column in range(across):
                 number = (plane * down + row) * across + column
-                rows = high if layout.tiled else min(high, layout.height - row * high)
+                rows = height if layout.tiled else min(height, layout.height - row * height)
                 start = layout.offsets[number]
                 size = counts[number] if counts is not None else len(data) if layout.compression != 1 else rows * stride
                 stored = data[start : start + size]
                 unpacked = _unpacked(layout, stored, stride, rows, name)
-                step = max(1, BAND // stride)
+                step = max(1, BAND_BYTES // stride)
                 for top in range(0, rows, step):
-                    yield plane, column * wide, row * high + top, wide, unpacked[top : top + step]
+                    yield plane, column * width, row * height + top, width, unpacked[top : top + step]
 
 
 def _unpacked(layout: Layout, stored: bytes, stride: int, rows: int, name: str) -> Bytes:
@@ -338,7 +340,7 @@ def _as_bytes_of_grey(layout: Layout, stored: bytes, stride: int, rows: int) -> 
     ]  # fmt: skip
     padded = stored + b"\0" * (len(stored) % 2)
     directory = struct.pack("<H", len(tags)) + b"".join(
-        struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags
+        struct.pack("<HHII", tag, field_type, 1, value) for tag, field_type, value in tags
     )
     return b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + directory + struct.pack("<I", 0)
 
@@ -347,12 +349,12 @@ def _levels(layout: Layout, rows: Bytes, width: int, name: str) -> Bytes:
     """(rows, width, samples) levels 0-255 of bytes (rows, stride)."""
     samples, bits = 1 if layout.planar else layout.samples, layout.bits[0]
     count = width * samples
-    if layout.kind == FLOAT:
+    if layout.sample_format == FLOAT:
         values = _floats(layout, rows, count, samples, bits // 8)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ImageError(
-                f"{name} is a TIFF of {_described(layout)} that reach beyond 0 to 1, so which of them are black and white is not "
-                "known; save it with 8 or 16 bits for each sample."
+                f"{name} is a TIFF of {_described(layout)} that reach beyond 0 to 1, so which of them are black and "
+                "white is not known; save it with 8 or 16 bits for each sample."
             )
         return np.rint(values * 255).astype(np.uint8).reshape(len(rows), width, samples)
     if bits == 8:
@@ -369,7 +371,7 @@ def _levels(layout: Layout, rows: Bytes, width: int, name: str) -> Bytes:
 
 
 def _floats(layout: Layout, rows: Bytes, count: int, samples: int, size: int) -> npt.NDArray[np.float64]:
-    """(rows, count) numbers; with predictor 3, bytes of the same weight lie together and are differences."""
+    """(rows, count) elements; with predictor 3, bytes of the same weight lie together and are differences."""
     if layout.predictor != 3:
         return rows.view(f"{layout.order}f{size}").astype(np.float64)
     sums = np.cumsum(rows.reshape(len(rows), -1, samples), axis=1, dtype=np.uint8).reshape(len(rows), size, count)
@@ -377,7 +379,7 @@ def _floats(layout: Layout, rows: Bytes, count: int, samples: int, size: int) ->
 
 
 def _unpack_bits(rows: Bytes, count: int, bits: int) -> npt.NDArray[np.uint16]:
-    """(rows, count) numbers of so many bits, which lie without gaps in each row, the most significant bit first."""
+    """(rows, count) elements of so many bits, which lie without gaps in each row, the most significant bit first."""
     every = np.unpackbits(rows, axis=1)[:, : count * bits].reshape(len(rows), count, bits)
     levels = np.zeros(every.shape[:2], np.uint16)
     for place in range(bits):
@@ -394,7 +396,7 @@ def _scale(bits: int) -> Bytes:
 
 def _divide(out: Bytes) -> None:
     """Undo in place that colours (all samples but the last) were multiplied by alpha (the last)."""
-    step = max(1, BAND // (out.shape[1] * out.shape[2]))
+    step = max(1, BAND_BYTES // (out.shape[1] * out.shape[2]))
     for top in range(0, len(out), step):
         rows = out[top : top + step].astype(np.uint32)
         alpha = np.maximum(rows[..., -1:], 1)

@@ -1,7 +1,7 @@
 """Text <-> token ids: a byte-level BPE (Qwen2's), wrapped so that a user's text is only ever text.
 
-Enters: tokenizer.json of our folder. Special tokens are placed by `prompt.py` by name; their spelling inside a message is
-encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
+Enters: tokenizer.json of our folder. Special tokens are placed by `prompt.py` by name; their spelling inside a message
+is encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
 """
 
 import codecs
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as BPETokenizer
 
 from ..errors import PromptError, TokenizerError
 from ..files import regular as files
-from ..files.jsonfile import MAX_JSON
+from ..files.jsonfile import MAX_JSON_BYTES
 
 ROLE_TOKENS = ("<|im_start|>", "<|im_end|>")
 END_OF_TEXT = "<|endoftext|>"
@@ -35,22 +35,25 @@ class Tokenizer:
     def open(cls, path: Path) -> "Tokenizer":
         """Read a tokenizer.json."""
         try:
-            return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON)), str(path))
+            return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON_BYTES)), str(path))
         except FileNotFoundError as error:
             raise TokenizerError(
-                f"{path.parent}: no tokenizer.json in it; fetch or convert the model again."
+                f"{path.parent}: no tokenizer.json in it; fetch or convert the model again.",
+                path=path.parent,
             ) from error
         except (TokenizerError, KeyboardInterrupt):
             raise
         except OSError as error:
             raise TokenizerError(
-                f"{path}: cannot be read ({error.strerror}); check the file and its permissions."
+                f"{path}: cannot be read ({error.strerror}); check the file and its permissions.",
+                path=path,
             ) from error
         except BaseException as error:  # the Rust side raises plain Exception, and where it panics not even that
             if isinstance(error, (SystemExit, MemoryError)):
                 raise
             raise TokenizerError(
-                f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again."
+                f"{path}: not a tokenizer ({str(error)[:200]}); fetch or convert the model again.",
+                path=path,
             ) from error
 
     def __len__(self) -> int:

@@ -93,7 +93,7 @@ class Padding:
         return self._mask[1]
 
     def keep(self, rows: mx.array) -> "Padding":
-        """That of these rows alone, given by their indices; one for all caches that ask with the same array."""
+        """The mask of these rows alone, given by their indices; one for all caches that ask with the same array."""
         if self._kept is None or self._kept[0] is not rows:
             indices: list[int] = rows.tolist()  # type: ignore[assignment]  # one axis of whole numbers
             self._kept = (rows, Padding([self._counts[index] for index in indices]))

@@ -28,9 +28,9 @@ def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) ->
         if math.isfinite(total) or mx.isfinite(stored).all().item():
             continue
         if mx.isfinite(array).all().item():
-            kind = str(stored.dtype).removeprefix("mlx.core.")
+            stored_dtype = str(stored.dtype).removeprefix("mlx.core.")
             raise CheckpointError(
-                f"{origin}: {name} does not fit {kind}; choose `dtype='bfloat16'` or `dtype='float32'`."
+                f"{origin}: {name} does not fit {stored_dtype}; choose `dtype='bfloat16'` or `dtype='float32'`."
             )
         raise CheckpointError(
             f"{origin}: {name} holds values that are not finite numbers, so it is damaged; fetch it again."

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from ..config import MODEL_TYPE, ModelConfig
-from ..errors import CheckpointError, TokenizerError, listed
+from ..errors import CheckpointError, TokenizerError, about_its_path, listed
 from ..files import safetensors, shards
 from ..files.adapters import check_whole
 from ..files.jsonfile import read_table
@@ -33,6 +33,7 @@ class OpenModel:
     weights: Callable[[], Named]
     resolve: Callable[[], ModelConfig]
     built_in: bool = False
+    folder: Path | None = None
 
 
 def is_ours(folder: Path) -> bool:
@@ -43,7 +44,8 @@ def is_ours(folder: Path) -> bool:
         return False
 
 
-def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenModel:
+@about_its_path
+def open_ours(folder: Path, name: str, tokenizer_file: Path | None = None) -> OpenModel:
     """Open our folder; raises CheckpointError where a file is missing or contradicts another, or an adapter lies beside them."""
     check_whole(folder)
     config = ModelConfig.from_dict(read_table(folder / "config.json"))
@@ -52,8 +54,8 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
         raise CheckpointError(
             f"{folder}: no weights in it; expected model.safetensors or its shards; convert the model again."
         )
-    words = Tokenizer.open(tokenizer or folder / "tokenizer.json")
-    check_tokenizer(words, config)
+    tokenizer = Tokenizer.open(tokenizer_file or folder / "tokenizer.json")
+    check_tokenizer(tokenizer, config)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         for file in sorted({tensor.file for tensor in tensors.values()}):
@@ -61,19 +63,19 @@ def open_ours(folder: Path, name: str, tokenizer: Path | None = None) -> OpenMod
             for key in list(arrays):
                 yield key, arrays.pop(key)
 
-    return OpenModel(name, config, words, weights, lambda: config)
+    return OpenModel(name, config, tokenizer, weights, lambda: config, folder=folder)
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
     if len(tokenizer) > config.text.vocab_size:
         raise TokenizerError(
-            f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has {config.text.vocab_size} tokens, "
-            "so it belongs to another model; name the right one as `tokenizer`."
+            f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has "
+            f"{config.text.vocab_size} tokens, so it belongs to another model; name the right one as `tokenizer`."
         )
     ordinary = [token for token in config.eos_token_ids if not tokenizer.is_special(token)]
     if ordinary:
         raise TokenizerError(
-            f"{tokenizer.origin}: the model stops at token {listed(ordinary)}, which is no special token here, so the tokenizer "
-            "belongs to another model; name the right one as `tokenizer`."
+            f"{tokenizer.origin}: the model stops at token {listed(ordinary)}, which is no special token here, so the "
+            "tokenizer belongs to another model; name the right one as `tokenizer`."
         )

@@ -31,10 +31,11 @@ def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose a
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
     except (OSError, ValueError) as error:
-        raise OutputError(f"{out} cannot be written ({_reason(error)}); {advice}.") from error
+        raise OutputError(f"{out} cannot be written ({_reason(error)}); {advice}.", path=out) from error
     if free < nbytes:
         raise OutputError(
-            f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room."
+            f"{out.parent} has {free / 1e9:.1f} GB free, the result takes {nbytes / 1e9:.1f} GB; make room.",
+            path=out.parent,
         )
 
 
@@ -42,8 +43,8 @@ def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose a
 def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> Iterator[Path]:
     """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
 
-    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks. `advice` is
-    what messages about the place tell people to do.
+    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks.
+    `advice` is what messages about the place tell people to do.
     """
     check_target(out, nbytes, force, advice=advice)
     out = Path(os.path.realpath(out))
@@ -55,7 +56,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         if not _lock(lock):
             os.close(lock)
             lock = -1
-            raise OutputError(f"{out} is being written by another process; wait for it to end.")
+            raise OutputError(f"{out} is being written by another process; wait for it to end.", path=out)
         for leftover in partial.iterdir():
             leftover.unlink()
         yield partial
@@ -63,7 +64,8 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         _take_place(partial, out)
     except OSError as error:
         raise OutputError(
-            f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}."
+            f"{out} cannot be written ({_reason(error)}), and nothing is left of it; {advice}.",
+            path=out,
         ) from error
     finally:
         if lock >= 0:
@@ -78,10 +80,11 @@ def _check_free(out: Path, force: bool) -> None:
     if not out.exists():
         return
     if not force:
-        raise OutputError(f"{out} exists already; give another `out`, or `force=True` to replace it.")
+        raise OutputError(f"{out} exists already; give another `out`, or `force=True` to replace it.", path=out)
     if not out.is_dir() or (any(out.iterdir()) and not is_ours(out)):
         raise OutputError(
-            f"{out} is not a model folder of ours, so it is not replaced even with `force=True`; give another `out`."
+            f"{out} is not a model folder of ours, so it is not replaced even with `force=True`; give another `out`.",
+            path=out,
         )
 
 

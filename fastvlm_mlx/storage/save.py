@@ -46,9 +46,9 @@ def save_weights(folder: Path, weights: Named, order: str = "mlx") -> None:
             mx.save_safetensors(str(path), shard, metadata={"format": order})
             written = safetensors.read_header(path).keys()
         except (RuntimeError, ValueError, CheckpointError) as error:
-            raise OutputError(f"{folder.parent} cannot take the weights ({NO_ROOM}.") from error
+            raise OutputError(f"{folder.parent} cannot take the weights ({NO_ROOM}.", path=folder.parent) from error
         if written != shard.keys():
-            raise OutputError(f"{folder.parent} took only part of the weights ({NO_ROOM}.")
+            raise OutputError(f"{folder.parent} took only part of the weights ({NO_ROOM}.", path=folder.parent)
         done.append((path, list(shard)))
 
     shard: dict[str, mx.array] = {}

@@ -36,7 +36,7 @@ def data(_apple: Path) -> bytes:
 @pytest.fixture
 def server(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Handler]]:
     """A server of the small checkpoint's archive, and an empty cache."""
-    monkeypatch.setattr(transfer, "WAITS", (0.0,) * 4)
+    monkeypatch.setattr(transfer, "WAIT_SECONDS", (0.0,) * 4)
     monkeypatch.setenv("FASTVLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -355,7 +355,7 @@ def test_more_than_any_model_without_a_length(server: type[Handler], monkeypatch
 
 
 def test_a_server_that_falls_silent(server: type[Handler], monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    monkeypatch.setattr(transfer, "TIMEOUT", 0.2)
+    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
     done = threading.Event()
     server.script.append(lambda handler: (handler.wfile.write(b"HTTP/1.1 200 OK\r\n"), done.wait(20)))
     server.script.append(lambda handler: (honest(handler, 200_000), done.wait(20)))

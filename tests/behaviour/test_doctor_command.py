@@ -43,7 +43,7 @@ def test_nothing_is_wrong_here(done: subprocess.CompletedProcess[str]) -> None:
 def test_json_is_one_object_with_every_check(done: subprocess.CompletedProcess[str]) -> None:
     told = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
-    assert told.keys() == KEYS and told["quick"] is True and told["format"] == doctor.FORMAT
+    assert told.keys() == KEYS and told["quick"] is True and told["format"] == doctor.FORMAT_VERSION
     assert list(dict.fromkeys(f["check"] for f in told["findings"])) == list(doctor.CHECKS)
     for finding in told["findings"]:
         assert finding.keys() == FINDING and finding["status"] in STATUSES

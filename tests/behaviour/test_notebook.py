@@ -181,7 +181,7 @@ def test_a_stream_can_be_read_and_broken_off(small: VLM) -> None:
     assert list(answer) == []
 
 
-BAR = "from fastvlm_mlx import progress\nprogress.PATIENCE = progress.INTERVAL = {}\n"
+BAR = "from fastvlm_mlx import progress\nprogress.DELAY_SECONDS = progress.REDRAW_SECONDS = {}\n"
 BAR += "with progress.bar('Loading', 3) as track:\n    list(track(range(3)))\n"
 
 

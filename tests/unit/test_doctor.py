@@ -113,10 +113,10 @@ def test_a_step_that_does_not_see_the_picture_is_found(monkeypatch: pytest.Monke
 
 def test_another_token_is_right_only_where_logits_are_nearly_equal() -> None:
     logits = np.array([[1.0, 0.99995, 0.5]], np.float32)
-    steps = np.repeat(logits, parity.TOKENS - 1, axis=0)
-    one = parity.Passage({"prefill": logits, "steps": steps}, [0] * parity.TOKENS)
+    steps = np.repeat(logits, parity.GREEDY_TOKENS - 1, axis=0)
+    one = parity.Passage({"prefill": logits, "steps": steps}, [0] * parity.GREEDY_TOKENS)
     for token, status in ((0, "right"), (1, "right"), (2, "wrong")):
-        other = parity.Passage(one.stages, [token, *[0] * (parity.TOKENS - 1)])
+        other = parity.Passage(one.stages, [token, *[0] * (parity.GREEDY_TOKENS - 1)])
         assert parity.same_tokens("", other, one).status == status
 
 
@@ -281,7 +281,7 @@ def test_pictures_held_together_are_found(monkeypatch: pytest.MonkeyPatch) -> No
         return right(self, pixels)
 
     monkeypatch.setattr(FastVLM, "encode", encode)
-    engine = HERE.subject.engine("small").at(memory.SIZE)
+    engine = HERE.subject.engine("small").at(memory.IMAGE_SIDE)
     assert memory.pictures_together(engine, HERE).status == "wrong"
 
 

@@ -193,8 +193,8 @@ def test_notes_stand_on_lines_of_their_own_beside_a_bar(monkeypatch: pytest.Monk
 def test_notes_beside_the_bar_of_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     err = Terminal()
     monkeypatch.setattr("sys.stderr", err)
-    monkeypatch.setattr(progress, "PATIENCE", 0)
-    monkeypatch.setattr(progress, "INTERVAL", 0)
+    monkeypatch.setattr(progress, "DELAY_SECONDS", 0)
+    monkeypatch.setattr(progress, "REDRAW_SECONDS", 0)
     with progress.bar("Loading", 3) as track:
         for item in track(range(3)):
             if item:

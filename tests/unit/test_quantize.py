@@ -355,7 +355,7 @@ def test_the_chain_is_the_network(
     found = examples.answered(small.engine, questions)
     assert len(found.pixels) == 2 and [item.picture for item in found.items] == [0, 1, 0]
     for positions in (4096, 1):
-        monkeypatch.setattr(chain, "POSITIONS", positions)
+        monkeypatch.setattr(chain, "MAX_BATCH_POSITIONS", positions)
         together = np.concatenate([np.array(logits) for logits in chain.Chain(small.model, found).scores().rows()])
         alone = []
         for item in found.items:
@@ -415,7 +415,7 @@ def test_scores_keep_the_head_they_were_made_with(small: VLM, questions: list[ex
 def test_more_pictures_take_little_more_memory(apple: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calibrating the decoder keeps a picture's embeddings and not its maps, the hidden states of answers and not their
     logits."""
-    monkeypatch.setattr(chain, "POSITIONS", 256)
+    monkeypatch.setattr(chain, "MAX_BATCH_POSITIONS", 256)
     peaks = []
     for count in (4, 24):
         vlm = load(str(apple), dtype="float32")

@@ -67,7 +67,8 @@ class _Tail:
 def block_end(text: str) -> int:
     """Where the first finished block of a Markdown text ends, 0 while there is none.
 
-    It ends at a blank line outside of fenced code, if a line follows that is neither indented nor may be a list's next item.
+    It ends at a blank line outside of fenced code, if a line follows that is neither indented nor may be a list's next
+    item.
     """
     fence, place, begun, blank = "", 0, False, False
     for line in text.splitlines(keepends=True):

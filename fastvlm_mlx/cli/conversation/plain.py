@@ -8,7 +8,7 @@ from ...errors import FastVLMError, PromptError
 from .. import process
 from ..messages import for_stdout, printable, say
 
-MAX_LINE = 4_000_000  # bytes, of up to as many characters as a prompt may have
+MAX_LINE_BYTES = 4_000_000  # bytes, of up to as many characters as a prompt may have
 
 
 class Plain:
@@ -72,11 +72,11 @@ def _read() -> str | None:
     """The next line of stdin, or None at its end; raises PromptError for one that is too long, or no UTF-8."""
     if sys.stdin is None:
         return None
-    data = sys.stdin.buffer.readline(MAX_LINE + 1)
-    if len(data) > MAX_LINE:
+    data = sys.stdin.buffer.readline(MAX_LINE_BYTES + 1)
+    if len(data) > MAX_LINE_BYTES:
         while data and not data.endswith(b"\n"):
-            data = sys.stdin.buffer.readline(MAX_LINE)
-        raise PromptError(f"A line on stdin is longer than {MAX_LINE:,} bytes; shorten it.")
+            data = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        raise PromptError(f"A line on stdin is longer than {MAX_LINE_BYTES:,} bytes; shorten it.")
     try:
         return data.decode("utf-8") if data else None
     except UnicodeDecodeError as error:

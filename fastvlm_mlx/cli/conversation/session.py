@@ -1,7 +1,7 @@
 """A conversation typed line by line: each line asks, or is a command that changes what has been said.
 
-Lines come from a front (the terminal, or a pipe) and answers go back to it. Whatever is wrong with a line is one sentence, and
-the conversation goes on as it was.
+Lines come from a front (the terminal, or a pipe) and answers go back to it. Whatever is wrong with a line is one
+sentence, and the conversation goes on as it was.
 """
 
 import os
@@ -21,7 +21,7 @@ from .. import process
 from . import typed
 from .front import Front
 
-QUOTED = 60  # characters of a question that is mentioned
+MAX_QUOTED_CHARS = 60  # characters of a question that is mentioned
 FREES = "/clear frees the memory of this conversation"
 
 
@@ -139,12 +139,12 @@ class Session:
     def _going(self, cut: LeftOut) -> str:
         """What leaving out this much takes from the model, in words."""
         before = self.chat.left_out
-        words, pictures = cut.exchanges - before.exchanges, cut.pictures - before.pictures
+        questions, pictures = cut.exchanges - before.exchanges, cut.pictures - before.pictures
         parts = []
-        if words:
+        if questions:
             first = _quoted(self.chat.exchanges[before.exchanges].prompt)
-            answers = "their answers" if words > 1 else "its answer"
-            parts.append(f"the oldest {_count(words, 'question')} with {answers} (from {first} on)")
+            answers = "their answers" if questions > 1 else "its answer"
+            parts.append(f"the oldest {_count(questions, 'question')} with {answers} (from {first} on)")
         if pictures:
             parts.append(f"the oldest {_count(pictures, 'picture')}")
         return " and ".join(parts)
@@ -169,9 +169,9 @@ class Session:
             self._front.note(f"{_count(len(pictures), 'picture')}, {tokens} tokens, for the next question.")
 
     def _paste(self, _: typed.Typed) -> None:
-        from .clipboard import pictures
+        from . import clipboard
 
-        sources = pictures()
+        sources = clipboard.pictures()
         self.show(*(self.chat.look(source, max_pixels=self._max_pixels) for source in sources))
         self._front.note(f"{_count(len(sources), 'picture')} from the clipboard, for the next question.")
 
@@ -228,7 +228,7 @@ class Session:
         path = Path(typed.path_of(said.text)) if said.text else self._file
         assert path is not None
         if path != self._file and os.path.exists(path) and not _is_transcript(path):  # noqa: PTH110  # Path.exists may raise
-            raise OutputError(f"{path} exists and is not a saved conversation; choose another name.")
+            raise OutputError(f"{path} exists and is not a saved conversation; choose another name.", path=path)
         self.chat.save(path)
         self._file = path
         self._front.note(f"{_count(len(self.chat.exchanges), 'question')} saved in {path}.")
@@ -285,4 +285,4 @@ def _they(pictures: tuple[Picture, ...]) -> str:
 
 def _quoted(text: str) -> str:
     line = " ".join(text.split())
-    return f"“{line[:QUOTED]}{'…' * (len(line) > QUOTED)}”"
+    return f"“{line[:MAX_QUOTED_CHARS]}{'…' * (len(line) > MAX_QUOTED_CHARS)}”"

@@ -36,12 +36,12 @@ from . import typed
 from .markdown import MarkdownWriter
 from .plain import Plain
 
-LONG_PASTE = 1000  # characters; more is shown by its length, or editing the line would crawl
+LONG_PASTE_CHARS = 1000  # characters; more is shown by its length, or editing the line would crawl
 PASTE = re.compile(r"\[pasted text \d+, [\d,]+ characters\]")
 COMMAND = re.compile(r"/\w*")
 PATH = re.compile(r"(?:\\.|[^\s\\])*$")  # the word before the cursor, spaces escaped
-TYPED_AT_ONCE = 60  # characters in one read
-LISTED = 200  # completions of a path
+MAX_TYPED_CHARS = 60  # characters in one read
+MAX_COMPLETIONS = 200  # completions of a path
 
 
 class Terminal(Plain):
@@ -118,7 +118,7 @@ class Terminal(Plain):
         if last is not None and buffer.document.text_before_cursor.endswith(last):
             buffer.delete_before_cursor(len(last))
             text = self._pastes.pop(last) + text
-        if len(text) > LONG_PASTE:
+        if len(text) > LONG_PASTE_CHARS:
             name = f"[pasted text {len(self._pastes) + 1}, {len(text):,} characters]"
             self._pastes[name], text = text, name
         buffer.insert_text(text)
@@ -132,7 +132,7 @@ class Keyboard(Vt100Input):
         keys: list[KeyPress] = []
         for typed_text, run in groupby(super().read_keys(), key=lambda press: not isinstance(press.key, Keys)):
             presses = list(run)
-            if typed_text and len(presses) > TYPED_AT_ONCE:
+            if typed_text and len(presses) > MAX_TYPED_CHARS:
                 text = "".join(press.data for press in presses)
                 presses = [KeyPress(Keys.BracketedPaste, text)]
             keys += presses
@@ -194,7 +194,7 @@ def _paths(word: str) -> Iterator[Completion]:
             names = [(entry.name, entry.is_dir()) for entry in entries if entry.name.startswith(begun)]
     except OSError:
         return
-    for name, folder in sorted(names)[:LISTED]:
+    for name, folder in sorted(names)[:MAX_COMPLETIONS]:
         if name.startswith(".") <= begun.startswith("."):
             path = re.sub(r"([\s\\'\"()&;$`!*?\[\]{}<>|#])", r"\\\1", name[len(begun) :])
             yield Completion(path + "/" * folder, 0, printable(name) + "/" * folder)

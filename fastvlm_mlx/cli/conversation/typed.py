@@ -1,7 +1,8 @@
 """A typed line -> a command, or a question and the pictures whose paths were typed, pasted or dragged into it.
 
-Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file:// address. Only
-ASCII blanks separate words there: macOS has U+202F in the names of its screenshots, and no terminal escapes it.
+Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file://
+address. Only ASCII blanks separate words there: macOS has U+202F in the names of its screenshots, and no terminal
+escapes it.
 """
 
 import os
@@ -30,14 +31,14 @@ COMMANDS = {
 ALIASES = {"exit": "quit", "q": "quit", "?": "help", "images": "image", "reset": "clear"}
 
 # What ends in one of these is meant as a picture, also where it will be refused, with the reason.
-PICTURES = (
+PICTURE_SUFFIXES = (
     *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".mov",
     ".mp4",
 )  # fmt: skip
 PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
 MAX_PATH_CHARS = 1024  # characters of a path
-PASTED = 20_000  # characters from which a line is a pasted text, in which nobody looks for pictures
-TRIES = 4  # how many pictures' names may be passed over until a path with spaces ends
+MIN_PASTE_CHARS = 20_000  # characters from which a line is a pasted text, in which nobody looks for pictures
+MAX_PASSED_NAMES = 4  # how many pictures' names may be passed over until a path with spaces ends
 WORDS = tuple(
     re.compile(rf"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^{blanks}'"\\])+""", re.DOTALL)
     for blanks in (r" \t\r\n\f\v", r"\s")  # the second for a path with a wide space after it
@@ -54,10 +55,12 @@ ADDRESS = re.compile(
 )
 # One that ends as a picture does, scheme or not: "i.example.com/x.jpg". A relative path has no dot in its first folder.
 PICTURE_ADDRESS = re.compile(
-    rf"""(?:[a-z][a-z0-9+.-]*:/*|(?<![\w./~-])(?:[a-z0-9-]+\.)+[a-z]{{2,}}/)[^\s'"`]*(?:{"|".join(map(re.escape, PICTURES))})\b""",
+    rf"""(?:[a-z][a-z0-9+.-]*:/*|(?<![\w./~-])(?:[a-z0-9-]+\.)+[a-z]{{2,}}/)[^\s'"`]*(?:{"|".join(map(re.escape, PICTURE_SUFFIXES))})\b""",
     re.IGNORECASE,
 )
-NAME_END = re.compile(f"(?:{'|'.join(map(re.escape, PICTURES))})(?=[\\s{re.escape(SENTENCE_END)}]|$)", re.IGNORECASE)
+NAME_END = re.compile(
+    f"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})(?=[\\s{re.escape(SENTENCE_END)}]|$)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -94,25 +97,25 @@ def parse(line: str) -> Typed:
 
 def check_addresses(text: str) -> None:
     """Raise ImageError for a web address, which stands for a picture or a page that the model would not see."""
-    if len(text) > PASTED:
+    if len(text) > MIN_PASTE_CHARS:
         return
     address = ADDRESS.search(text) or PICTURE_ADDRESS.search(text)
     if address is not None:
         raise ImageError(
-            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save the "
-            "picture and give its path. If it is a text to ask about, put it in quotes."
+            f"{shown(address[0].rstrip(SENTENCE_END))} is an address, and nothing is fetched from the network; save "
+            "the picture and give its path. If it is a text to ask about, put it in quotes."
         )
 
 
 def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]]:
     """The text of a line without the paths of pictures at its beginning and end, and those paths.
 
-    A picture named in the middle of a sentence leaves its file name there. A relative path counts where there is such a file;
-    or always, if paths are `meant`.
+    A picture named in the middle of a sentence leaves its file name there. A relative path counts where there is such a
+    file; or always, if paths are `meant`.
     """
     parts: list[str] = []  # text, path, text, ..., path, text
     place = begin = 0
-    while len(line) <= PASTED and (place := _word_start(line, place)) < len(line):
+    while len(line) <= MIN_PASTE_CHARS and (place := _word_start(line, place)) < len(line):
         path, end = _picture_at(line, place, meant)
         if path is not None:
             parts += [line[begin:place], path]
@@ -159,7 +162,7 @@ def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
     for raw in dict.fromkeys(word[0] for word in words if word is not None):
         for cut in (raw, raw.rstrip(SENTENCE_END)):
             unquoted = _unquoted(cut)
-            if unquoted.lower().endswith(PICTURES):
+            if unquoted.lower().endswith(PICTURE_SUFFIXES):
                 path = paths.find(unquoted)
                 sure = meant or unquoted.startswith(PLAIN)
                 if os.path.isfile(path) or (sure and _unescaped(line, start) is None):
@@ -176,7 +179,7 @@ def _unescaped(line: str, start: int) -> tuple[str, int] | None:
         return None
     ends = NAME_END.finditer(line, start, min(len(line), start + MAX_PATH_CHARS))
     missing: tuple[str, int] | None = None
-    for end in islice(ends, TRIES):
+    for end in islice(ends, MAX_PASSED_NAMES):
         path = paths.find(line[start : end.end()])
         if os.path.isfile(path):
             return path, end.end()

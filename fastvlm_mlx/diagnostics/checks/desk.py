@@ -20,8 +20,8 @@ from .setting import Setting
 SIPS = "/usr/bin/sips"  # macOS's own converter of pictures
 OSASCRIPT = "/usr/bin/osascript"  # macOS's own way to the clipboard
 COLOUR = (200, 60, 30)
-NEAR = 16.0  # levels of 255 that a lossy picture of one colour may be off: four bits of eight
-PATIENCE = 20.0  # seconds for a tool of the system
+MAX_LEVELS_OFF = 16.0  # levels of 255 that a lossy picture of one colour may be off: four bits of eight
+TOOL_SECONDS = 20.0  # seconds for a tool of the system
 
 
 def check(setting: Setting) -> Iterator[Finding]:
@@ -50,9 +50,9 @@ def heic() -> Finding:
     return at_most(
         "HEIC",
         off,
-        NEAR,
+        MAX_LEVELS_OFF,
         found=f"read, {off:.1f} levels off",
-        expected=f"at most {NEAR:.0f} levels of 255",
+        expected=f"at most {MAX_LEVELS_OFF:.0f} levels of 255",
         unit="levels",
     )
 
@@ -74,7 +74,7 @@ def _by_sips(picture: Image.Image) -> bytes | None:
         png, made = Path(folder) / "picture.png", Path(folder) / "picture.heic"
         picture.save(png)
         command = [SIPS, "-s", "format", "heic", str(png), "-o", str(made)]
-        subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+        subprocess.run(command, capture_output=True, timeout=TOOL_SECONDS, check=False)
         return made.read_bytes() if made.is_file() else None
 
 
@@ -87,12 +87,12 @@ def clipboard() -> Finding:
                 [OSASCRIPT, "-e", "count of (clipboard info)"],
                 capture_output=True,
                 text=True,
-                timeout=PATIENCE,
+                timeout=TOOL_SECONDS,
                 check=False,
             )
             said, right = "osascript" if not done.returncode else done.stderr, not done.returncode
         except subprocess.TimeoutExpired:
-            said, right = f"no answer in {PATIENCE:.0f} s", False
+            said, right = f"no answer in {TOOL_SECONDS:.0f} s", False
         return holds("clipboard", right, said, "osascript answers", otherwise="note" if remote else "wrong")
     tools = [tool for tool in ("wl-paste", "xclip") if shutil.which(tool)]
     if not any(os.environ.get(name) for name in ("WAYLAND_DISPLAY", "DISPLAY")):

@@ -15,7 +15,7 @@ from .finding import Finding, holds
 from .setting import Setting
 
 FIRST_SYSTEM = (14, 0)  # of macOS, that MLX's wheels are made for
-PATIENCE = 20.0  # seconds for a tool of the system
+TOOL_SECONDS = 20.0  # seconds for a tool of the system
 
 
 def check(setting: Setting) -> Iterator[Finding]:
@@ -112,6 +112,6 @@ def sysctl(name: str) -> str:
 def output(*command: str) -> str:
     """What a tool of the system prints; empty where it fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -16,16 +16,18 @@ from .finding import Finding, at_most, holds
 from .setting import Setting
 
 PICTURES = 4
-SIZE = 256  # pixels
+IMAGE_SIDE = 256  # pixels
 QUESTIONS = 50
-SETTLED = 5  # questions, after which everything that is made once has been made
-LEAST, MOST = 0.9, 1.25  # what the estimate was seen to be of the measured peak on a CPU (`memory`)
+WARM_UP_QUESTIONS = 5  # questions, after which everything that is made once has been made
+MIN_PEAK_RATIO, MAX_PEAK_RATIO = 0.9, 1.25  # what the estimate was seen to be of the measured peak on a CPU (`memory`)
 
 
 def check(setting: Setting) -> Iterator[Finding]:
     """Several pictures, many questions, and the estimate."""
     setting.say(f"{PICTURES} pictures")
-    yield pictures_together(setting.subject.engine(setting.model if not setting.quick else "small").at(SIZE), setting)
+    yield pictures_together(
+        setting.subject.engine(setting.model if not setting.quick else "small").at(IMAGE_SIDE), setting
+    )
     setting.say(f"{QUESTIONS} questions")
     engine = setting.local.engine(dtype=None)
     with setting.local.here():
@@ -65,11 +67,11 @@ def pictures_together(engine: Engine, setting: Setting) -> Finding:
     )
     embeddings = (PICTURES - 1) * engine.image_tokens * engine.config.text.hidden_size * 4
     more = embeddings + max(0, of_several.total - of_one.total)
-    limit = MOST * (one + more)
+    limit = MAX_PEAK_RATIO * (one + more)
     expects = f"at most {in_bytes(round(limit))}: one picture's highest peak, the others' embeddings, a longer prompt, and a quarter"
     shown = f"{in_bytes(several)}, one alone {in_bytes(one)}"
     return at_most(
-        f"{PICTURES} pictures at {SIZE} together",
+        f"{PICTURES} pictures at {IMAGE_SIDE} together",
         several,
         limit,
         found=shown,
@@ -86,7 +88,7 @@ def left_behind(engine: Engine) -> Finding:
     held = []
     for number in range(1, QUESTIONS + 1):
         stats = finish(stream(engine, request, Options(2, stop_tokens=()))).stats
-        if number in (SETTLED, QUESTIONS):
+        if number in (WARM_UP_QUESTIONS, QUESTIONS):
             gc.collect()
             mx.clear_cache()
             held.append(mx.get_active_memory())
@@ -94,7 +96,7 @@ def left_behind(engine: Engine) -> Finding:
     limit = memory.estimate(engine.config, context=context, dtype="float16").cache
     growth = max(0, held[1] - held[0])
     expects = f"at most {in_bytes(limit)}, the keys and values of a single answer in 16 bits"
-    shown = f"{in_bytes(growth)} more than after {SETTLED}, {in_bytes(held[1])} in all"
+    shown = f"{in_bytes(growth)} more than after {WARM_UP_QUESTIONS}, {in_bytes(held[1])} in all"
     return at_most(f"left behind by {QUESTIONS} questions", growth, limit, found=shown, expected=expects, unit="bytes")
 
 
@@ -115,5 +117,10 @@ def estimated(engine: Engine, setting: Setting) -> Finding:
     title = f"estimate of {engine.name} at {engine.config.image.size}"
     if setting.on_gpu:
         return Finding(title, "measured", shown, "no limit is known for a GPU yet", share, None, "of the peak")
-    finding = holds(title, LEAST <= share <= MOST, shown, f"{LEAST} to {MOST}, what was seen on CPUs")
-    return Finding(title, finding.status, shown, finding.expected, share, MOST, "of the peak")
+    finding = holds(
+        title,
+        MIN_PEAK_RATIO <= share <= MAX_PEAK_RATIO,
+        shown,
+        f"{MIN_PEAK_RATIO} to {MAX_PEAK_RATIO}, what was seen on CPUs",
+    )
+    return Finding(title, finding.status, shown, finding.expected, share, MAX_PEAK_RATIO, "of the peak")

@@ -1,7 +1,7 @@
 """Single operations of both sides, in every shape that chooses another kernel on a GPU: float32, and 16 bits.
 
-Inputs are drawn from a normal distribution and rounded to the type before either side sees them; the second side computes in
-float32. What has no form of the CPU's own is held against its definition.
+Inputs are drawn from a normal distribution and rounded to the type before either side sees them; the second side
+computes in float32. What has no form of the CPU's own is held against its definition.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from ...quantize.layers import QuantizedLinear
 from ...quantize.recipes import BITS, DEFAULT_GROUP, MODES
 from ...quantize.rounding import quantized
 from .finding import Finding, at_least, at_most
-from .parity import COSINE, cosine, distance, numbers
+from .parity import MIN_COSINE, as_numpy, cosine, distance
 from .setting import Setting, Side
 
 Figures = npt.NDArray[np.float32]
@@ -31,8 +31,8 @@ EXPONENTIAL = (
 )
 SIGMAS = 8  # a sum of n terms is off by about sqrt(n) / 2 units in the last place: so many times as much is no accident
 EPSILON = 2.0**-24  # half a unit in the last place of float32, as a part of the value
-MAPS = (18, 17)  # pixels of a map: an even and an odd side
-NUCLEUS = 0.9
+MAP_SIDES = (18, 17)  # pixels of a map: an even and an odd side
+TOP_P = 0.9
 QUANTISED = "quantised product"
 
 
@@ -49,7 +49,7 @@ class Case:
         """Its values on a side, from inputs rounded to `dtype`, computed in `compute`."""
         with side.here():
             given = [mx.array(each).astype(getattr(mx, dtype)).astype(getattr(mx, compute)) for each in self.inputs]
-            return numbers(self.form(*given))
+            return as_numpy(self.form(*given))
 
 
 def rounding(terms: int) -> float:
@@ -61,7 +61,8 @@ def check(setting: Setting) -> Iterator[Finding]:
     """Every family of operations in every type, then what is held against a definition."""
     for family, cases in families(setting.quick, setting.on_gpu).items():
         setting.say(family)
-        # MLX's loop for a quantised product on a CPU adds up in 16 bits where it is given them; no GPU does, and no answer takes it
+        # MLX's loop for a quantised product on a CPU adds up in 16 bits where it is given them; no GPU does, and no
+        # answer takes it
         alone = setting.quick or (family == QUANTISED and not setting.on_gpu)
         for dtype in ("float32",) if alone else setting.dtypes:
             yield compare(setting, family, cases, dtype)
@@ -96,8 +97,8 @@ def compare(setting: Setting, family: str, cases: Sequence[Case], dtype: Dtype) 
     worst = min(cases, key=lambda case: cosines[case.name])
     shown = f"cosine {cosines[worst.name]:.6f} at {worst.name}"
     return at_least(
-        title, cosines[worst.name], COSINE, found=shown, expected=f"cosine at least {COSINE}", unit="cosine",
-        **{name: value for name, value in cosines.items() if not value >= COSINE},
+        title, cosines[worst.name], MIN_COSINE, found=shown, expected=f"cosine at least {MIN_COSINE}", unit="cosine",
+        **{name: value for name, value in cosines.items() if not value >= MIN_COSINE},
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
     for kernel in (3, 7):
         for stride in (1, 2):
             for channels in (16, 96) if quick else (16, 24, 96, 1536):
-                inputs = (normal(1, *MAPS, channels), normal(channels, kernel, kernel, 1))
+                inputs = (normal(1, *MAP_SIDES, channels), normal(channels, kernel, kernel, 1))
                 name = f"{kernel}x{kernel}, stride {stride}, {channels} channels"
                 found["depthwise"].append(Case(name, partial(_depthwise, stride), inputs, kernel * kernel))
     for length in keys:
@@ -156,10 +157,10 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
         for name, matrix in matrices(w[width]).items()
         for count in counts
     ]
-    wide = normal(33, 4864)
+    hidden = normal(33, 4864)
     found["activations"] = [
-        Case("GELU", ops.gelu, (wide,), EXPONENTIAL),
-        Case("SwiGLU", ops.swiglu, (wide, normal(33, 4864)), EXPONENTIAL),
+        Case("GELU", ops.gelu, (hidden,), EXPONENTIAL),
+        Case("SwiGLU", ops.swiglu, (hidden, normal(33, 4864)), EXPONENTIAL),
     ]
     return found
 
@@ -184,8 +185,8 @@ def _causal(mask: str, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
 def _quantised(matrix: QuantizedLinear, x: mx.array) -> mx.array:
     if ops.current() == "cpu":  # the definition: dequantised, then multiplied
         offsets = getattr(matrix, "biases", None)
-        wide = mx.dequantize(matrix.weight, matrix.scales, offsets, matrix.group_size, matrix.bits, matrix.mode)
-        return x @ wide.astype(mx.float32).T
+        dequantised = mx.dequantize(matrix.weight, matrix.scales, offsets, matrix.group_size, matrix.bits, matrix.mode)
+        return x @ dequantised.astype(mx.float32).T
     if matrix.mode == "affine":
         matrix = cast(QuantizedLinear, _Typed(matrix, x.dtype))
     return ops.quantized_linear(x, matrix)
@@ -228,7 +229,7 @@ def rope() -> Finding:
         for name, offsets in (("0", [0, 0]), (f"{farthest}", [farthest, farthest]), ("rows", [5, 1000])):
             given: int | mx.array = mx.array(offsets) if name == "rows" else offsets[0]
             y = mx.fast.rope(mx.array(x), width, traditional=False, base=1e6, scale=1.0, offset=given)
-            details[f"{width} wide, from {name}"] = distance(numbers(y), turned(x, offsets))
+            details[f"{width} wide, from {name}"] = distance(as_numpy(y), turned(x, offsets))
     worst = max(details, key=lambda name: details[name])
     limit = (farthest + 8) * 2 * EPSILON + rounding(2)
     expects = f"at most {limit:.1e} of the largest value: an angle of {farthest + 8} radians rounded to float32, {farthest + 8} * 2**-23"
@@ -257,11 +258,11 @@ def top_p(vocabulary: int) -> Finding:
     chances = np.exp(logits.astype(np.float64) - float(logits.max()))
     chances /= chances.sum()
     order = np.argsort(-chances)
-    count = int(np.searchsorted(np.cumsum(chances[order]), NUCLEUS)) + 1
+    count = int(np.searchsorted(np.cumsum(chances[order]), TOP_P)) + 1
     nucleus, draws, rows = order[:count], 512, 32
     many, drawn = mx.broadcast_to(mx.array(logits), (rows, logits.size)), []
     for seed in range(draws // rows):
-        drawn += cast(list[int], choose(many, 1.0, NUCLEUS, mx.random.key(seed)).tolist())
+        drawn += cast(list[int], choose(many, 1.0, TOP_P, mx.random.key(seed)).tolist())
     outside = sum(token not in nucleus for token in drawn)
     expected = draws * chances[nucleus] / chances[nucleus].sum()
     found = np.array([drawn.count(int(token)) for token in nucleus])
@@ -283,12 +284,12 @@ def packing(*, quick: bool) -> Finding:
     for bits in (4, 3) if quick else BITS:
         settings = QuantConfig(bits, DEFAULT_GROUP)
         packed, scales, offsets = (tensor for _, tensor in quantized("weight", mx.array(weight), settings, mx.float16))
-        steps = np.abs(numbers(scales))[..., None]
+        steps = np.abs(as_numpy(scales))[..., None]
         integers = unpacked(np.array(packed), bits).reshape(16, -1, DEFAULT_GROUP)
-        ours = integers * numbers(scales)[..., None] + numbers(offsets)[..., None]
-        wide = mx.dequantize(packed, scales.astype(mx.float32), offsets.astype(mx.float32), DEFAULT_GROUP, bits)
+        ours = integers * as_numpy(scales)[..., None] + as_numpy(offsets)[..., None]
+        dequantised = mx.dequantize(packed, scales.astype(mx.float32), offsets.astype(mx.float32), DEFAULT_GROUP, bits)
         details[f"{bits} bits"] = float((np.abs(ours - weight.reshape(ours.shape)) / steps).max())
-        details[f"{bits} bits by MLX"] = float((np.abs(numbers(wide).reshape(ours.shape) - ours) / steps).max())
+        details[f"{bits} bits by MLX"] = float((np.abs(as_numpy(dequantised).reshape(ours.shape) - ours) / steps).max())
         limits[f"{bits} bits"] = 1 + 2 * (2**bits - 1) * 2.0**-11
         limits[f"{bits} bits by MLX"] = 2**bits * 2.0**-22
     worst = max(details, key=lambda name: details[name] / limits[name])
@@ -297,8 +298,8 @@ def packing(*, quick: bool) -> Finding:
     return at_most("packing", details[worst], limits[worst], found=shown, expected=expects, unit="steps", **details)
 
 
-def unpacked(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
+def unpacked(packed: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
     """Words (O, I * bits / 32) of 32 bits -> the integers (O, I) in them, the lowest bit first."""
-    every = (words[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
-    groups = every.reshape(len(words), -1, bits).astype(np.int64)
+    every = (packed[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
+    groups = every.reshape(len(packed), -1, bits).astype(np.int64)
     return np.asarray((groups << np.arange(bits)).sum(axis=-1))

@@ -21,14 +21,14 @@ from .setting import Setting, Side, open_model
 
 Figures = npt.NDArray[np.float32]
 
-TOKENS = 32  # greedy ones
-# Of a stage's largest value. Sums of up to 4864 products in another order differ by sqrt(4864) * 2**-24 = 4e-6 of it; 25
-# such sums that never cancel out make the limit. What a kernel does wrong is larger by far.
+GREEDY_TOKENS = 32  # greedy ones
+# Of a stage's largest value. Sums of up to 4864 products in another order differ by sqrt(4864) * 2**-24 = 4e-6 of it;
+# 25 such sums that never cancel out make the limit. What a kernel does wrong is larger by far.
 FLOAT32 = 1e-4
-# With values rounded to eight bits (bfloat16), a step's error is 2**-9 of a value: random ones of 500 steps, as many as there
-# are, add up to 0.044 of it, and the cosine is 1 - 0.044 ** 2 / 2.
-COSINE = 0.999
-LARGEST = 65504.0  # that float16 holds
+# With values rounded to eight bits (bfloat16), a step's error is 2**-9 of a value: random ones of 500 steps, as many as
+# there are, add up to 0.044 of it, and the cosine is 1 - 0.044 ** 2 / 2.
+MIN_COSINE = 0.999
+MAX_FLOAT16 = 65504.0  # that float16 holds
 QUESTIONS = ("How many shapes are there?", "Describe the image.", "What does the text say?")
 
 
@@ -36,7 +36,7 @@ QUESTIONS = ("How many shapes are there?", "Describe the image.", "What does the
 class Passage:
     """What a network computed for one prompt with a picture: every stage's values by name, and the tokens it chose.
 
-    The last stages are the prefill's logits, and those of every step (TOKENS - 1, V).
+    The last stages are the prefill's logits, and those of every step (GREEDY_TOKENS - 1, V).
     """
 
     stages: Mapping[str, Figures]
@@ -112,19 +112,19 @@ def passage(
     with side.here():
         cache = model.text.make_cache()
         for name, x in stages(model, pixels, pieces, cache):
-            found[name] = numbers(x)
+            found[name] = as_numpy(x)
         logits = found["prefill"]
         chosen, steps = [int(logits[0].argmax())], []
-        for place in range(TOKENS - 1):
+        for place in range(GREEDY_TOKENS - 1):
             token = chosen[-1] if given is None else given[place]
-            logits = numbers(model.step(mx.array([token]), cache))
+            logits = as_numpy(model.step(mx.array([token]), cache))
             steps.append(logits[0])
             chosen.append(int(logits[0].argmax()))
     found["steps"] = np.stack(steps)
     return Passage(found, chosen)
 
 
-def numbers(x: mx.array) -> Figures:
+def as_numpy(x: mx.array) -> Figures:
     """An array's values in float32, off the device."""
     return np.array(x.astype(mx.float32))
 
@@ -161,19 +161,17 @@ def compare(title: str, found: Passage, expected: Passage, dtype: Dtype) -> Find
             title, details[worst], limits[worst], found=shown, expected=expects, unit="of the largest value", **details
         )
     details = {name: cosine(x, expected.stages[name]) for name, x in found.stages.items()}
-    wrong = [name for name in details if not details[name] >= COSINE]
+    wrong = [name for name in details if not details[name] >= MIN_COSINE]
     worst = wrong[0] if wrong else min(details, key=lambda name: details[name])
     shown = f"cosine {details[worst]:.6f} ({'first ' if wrong else ''}in {worst})"
-    expects = (
-        f"every stage at least {COSINE} (eight bits, 500 steps: 1 - 0.044**2 / 2), the same rounded weights in float32"
-    )
+    expects = f"every stage at least {MIN_COSINE} (eight bits, 500 steps: 1 - 0.044**2 / 2), the same rounded weights in float32"
     return at_least_cosine(title, details, worst, shown, expects)
 
 
 def at_least_cosine(title: str, details: Mapping[str, float], worst: str, found: str, expected: str) -> Finding:
     """A finding of cosines by name, of which the `worst` counts."""
-    right = details[worst] >= COSINE
-    return Finding(title, "right" if right else "wrong", found, expected, details[worst], COSINE, "cosine", details)
+    right = details[worst] >= MIN_COSINE
+    return Finding(title, "right" if right else "wrong", found, expected, details[worst], MIN_COSINE, "cosine", details)
 
 
 def same_tokens(title: str, found: Passage, expected: Passage) -> Finding:
@@ -185,8 +183,8 @@ def same_tokens(title: str, found: Passage, expected: Passage) -> Finding:
     same = sum(ours == theirs for ours, theirs in zip(found.tokens, expected.tokens, strict=True))
     expects = f"all, or another whose logit is within {2 * FLOAT32:.0e} of the largest (a step's limit, both ways)"
     return at_most(
-        title, max(gaps), 2 * FLOAT32, found=f"{same} of {TOKENS} greedy tokens are the same", expected=expects,
-        unit="of the largest value", same=float(same), tokens=float(TOKENS),
+        title, max(gaps), 2 * FLOAT32, found=f"{same} of {GREEDY_TOKENS} greedy tokens are the same", expected=expects,
+        unit="of the largest value", same=float(same), tokens=float(GREEDY_TOKENS),
     )  # fmt: skip
 
 
@@ -194,7 +192,7 @@ def largest(title: str, expected: Passage) -> Finding:
     """How near float16 is to overflowing."""
     details = {name: float(np.abs(x).max()) for name, x in expected.stages.items()}
     worst = max(details, key=lambda name: details[name])
-    shown = f"{details[worst]:.1f} in {worst}, {details[worst] / LARGEST:.2%} of what float16 holds"
+    shown = f"{details[worst]:.1f} in {worst}, {details[worst] / MAX_FLOAT16:.2%} of what float16 holds"
     return Finding(title, "measured", shown, "", details[worst], None, "", details)
 
 

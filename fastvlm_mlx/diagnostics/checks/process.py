@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[3]  # the folder that this package is imported from
-LIMIT = 120.0  # seconds; what is run takes a few
+MAX_SECONDS = 120.0  # seconds; what is run takes a few
 
 
 def python(arguments: Sequence[str]) -> str:
@@ -18,7 +18,7 @@ def python(arguments: Sequence[str]) -> str:
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=LIMIT,
+        timeout=MAX_SECONDS,
         check=False,
         env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"},
     )

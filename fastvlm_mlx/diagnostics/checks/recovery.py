@@ -1,7 +1,7 @@
 """After an allocation that no machine can make: one sentence, and the next answers are what they would have been.
 
-On a GPU the allocation is a real one, in a process of its own, so that one that does not come back takes nobody along. On a CPU,
-where MLX itself ends the process, the error that Metal raises stands in for it.
+On a GPU the allocation is a real one, in a process of its own, so that one that does not come back takes nobody along.
+On a CPU, where MLX itself ends the process, the error that Metal raises stands in for it.
 """
 
 import json

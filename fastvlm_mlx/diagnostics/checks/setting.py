@@ -1,8 +1,8 @@
 """What is held against what: the side that is examined, and the side it has to agree with.
 
-With a GPU, the first computes on it and the second on the CPU. Without one, the first is the graph that a GPU gets, run by MLX's
-general operations on the CPU, so that every check can be run (and tested) anywhere. The second side always has the CPU's own
-forms, which the tests hold against PyTorch.
+With a GPU, the first computes on it and the second on the CPU. Without one, the first is the graph that a GPU gets, run
+by MLX's general operations on the CPU, so that every check can be run (and tested) anywhere. The second side always has
+the CPU's own forms, which the tests hold against PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,9 +21,9 @@ from ...storage.open import OpenModel
 from ..machine import usable_memory
 from ..random_model import open_random
 
-ROOMY = 6_000_000_000  # bytes a model can take; with less, the random 0.5b keeps FEW_LAYERS of its decoder
+ROOMY_BYTES = 6_000_000_000  # bytes a model can take; with less, the random 0.5b keeps FEW_LAYERS of its decoder
 FEW_LAYERS = 4
-TINY_SIZE = 192  # pixels; what the built-in model was trained at
+TINY_SIDE = 192  # pixels; what the built-in model was trained at
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Setting:
     def models(self) -> list[tuple[str, int]]:
         """The models to examine, each with a side in pixels."""
         sizes: Iterable[int] = (256, 1024, 1088) if self.on_gpu else (256, 320)
-        return [("tiny", TINY_SIZE), *([] if self.quick else [(self.model, size) for size in sizes])]
+        return [("tiny", TINY_SIDE), *([] if self.quick else [(self.model, size) for size in sizes])]
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
@@ -115,4 +115,4 @@ def open_model(name: str) -> OpenModel:
     """The built-in model, or a random one by its size; without weights yet."""
     if name == "tiny":
         return Engine.open("tiny").opened
-    return open_random(name, FEW_LAYERS if name != "small" and usable_memory() < ROOMY else None)
+    return open_random(name, FEW_LAYERS if name != "small" and usable_memory() < ROOMY_BYTES else None)

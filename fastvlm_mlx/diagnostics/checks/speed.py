@@ -1,8 +1,8 @@
 """Speed: what this machine can do, then what each stage makes of it.
 
-First the bytes that can be moved in a second and the products that can be summed; from these, the least time a stage could take
-(its products, or its bytes, whichever takes longer). A stage's share is that time over the time it takes. No figure of another
-machine is needed, and none is shown.
+First the bytes that can be moved in a second and the products that can be summed; from these, the least time a stage
+could take (its products, or its bytes, whichever takes longer). A stage's share is that time over the time it takes. No
+figure of another machine is needed, and none is shown.
 """
 
 import time
@@ -23,8 +23,10 @@ from .finding import Finding, at_least
 from .setting import Setting, open_model
 
 ROUNDS = 3
-PLAIN = 45  # times as long is what products take in plain loops (`blas`), in place of the kernels meant for them
-LEAST_SHARE = 1 / PLAIN  # so that a stage left to them stays below, however near to the bound it would come
+PLAIN_LOOPS_FACTOR = (
+    45  # times as long is what products take in plain loops (`blas`), in place of the kernels meant for them
+)
+MIN_SHARE = 1 / PLAIN_LOOPS_FACTOR  # so that a stage left to them stays below, however near to the bound it would come
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,9 @@ def seconds_of(run: Callable[[], mx.array], rounds: int = ROUNDS) -> float:
     return min(taken)
 
 
-def copy_rate(numbers: int) -> float:
+def copy_rate(elements: int) -> float:
     """Bytes per second, read and written, of adding one to an array of float32."""
-    x = mx.zeros((numbers,))
+    x = mx.zeros((elements,))
     mx.eval(x)
     return 2 * x.nbytes / seconds_of(lambda: x + 1)
 
@@ -110,8 +112,10 @@ def share(what: str, taken: float, work: Work, per_second: float, bytes_per_seco
     least = work.seconds(per_second, bytes_per_second)
     bound = "products" if work.operations / per_second >= work.nbytes / bytes_per_second else "bytes"
     shown = f"{in_words(taken)}, {least / taken:.0%} of this machine's bound ({bound})"
-    expects = f"at least {LEAST_SHARE:.1%}: plain loops, in place of the kernels meant, take {PLAIN} times as long"
-    return at_least(what, least / taken, LEAST_SHARE, found=shown, expected=expects, unit="of the bound", seconds=taken)
+    expects = (
+        f"at least {MIN_SHARE:.1%}: plain loops, in place of the kernels meant, take {PLAIN_LOOPS_FACTOR} times as long"
+    )
+    return at_least(what, least / taken, MIN_SHARE, found=shown, expected=expects, unit="of the bound", seconds=taken)
 
 
 def tower(

@@ -13,7 +13,7 @@ from ...decoding.request import Options, Request
 from .finding import Finding, holds
 from .setting import Setting
 
-PATIENCE = 5.0  # seconds that one thread waits for another
+THREAD_SECONDS = 5.0  # seconds that one thread waits for another
 ANSWER_SECONDS = 60.0  # seconds for an answer of the built-in model; it takes a fraction of one
 OPTIONS = Options(max_tokens=12)
 QUESTION = "Describe the image."
@@ -30,7 +30,7 @@ class _Watched(ImageCache):
         super().put(key, embeddings)  # type: ignore[arg-type]
         if not self.cached.is_set():
             self.cached.set()
-            self.used.wait(PATIENCE)
+            self.used.wait(THREAD_SECONDS)
 
 
 def check(setting: Setting) -> Iterator[Finding]:
@@ -78,7 +78,7 @@ def cached_by_one(engine: Engine, request: Request) -> list[str]:
     images = shared.images = _Watched()
 
     def second() -> str:
-        images.cached.wait(PATIENCE)
+        images.cached.wait(THREAD_SECONDS)
         try:
             return finish(stream(shared, request, OPTIONS)).text
         finally:
