@@ -84,7 +84,7 @@ def test_answers_of_a_batch_have_the_pictures_of_their_own_questions(
 ) -> None:
     questions = [(PICTURE, "What?"), (None, "Hi"), ([PICTURE, PICTURE[:, ::-1]], "And?"), (PICTURE, "Where?")]
     alone = [small.generate(image, prompt, max_tokens=2).thumbnails for image, prompt in questions]
-    monkeypatch.setattr(progress, "PATIENCE", math.inf)  # no display to draw a bar on
+    monkeypatch.setattr(progress, "DELAY_SECONDS", math.inf)  # no display to draw a bar on
     assert [answer.thumbnails for answer in small.batch(questions, max_tokens=2)] == alone
     assert list(map(len, alone)) == [1, 0, 2, 1] and alone[2][1] != alone[0][0] == alone[2][0]
 
