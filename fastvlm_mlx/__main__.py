@@ -1,4 +1,4 @@
-"""`python -m fastvlm_mlx` is `fastvlm-mlx`."""
+"""`python -m fastvlm_mlx` runs the command `fastvlm-mlx`."""
 
 from .cli import main
 

@@ -1,6 +1,6 @@
-"""What a model is, as frozen dataclasses: config.json of our folder, and nothing else, decides every size.
+"""A model's configuration as frozen dataclasses; config.json of our folder decides every size, and nothing else does.
 
-Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names follow FastViT (timm) and Qwen2
+Enters: the parsed config.json. Leaves: a checked `ModelConfig`. Field names are those of FastViT (timm) and Qwen2
 (transformers).
 """
 
@@ -31,30 +31,30 @@ DTYPES: tuple[Dtype, ...] = ("float32", "float16", "bfloat16")
 
 
 def check(condition: bool, message: str) -> None:
-    """Raise CheckpointError about config.json unless the condition holds."""
+    """Raise CheckpointError with this message about config.json unless the condition holds."""
     if not condition:
         message = message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]}..."
         raise CheckpointError(f"config.json: {message}; fetch or convert the model again.")
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether it is a whole number, Python's or NumPy's; True and False are none."""
+    """Whether a value is a whole number of Python or NumPy; True and False do not count."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether it is a real number, Python's or NumPy's; True and False are none."""
+    """Whether a value is a real number of Python or NumPy; True and False do not count."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_dtype(dtype: str | None) -> None:
-    """Raise OptionError unless it is one of DTYPES; None stands for the default."""
+    """Raise OptionError unless `dtype` is one of DTYPES or None (the default)."""
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"`dtype` is {shown(dtype)}, expected one of {listed(DTYPES)}.")
 
 
 def check_resolution(resolution: int | None) -> None:
-    """Raise OptionError unless it is one of RESOLUTIONS; None stands for the model's own."""
+    """Raise OptionError unless `resolution` (pixels) is one of RESOLUTIONS or None (the model's own)."""
     if resolution is not None and not (is_whole(resolution) and resolution in RESOLUTIONS):
         raise OptionError(
             f"`resolution` is {shown(resolution)}, expected a multiple of {STRIDE} from {RESOLUTIONS[0]} to "
@@ -76,7 +76,10 @@ def _real(**values: float) -> None:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """FastViTHD: blocks and channels per stage (FastVLM, arXiv:2412.13303, and FastViT, arXiv:2303.14189)."""
+    """FastViTHD, the image encoder: blocks (`depths`) and channels (`widths`) of each of its five stages.
+
+    Sources: FastVLM (arXiv:2412.13303), FastViT (arXiv:2303.14189). Raises CheckpointError for sizes that do not fit.
+    """
 
     depths: tuple[int, ...] = (2, 12, 24, 4, 2)
     widths: tuple[int, ...] = (96, 192, 384, 768, 1536)
@@ -100,13 +103,16 @@ class VisionConfig:
 
     @property
     def out_width(self) -> int:
-        """Channels of the features handed to the projector: conv_exp doubles the last stage's."""
+        """Channels C of the features (N, C) handed to the projector: conv_exp doubles the last stage's."""
         return 2 * self.widths[-1]
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Qwen2 (arXiv:2407.10671)."""
+    """Qwen2, the decoder (arXiv:2407.10671), in the names of its config.json.
+
+    Raises CheckpointError for sizes that do not fit.
+    """
 
     hidden_size: int
     num_hidden_layers: int
@@ -139,7 +145,10 @@ class TextConfig:
 
     @property
     def parameters(self) -> int:
-        """Weights of the decoder's matrices, embedding and head among them: what a model is named after."""
+        """Number of parameters in the decoder's matrices, embedding and head included.
+
+        Models are named after it ("0.5B").
+        """
         attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * self.num_key_value_heads * self.head_dim
         layer = attention + 3 * self.hidden_size * self.intermediate_size
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
@@ -148,7 +157,8 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a picture becomes the tower's input: `size` pixels square, black bars ("pad") or a centred crop ("crop")."""
+    """How a picture becomes the tower's square input of `size` pixels: by black bars ("pad") or a centred cut ("crop").
+    """
 
     size: int = 1024
     fit: Fit = "pad"
@@ -159,13 +169,13 @@ class ImageConfig:
 
     @property
     def tokens(self) -> int:
-        """Positions one picture takes."""
+        """Image tokens N of one picture: one per STRIDE x STRIDE pixels, the last row and column rounded up."""
         return (-(-self.size // STRIDE)) ** 2
 
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """One quantised layer, in MLX's terms: bits per weight, weights per scale, and the kind of scale."""
+    """How one layer is quantised, in MLX's terms: bits per weight, weights per scale, mode ("affine", "mxfp4", ...)."""
 
     bits: int
     group_size: int
@@ -174,7 +184,7 @@ class QuantConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """Where the weights came from and on what terms they may be used."""
+    """Where the weights came from (name and layout), and the licence they are under."""
 
     name: str = ""
     layout: str = ""
@@ -183,7 +193,10 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model: picture, tower, decoder, stop tokens, and how the weights are stored."""
+    """A whole model: decoder, image encoder, picture, source, stop tokens, stored dtype, and quantised layers.
+
+    `quantization` maps the path of a layer to its QuantConfig. Raises CheckpointError for a value outside its range.
+    """
 
     text: TextConfig
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -202,12 +215,15 @@ class ModelConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """config.json as written to our folder."""
+        """The object that is written to config.json of our folder."""
         return {"model_type": MODEL_TYPE, "format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`; raises CheckpointError naming an unknown, missing or misshapen field."""
+        """Build the config from a parsed config.json.
+
+        Raises CheckpointError naming an unknown, missing or mistyped entry.
+        """
         data = dict(data)
         found = data.pop("model_type", None)
         check(found == MODEL_TYPE, f"model_type is {shown(found)}, expected {MODEL_TYPE!r}")
@@ -235,7 +251,11 @@ class ModelConfig:
 
 
 def _build(cls: type[T], prefix: str, data: Any) -> T:
-    """A dataclass from a parsed JSON object: unknown and missing fields are errors, lists become tuples."""
+    """A dataclass from a parsed JSON object.
+
+    Unknown, missing or mistyped entries raise CheckpointError; lists become tuples. `prefix` stands before the names of
+    entries in messages ("text.").
+    """
     check(isinstance(data, dict), f"{prefix.rstrip('.') or 'the file'} is missing or not a table")
     fields = {f.name: f for f in dataclasses.fields(cast(Any, cls))}
     unknown = [prefix + name for name in data if name not in fields]

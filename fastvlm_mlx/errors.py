@@ -31,9 +31,9 @@ Result = TypeVar("Result")
 
 
 class FastVLMError(Exception):
-    """Every error that this package raises on purpose is one; the command line prints its message and exits with 1.
+    """Base of every error that this package raises on purpose; the command line prints its message and exits with 1.
 
-    `path` is the file or folder it is about, None where it is about none. `option` is the argument it names.
+    `path` is the file or folder that the error is about, and `option` the argument; each is None where there is none.
     """
 
     def __init__(self, *args: object, path: str | os.PathLike[str] | None = None):
@@ -42,58 +42,64 @@ class FastVLMError(Exception):
 
     @property
     def option(self) -> str | None:
-        """The argument that the message names first, as Python spells it; None where it names none."""
+        """The argument that the message names first, as Python spells it ("max_tokens"); None where it names none."""
         name = str(self).partition("`")[2].partition("`")[0].partition("=")[0]
         return name if name.isidentifier() else None
 
 
 class ImageError(FastVLMError):
-    """A picture that cannot be opened or used."""
+    """A picture cannot be opened or used."""
 
 
 class PromptError(FastVLMError):
-    """Text, or text and pictures together, that the model cannot take."""
+    """A text, or a text together with its pictures, cannot be given to the model."""
 
 
 class OptionError(FastVLMError):
-    """An option outside its range."""
+    """An argument is outside its range."""
 
 
 class BusyError(FastVLMError):
-    """A conversation that is answering already, in another thread."""
+    """A conversation was used while another thread is still reading an answer of it."""
 
 
 class CheckpointError(FastVLMError):
-    """A model folder whose files are missing, broken or foreign."""
+    """A model folder has files that are missing, damaged or of an unknown layout."""
 
 
 class TokenizerError(CheckpointError):
-    """Tokenizer files that are missing, broken or do not fit the model."""
+    """Tokenizer files are missing, damaged or do not fit the model."""
 
 
 class HubError(FastVLMError):
-    """A model name that could not be turned into a folder."""
+    """A model's name could not be resolved to a folder, or the folder could not be downloaded or published."""
 
 
 class OutputError(FastVLMError):
-    """A result that could not be written."""
+    """A result could not be written."""
 
 
 class DeviceError(FastVLMError):
-    """The device that computes failed, or cannot be used from this process; what was computed last is not to be trusted."""
+    """The device that computes failed, or cannot be used from this process.
+
+    Results of a failed computation are dropped.
+    """
 
 
 class OutOfMemoryError(DeviceError, MemoryError):
-    """The memory ran out, the device's or the machine's."""
+    """The memory of the device or of the machine ran out. It is a MemoryError as well."""
 
 
 class FastVLMWarning(UserWarning):
-    """Something worth knowing about an input that was used all the same."""
+    """An input was used, but there is something about it to know."""
 
 
 @contextmanager
 def about(path: str | os.PathLike[str] | None) -> Iterator[None]:
-    """Give `path` to every FastVLMError raised in the block that has none yet; None changes nothing."""
+    """A context manager: every FastVLMError raised in the block gets this `path` unless it has one.
+
+    None changes nothing.
+    """
     try:
         yield
     except FastVLMError as error:
@@ -103,7 +109,7 @@ def about(path: str | os.PathLike[str] | None) -> Iterator[None]:
 
 
 def about_its_path(function: Callable[Concatenate[Path, P], Result]) -> Callable[Concatenate[Path, P], Result]:
-    """A decorator: errors of a function whose first argument is a path are `about` that path."""
+    """Decorate a function whose first argument is a path: its FastVLMErrors get this path, unless they have one."""
 
     @wraps(function)
     def called(path: Path, /, *args: P.args, **keywords: P.kwargs) -> Result:
@@ -127,7 +133,7 @@ MAX_SHOWN_CHARS = 200  # characters of a name or a value
 
 
 def shown(value: object) -> str:
-    """A value from outside as it appears in a message: its repr, cut where it is long."""
+    """The repr of a value from outside, for a message; cut after MAX_SHOWN_CHARS characters."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of thousands of digits
@@ -136,12 +142,12 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Up to five names, quoted and comma-separated, with the number left out: "'a', 'b' and 7 more"."""
+    """Up to MAX_LISTED_NAMES names for a message, quoted, and how many more there are: "'a', 'b' and 7 more"."""
     every = [shown(str(name)) for name in names]
     first = ", ".join(every[:MAX_LISTED_NAMES])
     return first if len(every) <= MAX_LISTED_NAMES else f"{first} and {len(every) - MAX_LISTED_NAMES} more"
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """A number and what it counts, in the singular or the plural: "1 tensor", "2 tensors", "2 entries"."""
+    """A number with its noun in the singular or plural: "1 tensor", "2 tensors", "2 entries"."""
     return f"{count} {noun if count == 1 else plural or noun + 's'}"

@@ -1,4 +1,7 @@
-"""A bar for work that takes a while: in a terminal on stderr, in a notebook below the cell, nowhere else."""
+"""A progress bar for work that takes longer than DELAY_SECONDS: on stderr in a terminal, below the cell in a notebook.
+
+Elsewhere (in a pipe, in a log) nothing is drawn.
+"""
 
 import sys
 import time
@@ -16,27 +19,30 @@ _erase: Callable[[], None] | None = None  # of the bar that stands on a terminal
 
 
 class Track(Protocol):
-    """Hands items on, one step of the bar each."""
+    """A function that yields items unchanged and advances a bar by one step for each."""
 
     def __call__(self, items: Iterable[Item], /) -> Iterator[Item]:
-        """Hand `items` on as they are."""
+        """Yield `items` unchanged, advancing the bar."""
 
 
 def stands(erase: Callable[[], None] | None) -> None:
-    """Say how the bar that stands on the terminal's line now can be erased; None where there is none any more."""
+    """Remember how the bar that is drawn on the terminal can be erased; None where no bar is drawn any more."""
     global _erase
     _erase = erase
 
 
 def make_way() -> None:
-    """Erase a bar, so that a line can be written where it stood; with its next step it is drawn again, below."""
+    """Erase the bar on the terminal, if there is one, so that a line can be printed.
+
+    The bar's next step draws it again below that line.
+    """
     if _erase is not None:
         _erase()
 
 
 @contextmanager
 def bar(label: str, total: int) -> Iterator[Track]:
-    """Gives a function to pass `total` items through; the bar is gone when the block ends, however it ends."""
+    """A context manager that gives a function to pass `total` items through; the bar is removed when the block ends."""
     if in_notebook():
         draw: Callable[[int], None] = _Notebook(label, total).draw
     elif sys.stderr is not None and sys.stderr.isatty():
@@ -66,7 +72,7 @@ class _Terminal:
         self.label, self.total = label, total
 
     def draw(self, done: int) -> None:
-        """The bar with so many steps done, in place of the last one; nothing any more for -1."""
+        """Draw the bar with `done` steps done over the one before; -1 erases it."""
         filled = BAR_CHARS * done // max(self.total, 1)
         line = f"{self.label} [{'#' * filled}{'-' * (BAR_CHARS - filled)}] {done}/{self.total}"
         blank = " " * (len(self.label) + BAR_CHARS + 2 * len(str(self.total)) + 5)
@@ -80,7 +86,7 @@ class _Notebook:
         self.handle: Any = None
 
     def draw(self, done: int) -> None:
-        """Show so many steps done, in one display that is updated; -1 empties it."""
+        """Draw the bar with `done` steps done, in one display that is updated; -1 empties it."""
         from html import escape
 
         from IPython.display import display
@@ -94,7 +100,7 @@ class _Notebook:
 
 
 def in_notebook() -> bool:
-    """Whether an IPython with a kernel (not IPython in a terminal) runs this."""
+    """Whether this runs in IPython with a kernel (a notebook), and not in IPython's terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")

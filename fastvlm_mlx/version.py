@@ -1,3 +1,3 @@
-"""The version of this package; pyproject.toml reads it from here."""
+"""The version of the package, as `__version__`; pyproject.toml reads it from here."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
-"""Conversations: questions and answers that build on each other, and the file they are kept in.
+"""Conversations: questions and answers that build on each other, and the file they are saved in.
 
-Enters: an `Engine`, questions with pictures, a transcript.
-Leaves: answers that cost their own tokens only; a transcript.
+Enters: an `Engine`, questions with pictures, a saved transcript.
+Leaves: answers, for which only new tokens are computed; a transcript.
 May import: errors, files, inputs, decoding.
 """

@@ -1,7 +1,7 @@
-"""Conversations: questions and answers that build on each other, about pictures that are shown once.
+"""Conversations: questions and answers that build on each other, about pictures that are encoded once.
 
-What was computed is kept and reused exactly: a follow-up question costs its own tokens only. Whatever changes (a turn
-undone or edited, the system prompt replaced), only what comes after the change is computed again.
+What was computed is kept and reused: for a follow-up question only its own tokens are computed. Where a turn is undone
+or edited, or the system prompt replaced, what comes after the change is computed again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ FREE_CONTEXT_SHARE = 4
 
 
 class Chat:
-    """A conversation with a model; see `VLM.chat`.
+    """A conversation with a model; `VLM.chat()` makes one.
 
-    While one thread reads an answer, other threads that ask, or change the conversation, get a BusyError.
+    It belongs to one thread at a time: while an answer is being read in one thread, asking or changing the conversation
+    in another raises BusyError.
     """
 
     def __init__(self, engine: Engine, *, system: str | None = None):
@@ -56,10 +57,10 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Answer:
-        """Ask, showing a picture, several or none; the answer is remembered. Options and errors as for `VLM.generate`.
+        """Ask a question with one picture, several or none, and remember the answer.
 
-        Where the context is full, the oldest questions and answers are left out first (`crowded_out`), and the answer's
-        `left_out` says what.
+        Arguments and errors are those of `VLM.generate`. Where the context is full, the oldest questions and answers
+        are left out first (see `crowded_out`), and the answer's `left_out` says which.
         """
         return finish(
             self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
@@ -75,7 +76,10 @@ class Chat:
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Stream:
-        """Ask as `ask` does, chunk by chunk; an answer that is not read to its end is not remembered."""
+        """Ask as `ask` does, and give the answer chunk by chunk; the last chunk has the whole `answer`.
+
+        An answer that is not read to its end is not remembered.
+        """
         options = Options(max_tokens, temperature, top_p, seed)
         started = time.perf_counter()
         state = self._claim.state
@@ -97,7 +101,10 @@ class Chat:
     def _answer(
         self, prompt: str, pictures: tuple[Picture, ...], request: Request, options: Options, state: int, cut: LeftOut
     ) -> Iterator[Chunk]:
-        """The chunks; `state` is that of the conversation the request was made for, `cut` what was left out of it."""
+        """The chunks of an answer, which becomes part of the conversation with the last one.
+
+        `state` is the state of the conversation that the request was made for, `cut` what was left out of it.
+        """
         state = self._claim.begin(state)
         try:
             with closing(generate.stream(self._engine, request, options, self._prefix, state)) as chunks:
@@ -116,13 +123,17 @@ class Chat:
             self._claim.end(state)
 
     def look(self, source: Source, *, max_pixels: int = MAX_PIXELS) -> Picture:
-        """Open a picture, to be shown with a later question as it is now; raises ImageError."""
+        """Open a picture now, to be asked about later; raises ImageError.
+
+        A picture of more than `max_pixels` pixels is refused.
+        """
         return Picture.open(source, self._engine, max_pixels=max_pixels)
 
     def undo(self) -> Exchange:
-        """Take back the last question and its answer, and return them; what was left out for it is seen again.
+        """Take back the last question and its answer, and return them.
 
-        Raises PromptError where there is no question.
+        What was left out of the context for it is part of the context again. Raises PromptError where nothing has been
+        asked.
         """
         with self._claim.change():
             if not self._exchanges:
@@ -132,10 +143,10 @@ class Chat:
             return last
 
     def edit(self, number: int, *, prompt: str | None = None, answer: str | None = None) -> None:
-        """Put a question, its answer or both in other words; `number` counts from 0, or from the end as -1, -2 and so on.
+        """Replace the text of a question, its answer, or both.
 
-        What was said after it stays as it is. Raises PromptError where there is no such question, or for text as `ask`
-        does.
+        `number` counts from 0, or from the end as -1, -2 and so on. What was said after it stays as it is. Raises
+        PromptError where there is no such question, or for a text that `ask` would refuse.
         """
         with self._claim.change():
             if not -len(self._exchanges) <= number < len(self._exchanges):
@@ -153,7 +164,7 @@ class Chat:
             self._exchanges[number] = edited
 
     def clear(self) -> None:
-        """Begin anew, with the same system prompt, and with the memory of what was said given back."""
+        """Forget everything said, and free its memory; the system prompt stays."""
         with self._claim.change():
             self._exchanges.clear()
             self._prefix = Prefix(self._claim)
@@ -166,6 +177,10 @@ class Chat:
 
     @system.setter
     def system(self, text: str | None) -> None:
+        """The system prompt; None for the default one.
+
+        Setting it raises PromptError for a text that `ask` would refuse.
+        """
         if text is not None:
             check_text("system prompt", text)
         with self._claim.change():
@@ -173,12 +188,15 @@ class Chat:
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
-        """Everything said so far."""
+        """Every question so far, with its pictures and its answer."""
         return tuple(self._exchanges)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation as {"role", "content", "images"}, images as paths, or None for those not from a file."""
+        """The conversation as a list of {"role", "content", "images"}.
+
+        An image is the path of its file, or None where it is not from a file.
+        """
         out: list[dict[str, Any]] = []
         if self._system is not None:
             out.append({"role": "system", "content": self._system, "images": []})
@@ -190,31 +208,31 @@ class Chat:
 
     @property
     def tokens(self) -> int:
-        """Positions that the conversation takes so far, of the model's `context`."""
+        """Positions of the model's context that the conversation takes so far."""
         carried = 0 if self._exchanges[self._left_out.exchanges :] else len(self._shown(self._left_out))
         return self._length(None, self._left_out) + carried * self._engine.image_tokens
 
     @property
     def context(self) -> int:
-        """Positions the model has room for."""
+        """Positions of the model's context."""
         return self._engine.context
 
     @property
     def nbytes(self) -> int:
-        """Memory of everything said, in bytes, without the picture embeddings (`vlm.images.nbytes`)."""
+        """Memory of the conversation's keys and values in bytes; picture embeddings are counted by `vlm.images.nbytes`."""
         return self._prefix.nbytes
 
     @property
     def left_out(self) -> LeftOut:
-        """How much of the beginning the model no longer sees; it stays in `messages` and in a saved transcript."""
+        """How much of the beginning the model no longer sees; `messages` and a saved transcript still have it."""
         return self._left_out
 
     def crowded_out(self, prompt: str, images: int = 0, *, max_tokens: int = 256) -> LeftOut:
-        """What has to be left out for a question with so many pictures, and its answer, to fit; `left_out` if it fits already.
+        """What has to be left out so that a question with `images` pictures, and its answer, fit into the context.
 
-        The oldest questions and answers go first, while their pictures stay; if that is not enough, the oldest pictures
-        but the last one go as well. System prompt and question always stay: raises PromptError where they do not fit by
-        themselves.
+        It is `left_out` where they fit already. The oldest questions and answers go first, while their pictures stay;
+        if that is not enough, the oldest pictures go too, all but the last one. System prompt and question always stay:
+        raises PromptError where they do not fit by themselves.
         """
         check_text("prompt", prompt)
         question, now = Turn(prompt, images), self._left_out
@@ -235,24 +253,28 @@ class Chat:
         return by_pictures[-1]
 
     def leave_out(self, cut: LeftOut) -> None:
-        """Show the model no more of the beginning; see `crowded_out`."""
+        """Leave out of the model's context what `crowded_out` has returned."""
         with self._claim.change():
             self._left_out = cut.within(self._exchanges)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the transcript as JSON, pictures from files by their path and others inside; raises OutputError."""
+        """Write the conversation as JSON, atomically; raises OutputError.
+
+        Pictures from files are stored as their paths, others inside the file.
+        """
         Transcript(self._system, self.exchanges, self._left_out).save(path, self._engine)
 
     def load(self, path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Chat:
-        """Take up a saved conversation in place of this one, and return it; a picture file of more than `max_pixels` is refused.
+        """Replace this conversation by a saved one, and return it.
 
-        Raises CheckpointError or ImageError, and changes nothing, where it cannot.
+        A picture file of more than `max_pixels` pixels is refused. Raises CheckpointError or ImageError, and then this
+        conversation stays as it was.
         """
         self.take_up(Transcript.open(path, self._engine, max_pixels=max_pixels))
         return self
 
     def take_up(self, found: Transcript) -> None:
-        """Go on from a transcript in place of this conversation."""
+        """Replace this conversation by a transcript."""
         with self._claim.change():
             self._system, self._exchanges, self._left_out = found.system, list(found.exchanges), found.left_out
 
@@ -260,11 +282,14 @@ class Chat:
         return f"Chat({self._engine.name!r}, {len(self._exchanges)} questions)"
 
     def _shown(self, cut: LeftOut) -> list[Picture]:
-        """The pictures the model sees, in order."""
+        """The pictures that the model sees, in order."""
         return [picture for exchange in self._exchanges for picture in exchange.pictures][cut.pictures :]
 
     def _turns(self, question: Turn | None, cut: LeftOut) -> list[Turn]:
-        """What the model sees. The pictures of questions left out stand before the first one that is not."""
+        """The turns that the model sees.
+
+        Pictures of questions that are left out stand before the first question that is not.
+        """
         turns = [exchange.turn for exchange in self._exchanges[cut.exchanges :]]
         turns += [question] if question is not None else []
         carried = pictures_in(self._exchanges[: cut.exchanges]) - cut.pictures
@@ -273,9 +298,9 @@ class Chat:
         return turns
 
     def _answer_room(self, max_tokens: int) -> int:
-        """Positions to be kept for an answer: what it may take, but no more than an eighth of the context."""
+        """Positions to keep free for an answer: `max_tokens`, but at most an eighth of the context."""
         return min(max_tokens, self.context // FREE_CONTEXT_SHARE // 2)
 
     def _length(self, question: Turn | None, cut: LeftOut) -> int:
-        """Positions of the conversation with a question."""
+        """Positions that the conversation takes, with a further question if there is one."""
         return sum(map(len, self._engine.pieces(self._turns(question, cut), self._system)))

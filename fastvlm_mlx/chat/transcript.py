@@ -1,7 +1,7 @@
-"""What was said in a conversation, and the JSON file it is kept in.
+"""What was said in a conversation, and the JSON file it is saved in.
 
-Pictures from files are referred to by path and content, others lie inside as PNG. Answers are kept as the ids that were
-generated beside their text: text alone would be cut into other tokens about one time in three.
+Pictures from files are referred to by path and digest, others are stored inside as PNG. Answers are stored as the token
+ids that were generated beside their text, because tokenising the text again gives other ids about one time in three.
 """
 
 import base64
@@ -36,7 +36,7 @@ MAX_TRANSCRIPT_BYTES = 1_000_000_000  # of a transcript; a picture inside takes 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture shown in a conversation: its prepared pixels, and the path it came from, if it came from a file."""
+    """A picture of a conversation: its prepared pixels (S, S, 3), and the path of the file it came from, if any."""
 
     pixels: Pixels
     path: str | None = None
@@ -49,11 +49,11 @@ class Picture:
 
     @cached_property
     def digest(self) -> bytes:
-        """What identifies it, whatever its path."""
+        """A digest of the pixels, the same for the same picture under another path."""
         return digest(self.pixels)
 
     def to_dict(self) -> dict[str, str]:
-        """The entry of a transcript: a path, or the picture as PNG in base64, and its digest."""
+        """The picture's entry in a transcript: its path, or its pixels as PNG in base64, and its digest."""
         if self.path is not None:
             return {"path": self.path, "digest": self.digest.hex()}
         png = BytesIO()
@@ -63,7 +63,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question with its pictures, and the answer as text and as the ids that were generated (without a stop token)."""
+    """A question with its pictures, and its answer as text and as token ids (without a stop token).
+
+    `before` is what the model no longer saw when the question was asked.
+    """
 
     prompt: str
     pictures: tuple[Picture, ...]
@@ -79,19 +82,23 @@ class Exchange:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """How much of a conversation's beginning the model no longer sees: questions with their answers, and pictures."""
+    """How much of a conversation's beginning the model no longer sees: questions with their answers, and pictures.
+
+    `pictures` counts from the first picture of the conversation.
+    """
 
     exchanges: int = 0
     pictures: int = 0  # of those in `exchanges`, the first ones
 
     def within(self, exchanges: Sequence[Exchange]) -> "LeftOut":
-        """Not more than there is: questions and pictures left out, of the `exchanges` there are."""
+        """The part of this that exists in a conversation of these exchanges."""
         return LeftOut(
             min(self.exchanges, len(exchanges)), min(self.pictures, pictures_in(exchanges[: self.exchanges]))
         )
 
     def beyond(self, before: "LeftOut") -> str:
-        """What this leaves out and `before` did not, in words: "the oldest 2 questions with their answers"; "" for nothing."""
+        """What this leaves out that `before` did not, as a phrase ("the oldest 2 questions with their answers"), or "".
+        """
         questions, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
         parts = []
         if questions > 0:
@@ -106,20 +113,20 @@ class LeftOut:
 
 
 def pictures_in(exchanges: Sequence[Exchange]) -> int:
-    """How many pictures were shown with these questions."""
+    """The number of pictures in these exchanges."""
     return sum(len(exchange.pictures) for exchange in exchanges)
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """A conversation whole."""
+    """A whole conversation: system prompt, exchanges, and what the model no longer sees of them."""
 
     system: str | None
     exchanges: Sequence[Exchange]
     left_out: LeftOut
 
     def save(self, path: str | os.PathLike[str], engine: Engine) -> None:
-        """Write it whole or not at all; raises OutputError."""
+        """Write the transcript as JSON, atomically; raises OutputError."""
         exchanges = [
             {
                 "prompt": exchange.prompt,
@@ -157,7 +164,10 @@ class Transcript:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], engine: Engine, *, max_pixels: int = MAX_PIXELS) -> "Transcript":
-        """Read one, with its pictures, for a model; raises CheckpointError and ImageError."""
+        """Read a transcript and its pictures for a model; raises CheckpointError and ImageError.
+
+        A picture file of more than `max_pixels` pixels is refused.
+        """
         source = Path(paths.find(path))
         data = _read(source)
         if data.get("format") != FORMAT or data.get("version") != VERSION:
@@ -183,7 +193,7 @@ class Transcript:
 
 
 def _encoded(data: dict[str, Any]) -> bytes:
-    """JSON in UTF-8; names of files that are no UTF-8 are escaped, and everything else with them."""
+    """JSON in UTF-8; where a file name is not UTF-8, JSON in ASCII with everything else escaped."""
     try:
         return f"{json.dumps(data, ensure_ascii=False, indent=2)}\n".encode()
     except UnicodeEncodeError:

@@ -1,6 +1,6 @@
-"""Any file, read with suspicion: what it announces is checked before anything is believed.
+"""Reading and writing single files; what a file claims about itself is checked before it is used.
 
 Enters: a path that a person or a downloaded folder names.
-Leaves: bytes, JSON tables, tensors, SHA-256 digests, unpacked files; CheckpointError where a file is not what it says.
+Leaves: bytes, JSON objects, tensors, SHA-256 digests, unpacked files; CheckpointError where a file contradicts itself.
 May import: errors.
 """

@@ -1,4 +1,4 @@
-"""Parts of a model in a folder, alone or beside a whole one: adapters, and what a trainer saves of the projector alone."""
+"""Folders that hold only part of a model: an adapter (LoRA), or the projector that the first stage of training saves."""
 
 from pathlib import Path
 
@@ -14,7 +14,11 @@ MERGE_ADVICE = "merge it into the model it was made for (PEFT's merge_and_unload
 
 @about_its_path
 def check_whole(folder: Path) -> None:
-    """Raise CheckpointError for a folder that holds an adapter, with or without the model it is for, or a projector alone."""
+    """Raise CheckpointError for a folder with an adapter in it, or one that holds a projector and nothing else.
+
+    An adapter is refused beside a whole model too, because it would be silently left out. A subfolder with an adapter
+    in it counts, as trainers save their checkpoints in subfolders.
+    """
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -44,7 +48,7 @@ def check_whole(folder: Path) -> None:
 
 
 def _described(folder: Path) -> str:
-    """What an adapter's settings say of it, in brackets; nothing where they cannot be read."""
+    """An adapter's method and base model, as its settings name them, in brackets; "" where they cannot be read."""
     try:
         settings = read_table(folder / ADAPTER_CONFIG)
     except CheckpointError:

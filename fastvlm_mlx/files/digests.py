@@ -1,6 +1,6 @@
-"""SHA-256 of a folder's files: as a SHA256SUMS lists them, or as the Hub's cache names them.
+"""Digests of a model folder's files: written to and read from SHA256SUMS, or taken from the Hub's cache.
 
-A SHA256SUMS is also read by `sha256sum -c` and `shasum -a 256 -c`.
+`sha256sum -c` and `shasum -a 256 -c` read the same file.
 """
 
 import hashlib
@@ -25,7 +25,11 @@ Progress = Callable[[int, int], None]  # bytes read, bytes in all
 
 @dataclass(frozen=True)
 class Verified:
-    """What a folder was compared with, how many files agree, and the names of those that nothing is known of."""
+    """The result of `verify`.
+
+    `against` says where the digests came from, `files` how many files agree with theirs, and `unknown` lists the files
+    of the folder for which there is no digest.
+    """
 
     against: str
     files: int
@@ -33,20 +37,20 @@ class Verified:
 
 
 def check_digest(digest: str | None) -> str | None:
-    """A SHA-256 in lower case; raises OptionError for anything else. None stands for none."""
+    """Return a SHA-256 in lower case, or None for None; raises OptionError unless it is 64 hexadecimal digits."""
     if digest is not None and not SHA256.fullmatch(digest.lower()):
         raise OptionError(f"the SHA-256 is {shown(digest)}, expected its 64 hexadecimal digits; check `sha256`.")
     return digest.lower() if digest is not None else None
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file's content, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
-    """Write a SHA256SUMS of digests by file name, after a line of comment if there is one."""
+    """Write a SHA256SUMS file: an optional comment line, then one line per file name of `sums` with its digest."""
     lines = [f"# {comment}"] if comment else []
     lines += [f"{digest}  {name}" for name, digest in sorted(sums.items())]
     files.write(path, "\n".join(lines) + "\n")
@@ -54,7 +58,7 @@ def write_sums(path: Path, sums: Mapping[str, str], comment: str = "") -> None:
 
 @about_its_path
 def read_sums(path: Path) -> dict[str, str]:
-    """Digest by file name of a SHA256SUMS; raises CheckpointError where it is not one."""
+    """Read a SHA256SUMS file: file name -> digest; raises CheckpointError where it cannot be read or is malformed."""
     try:
         text = files.read_text(path, MAX_SUMS_BYTES)
     except (OSError, UnicodeDecodeError) as error:
@@ -75,10 +79,11 @@ def read_sums(path: Path) -> dict[str, str]:
 
 @about_its_path
 def verify(folder: Path, progress: Progress | None = None) -> Verified:
-    """Compare every file of a model's folder with its SHA-256.
+    """Compare every file of a model folder with its SHA-256.
 
-    That is taken from SHA256SUMS in the folder, else from one beside it, else from the names that the Hub's cache gives
-    its files. Raises CheckpointError where a file differs or is missing, or where there is nothing to compare with.
+    The digests come from SHA256SUMS in the folder, else from SHA256SUMS beside it, else from the Hub's cache, which
+    names files by their digests. `progress` is called after each file with the bytes read and the bytes in all. Raises
+    CheckpointError where a file differs or is missing, or where there are no digests.
     """
     present = sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS and not is_companion(path.name)
@@ -115,7 +120,7 @@ def verify(folder: Path, progress: Progress | None = None) -> Verified:
 
 
 def _each(folder: Path, names: list[str], progress: Progress | None) -> Iterable[str]:
-    """The names, telling after each how much has been read."""
+    """Yield the file names, and report after each how many bytes have been read."""
     sizes = [(folder / name).stat().st_size for name in names]
     done = 0
     for name, size in zip(names, sizes, strict=True):
@@ -126,7 +131,7 @@ def _each(folder: Path, names: list[str], progress: Progress | None) -> Iterable
 
 
 def _matches(path: Path, digest: str) -> bool:
-    """Whether a file has this SHA-256 or, of 40 digits, this name in git."""
+    """Whether a file's content has this digest: SHA-256 for 64 digits, git's SHA-1 of a blob for 40."""
     if len(digest) == 64:
         return sha256(path) == digest
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
@@ -137,7 +142,10 @@ def _matches(path: Path, digest: str) -> bool:
 
 
 def _hub_digests(folder: Path) -> dict[str, str]:
-    """Digests of the links into the Hub's cache, where a file's name is its SHA-256, or git's for small ones; it may be gone."""
+    """File name -> digest for links into the Hub's cache, where files are named after their digests.
+
+    These are SHA-256, or git's SHA-1 for small files. A link whose target is missing is listed as well.
+    """
     digests: dict[str, str] = {}
     for path in folder.iterdir():
         target = Path(os.path.realpath(path))

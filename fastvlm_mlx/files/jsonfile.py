@@ -1,4 +1,4 @@
-"""JSON files of a model folder: bounded in size, one value per key, no NaN, and a table at the top."""
+"""JSON files of a model folder: bounded in size, no duplicate keys, no NaN or infinity, and an object at the top."""
 
 import json
 from collections import Counter
@@ -13,7 +13,10 @@ MAX_JSON_BYTES = 20_000_000  # bytes; a vocabulary takes 3 MB, a config a thousa
 
 @about_its_path
 def read_table(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a table; raises CheckpointError otherwise."""
+    """Read a file that holds one JSON object.
+
+    Raises CheckpointError where it is missing, too large, or anything else.
+    """
     try:
         data = files.read(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
@@ -30,7 +33,10 @@ def read_table(path: Path) -> dict[str, Any]:
 
 
 def parse_table(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON table from UTF-8 (see `regular.decoded`); raises CheckpointError, in which it is called `name`."""
+    """Parse UTF-8 bytes that hold one JSON object (a byte order mark is allowed).
+
+    Raises CheckpointError, whose message calls the source `name`.
+    """
     try:
         table = json.loads(files.decoded(data), object_pairs_hook=_unique, parse_constant=_no_constant)
     except _Twice as error:
@@ -47,7 +53,7 @@ def parse_table(data: bytes, name: str) -> dict[str, Any]:
 
 
 class _Twice(Exception):
-    """The names of keys that occur more than once."""
+    """Raised with the keys that occur more than once in one object."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

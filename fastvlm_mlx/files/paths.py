@@ -1,9 +1,9 @@
-"""A path as people have it -> the path of the file on this disk.
+"""A path as a person has it -> the path of the file on this disk.
 
-Enters: what was typed, dragged or copied: with ~ or file://, or with another kind of space or another Unicode form than
-the name on the disk has. macOS names screenshots with U+202F before AM and PM, and decomposes letters that keyboards
-compose. Leaves: a path to open; and which names in a folder are companions of other files instead of files of their
-own.
+Enters: a path as typed, dragged or copied. It may begin with ~ or file://, and its spaces and accented letters may be
+encoded differently from the name on the disk: macOS writes U+202F before AM and PM in the names of screenshots, and
+decomposes letters that keyboards compose.
+Leaves: a path that can be opened; and which files of a folder only hold another file's attributes.
 """
 
 import os
@@ -18,7 +18,10 @@ COMPANION = "._"  # how the name begins that macOS gives a file's attributes whe
 
 
 def local(path: str | os.PathLike[str]) -> str:
-    """A path with its ~ and file:// resolved; whatever else it is stays."""
+    """Resolve ~ and file:// at the beginning of a path; any other path is returned as it is.
+
+    Raises OptionError for something that is not a path.
+    """
     try:
         text = os.fsdecode(path)
     except TypeError as error:
@@ -31,10 +34,10 @@ def local(path: str | os.PathLike[str]) -> str:
 
 
 def find(path: str | os.PathLike[str]) -> str:
-    """The path, resolved as by `local`, in the spelling of the disk.
+    """Resolve a path as `local` does, and correct it to the spelling on the disk.
 
-    Where nothing has that name, but one name differs from it in the kind of its spaces or in its Unicode form only,
-    that is the path; where several do, or none, it is returned as it is.
+    Where no file has this name but exactly one differs from it only in the kind of its spaces or in its Unicode
+    normalisation, that file's path is returned; otherwise the path is returned unchanged, whether or not it exists.
     """
     wanted = local(path)
     if os.path.lexists(wanted) or len(wanted) > MAX_PATH_CHARS:
@@ -59,10 +62,10 @@ def find(path: str | os.PathLike[str]) -> str:
 
 
 def is_companion(name: str) -> bool:
-    """Whether a file of this name holds another file's attributes ("._photo.jpg") and nothing of its own."""
+    """Whether a file of this name ("._photo.jpg") only holds attributes of another file, as macOS writes them."""
     return name.startswith(COMPANION)
 
 
 def _key(name: str) -> str:
-    """A name with every space a plain one and every letter composed."""
+    """A name with every kind of space made a plain one and its letters composed (NFC), for comparing spellings."""
     return "".join(" " if unicodedata.category(c) == "Zs" else c for c in unicodedata.normalize("NFC", name))

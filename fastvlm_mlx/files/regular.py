@@ -1,7 +1,7 @@
-"""Files that a person or a downloaded folder names: only regular ones are opened, and never more is read than allowed.
+"""Reading regular files only, and never more than a given number of bytes.
 
-A pipe, a socket or a device would block or never end; `/dev/zero` is not even opened. Small ones of our own are written
-whole.
+The files are ones that a person or a downloaded folder names; a pipe, a socket or a device could block or never end.
+Small files of our own are written atomically.
 """
 
 import errno
@@ -11,7 +11,10 @@ from stat import S_ISDIR, S_ISREG
 
 
 def read(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes; anything else raises OSError with a `strerror` for people."""
+    """Read a regular file of at most `limit` bytes.
+
+    Raises OSError, with a `strerror` fit for a message, for a larger file, a folder, a pipe, a socket or a device.
+    """
     _check(path.stat(), limit, path)
     # Not blocking, in case a pipe has taken the file's place since.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -20,24 +23,24 @@ def read(path: Path, limit: int) -> bytes:
 
 
 def read_text(path: Path, limit: int) -> str:
-    """The text of a regular file of at most `limit` bytes; raises OSError as `read` does, UnicodeDecodeError as `decoded` does."""
+    """Read a regular file of at most `limit` bytes as UTF-8; raises OSError as `read` does, and UnicodeDecodeError."""
     return decoded(read(path, limit))
 
 
 def decoded(data: bytes) -> str:
-    """Text from UTF-8, without the byte order mark that Windows puts before it; raises UnicodeDecodeError for anything else."""
+    """Decode UTF-8, dropping the byte order mark that Windows puts at the beginning; raises UnicodeDecodeError."""
     return data.decode("utf-8-sig")
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small file in UTF-8, in the place of one that may be there: all of it or nothing; raises OSError."""
+    """Write a small text file in UTF-8 atomically, replacing one that is there; raises OSError."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     new.replace(path)
 
 
 def size_of(path: Path) -> int:
-    """Bytes in a regular file; anything else raises OSError."""
+    """Size in bytes of a regular file; raises OSError for anything else."""
     status = path.stat()
     return _check(status, status.st_size, path)
 

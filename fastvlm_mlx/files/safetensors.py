@@ -1,6 +1,6 @@
-"""safetensors files, read with suspicion: the header is checked against the file before any tensor is believed.
+"""safetensors files; the header is checked against the size of the file before any tensor is read.
 
-Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+Format: 8 bytes with the header's length (little-endian), a JSON header {name: {dtype, shape, data_offsets}}, the data.
 """
 
 import math
@@ -34,7 +34,7 @@ MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
 
 
 class Tensor(NamedTuple):
-    """What a header says of one tensor."""
+    """One tensor as a header describes it: its file, its dtype as safetensors names it ("BF16"), and its shape."""
 
     file: Path
     dtype: str
@@ -42,13 +42,16 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Size of the data in bytes."""
+        """Size of the tensor's data in bytes."""
         return DTYPE_BYTES[self.dtype] * math.prod(self.shape)
 
 
 @about_its_path
 def read_header(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of one file; raises CheckpointError where the header and the file disagree."""
+    """Read the header of one file: name -> tensor.
+
+    Raises CheckpointError where header and file disagree, or for a dtype that MLX does not have.
+    """
     try:
         size = files.size_of(path)
         with path.open("rb") as file:
@@ -75,7 +78,10 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 @about_its_path
 def load(path: Path) -> dict[str, mx.array]:
-    """The tensors of a file whose header has been checked; each is read when it is first evaluated."""
+    """Open the tensors of a file whose header has been checked: name -> array, each read when it is first evaluated.
+
+    Raises CheckpointError where MLX cannot open the file.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -87,7 +93,10 @@ def load(path: Path) -> dict[str, mx.array]:
 
 
 def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
-    """Every entry well formed, and the entries together covering the data exactly once."""
+    """Check that every entry is well formed and that the entries together cover the data exactly once.
+
+    Raises CheckpointError.
+    """
     spans = []
     for name, entry in header.items():
         try:

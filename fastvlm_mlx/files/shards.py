@@ -1,4 +1,7 @@
-"""The safetensors of a folder, one file or shards listed by an index -> what their headers announce; no data is read."""
+"""The safetensors of a folder, one file or shards listed by an index -> the tensors that their headers describe.
+
+No data is read.
+"""
 
 import os
 from pathlib import Path
@@ -13,7 +16,10 @@ INDEX = "model.safetensors.index.json"
 
 @about_its_path
 def read_headers(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the folder by name, none where there are no safetensors; raises CheckpointError for contradictions."""
+    """Every tensor of a folder by name; empty where the folder has no safetensors.
+
+    Raises CheckpointError where a file is damaged or missing, or index and shards disagree.
+    """
     index = folder / INDEX
     promised = _weight_map(index) if index.exists() else {}
     files = (

@@ -1,8 +1,8 @@
-"""A model's ZIP archive -> a flat folder of its files, on the terms that nothing is written but those files.
+"""A model's ZIP archive -> its files in one flat folder; nothing else is ever written.
 
-Everything that a directory can lie about is checked before the first byte is unpacked: names that lead elsewhere,
-links, encryption, names that a file system takes for one, sizes that a few bytes unfold to. Folders above the files are
-dropped.
+Everything an archive's directory can misstate is checked before the first byte is unpacked: names that lead out of the
+folder, links, encryption, names that a file system treats as equal, sizes out of proportion to the archive. Folders
+above the files are dropped.
 """
 
 import errno
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]  # bytes unpacked, bytes in all
 
 @dataclass(frozen=True)
 class Contents:
-    """What an archive holds, checked: files by the name they get, and bytes in all."""
+    """What an archive holds, checked: its entries by the name their files get, and their size in bytes, unpacked."""
 
     path: Path
     files: dict[str, zipfile.ZipInfo]
@@ -47,7 +47,10 @@ class Contents:
 
 @about_its_path
 def read_contents(path: Path) -> Contents:
-    """Check what an archive says it holds; raises CheckpointError for anything but one folder of plain files."""
+    """Check an archive's directory.
+
+    Raises CheckpointError for anything but one folder of plain files with a config.json.
+    """
     with _opened(path) as archive:
         entries = archive.infolist()
     if len(entries) > MAX_FILES:
@@ -70,9 +73,10 @@ def read_contents(path: Path) -> Contents:
 
 
 def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -> dict[str, str]:
-    """Write the files into an empty folder, comparing each with its size and checksum, and return their SHA-256 by name.
+    """Write an archive's files into an empty folder; returns the SHA-256 of each by name.
 
-    Raises CheckpointError where they do not agree, and OSError.
+    `progress` is called with the bytes unpacked and the bytes in all. Raises CheckpointError where a file's size or
+    checksum disagrees with the directory, and OSError.
     """
     done, sums = 0, dict[str, str]()
     with _opened(contents.path) as archive:
@@ -124,7 +128,7 @@ def _check_entry(path: Path, entry: zipfile.ZipInfo) -> None:
 
 
 def _named(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-    """Files by their name in the folder that holds config.json; those in folders below or beside it are left out."""
+    """Entries by file name, of the folder that holds config.json; files in folders below or beside it are left out."""
     paths = [PurePosixPath(entry.orig_filename) for entry in entries]
     homes = {member.parent for member in paths if member.name == "config.json"}
     if not homes:
@@ -155,7 +159,7 @@ def _is_junk(entry: zipfile.ZipInfo) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; whatever Python's reader makes of a damaged one becomes a CheckpointError."""
+    """The open archive; whatever zipfile raises for a damaged one is raised as a CheckpointError."""
     try:
         with Bounded(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
@@ -169,7 +173,10 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 class Bounded(io.FileIO):
-    """A file for zipfile, which reads a directory of any announced size at once: no more than MAX_READ_BYTES here."""
+    """A file for zipfile that never reads more than MAX_READ_BYTES at once.
+
+    zipfile reads an archive's directory at once, of whatever size the archive states.
+    """
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Up to `size` bytes."""

@@ -1,7 +1,7 @@
-"""Apple's checkpoints as archives, by their file names: downloaded, checked, and unpacked into our cache.
+"""Apple's checkpoints as archives, named by their files: downloaded, checked, and unpacked into our cache.
 
-The addresses are those of get_models.sh in apple/ml-fastvlm. Apple publishes no digests; one that is given is checked,
-and the digest of what came is remembered, so that the same archive coming out different later is noticed.
+The addresses are those of get_models.sh in apple/ml-fastvlm. Apple publishes no digests: one that the user gives is
+checked, and the digest of what was downloaded is stored, so that an archive that changes later is noticed.
 """
 
 import os
@@ -22,7 +22,7 @@ UNPACKED = re.compile(r"# (\S+), SHA-256 ([0-9a-f]{64})")
 
 
 def folder_of(name: str) -> Path:
-    """Where an archive's model lies once it has been downloaded."""
+    """The folder of our cache that an archive is unpacked into; raises OptionError for the name of another archive."""
     found = ARCHIVE.fullmatch(name)
     if found is None:
         raise OptionError(
@@ -32,10 +32,11 @@ def folder_of(name: str) -> Path:
 
 
 def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sha256: str | None = None) -> Path:
-    """The folder of an archive's model, downloaded and unpacked unless it is in the cache, if `agree` says so (see `hub.find`).
+    """The folder of an archive's model; the archive is downloaded and unpacked unless it is in our cache.
 
-    `sha256` is the digest the archive has to have. Raises HubError where it cannot be had, CheckpointError where it is
-    not what it should be, and OutputError where it cannot be stored; what has come of an interrupted download is kept.
+    `agree` is asked before a download (see `hub.find`), `cached_only` forbids one, and `sha256` is the digest the
+    archive has to have. Raises HubError where it cannot be downloaded, CheckpointError where its content is wrong, and
+    OutputError where it cannot be stored. What an interrupted download has received is kept.
     """
     digest, folder = digests.check_digest(sha256), folder_of(name)
     if (folder / "config.json").is_file():
@@ -75,7 +76,11 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
 
 
 def _check_digest(archive: Path, given: str | None) -> str:
-    """The archive's SHA-256; raises CheckpointError, and removes it, where that is not the one given or the one remembered."""
+    """The SHA-256 of an archive.
+
+    Raises CheckpointError, and removes the archive, where it is not the one given or else the one of an earlier
+    download.
+    """
     found, expected = digests.sha256(archive), given or _remembered(archive).get(archive.name)
     if expected is not None and found != expected:
         archive.unlink()
@@ -89,13 +94,13 @@ def _check_digest(archive: Path, given: str | None) -> str:
 
 
 def _remembered(archive: Path) -> dict[str, str]:
-    """The digests of archives that were unpacked before."""
+    """Digests of the archives that were unpacked before, by file name."""
     memory = archive.parent / digests.SUMS
     return digests.read_sums(memory) if memory.exists() else {}
 
 
 def _check_came_from(folder: Path, digest: str | None) -> None:
-    """Raise CheckpointError where a model in the cache came from an archive of another SHA-256 than the one asked for."""
+    """Raise CheckpointError where a model in the cache came from an archive with another SHA-256 than `digest`."""
     if digest is None:
         return
     sums = folder / digests.SUMS
@@ -109,7 +114,7 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
 
 
 def _unpack(archive: Path, folder: Path, digest: str) -> None:
-    """The archive's files as the model's folder, with their SHA256SUMS, all of them or none; an archive that is none is removed."""
+    """Unpack an archive into the model's folder with a SHA256SUMS, atomically; a damaged archive is removed."""
     from ..storage.place import new_folder  # not on the way to a model that is here
 
     try:
@@ -126,7 +131,7 @@ def _unpack(archive: Path, folder: Path, digest: str) -> None:
 
 @contextmanager
 def _bar(name: str) -> Iterator[transfer.Progress]:
-    """A progress bar on a terminal's stderr, like the Hub's."""
+    """A progress bar on stderr, as the Hub's downloads have one."""
     from huggingface_hub.utils.tqdm import tqdm
 
     with tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1000, disable=None) as bar:

@@ -1,9 +1,9 @@
-"""Where downloads are kept, how large they are, and how to be rid of them.
+"""Where downloads are kept, and how large they are.
 
-Ours is the environment's FASTVLM_CACHE, else fastvlm-mlx in XDG_CACHE_HOME or ~/.cache:
+Our cache is FASTVLM_CACHE of the environment, else fastvlm-mlx in XDG_CACHE_HOME or ~/.cache:
 
     models/NAME         Apple's archives, unpacked     archives/NAME.zip.part    one that was interrupted
-    notices/apple-amlr  that the licence was pointed at
+    notices/apple-amlr  the licence has been pointed out
 """
 
 import os
@@ -16,7 +16,7 @@ from ..errors import HubError
 
 @dataclass(frozen=True)
 class Cache:
-    """Something kept on disk: what it is, where, and its bytes, `partial` of them of downloads that were interrupted."""
+    """One thing kept on disk: its name, where it is, and its bytes; `partial` of them are unfinished downloads."""
 
     name: str
     path: Path
@@ -32,7 +32,7 @@ class Cache:
 
 
 def root() -> Path:
-    """The folder of our cache, which need not exist; raises HubError where there is no home for it."""
+    """The folder of our cache, which need not exist; raises HubError where there is no home folder to put it in."""
     chosen = os.environ.get("FASTVLM_CACHE")
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(os.path.expanduser(chosen or f"{parent}/fastvlm-mlx"))  # noqa: PTH111  (leaves what it cannot expand)
@@ -42,7 +42,7 @@ def root() -> Path:
 
 
 def every() -> Iterator[Cache]:
-    """What downloads have left on this machine: FastVLM repositories of the Hub, Apple's archives, and MLX's compiled kernels."""
+    """What is in the caches of this machine: FastVLM repositories of the Hub, Apple's archives, MLX's compiled kernels."""
     for folder in _folders(_hub_cache(), "models--*"):
         if "fastvlm" in folder.name.lower():
             name = folder.name.removeprefix("models--").replace("--", "/", 1)
@@ -70,7 +70,7 @@ def _hub_cache() -> Path:
 
 
 def _folders(parent: Path, pattern: str) -> list[Path]:
-    """The folders of a cache, none where it is missing or cannot be read."""
+    """The folders in a cache that match a pattern; empty where the cache is missing or cannot be read."""
     try:
         return sorted(path for path in parent.glob(pattern) if path.is_dir() and not path.name.startswith("."))
     except OSError:
@@ -78,7 +78,7 @@ def _folders(parent: Path, pattern: str) -> list[Path]:
 
 
 def _size(folder: Path, suffix: str = "") -> int:
-    """Bytes of a folder's files whose names end so, all the way down; links count nothing."""
+    """Bytes of the files below a folder whose names end in `suffix`; links are not counted."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

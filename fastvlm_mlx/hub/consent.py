@@ -1,4 +1,4 @@
-"""Agreement to a first download, of which people are told the size and the terms beforehand."""
+"""Agreement to a first download, after its size and terms have been named."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,10 @@ Agree = Callable[[str], bool]  # shown what is about to be fetched; False stops 
 
 
 def ask(notice: str, name: str, agree: Agree | None) -> None:
-    """Have a first download agreed to, on what terms included, or warn of it (FastVLMWarning); raises HubError if it is not."""
+    """Have `agree` decide about a first download, of which it is told the size and the terms.
+
+    Without `agree`, that is a FastVLMWarning, and the download goes on. Raises HubError where it is not agreed to.
+    """
     notice += " Its weights are for research use only unless its licence says more."
     if agree is None:
         warn(notice)

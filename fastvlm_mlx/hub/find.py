@@ -1,7 +1,6 @@
-"""A model's name -> the folder that holds it: the built-in model, a folder as given, one of Apple's archives, or a repository
-of the Hugging Face Hub.
+"""A model's name -> its folder: the built-in model, a folder, one of Apple's archives, or a repository of the Hub.
 
-"tiny" is always the built-in model; an existing folder wins over any other name of the same spelling. A repository is
+"tiny" is always the built-in model; an existing folder comes before any other meaning of its name. A repository is
 named OWNER/NAME, with a revision OWNER/NAME@REVISION, or by its address.
 """
 
@@ -23,11 +22,12 @@ def find(
     agree: Agree | None = None,
     cached_only: bool = False,
 ) -> Found:
-    """Where a model lies; a download that is not in the cache is fetched if `agree` says so.
+    """Find a model's folder; a model that is not on this machine is downloaded.
 
-    Without `agree`, it is fetched with a FastVLMWarning of its size and terms; with `cached_only`, never. `revision` is
-    a branch, tag or commit of a Hub repository, `sha256` the digest that an archive has to have. Raises HubError for a
-    name that is none, and where what it stands for cannot be had; OptionError for what the kind of name does not take.
+    `revision` is a branch, tag or commit of a Hub repository. `sha256` is the digest that one of Apple's archives has
+    to have. `agree` is asked before a download; without it, there is a FastVLMWarning with the download's size and
+    terms. With `cached_only` nothing is downloaded. Raises HubError where the name means nothing, or the model cannot
+    be had, and OptionError for an argument that does not go with this kind of name.
     """
     if not isinstance(model, (str, os.PathLike)):
         raise HubError(f"`model` is {shown(model)}, expected a folder, a Hub name (OWNER/NAME) or 'tiny'.")
@@ -90,7 +90,10 @@ def find(
 
 
 def find_tokenizer(folder: str | os.PathLike[str] | None) -> Path | None:
-    """The folder to take the tokenizer from instead of the model's, if one is named; raises OptionError where it is not there."""
+    """The folder to take the tokenizer from instead of the model's own; None where none is given.
+
+    Raises OptionError where it does not exist.
+    """
     if folder is None:
         return None
     if not isinstance(folder, (str, os.PathLike)):

@@ -1,4 +1,7 @@
-"""A repository of the Hugging Face Hub -> the folder of its files in the Hub's own cache, fetched where it is not there whole."""
+"""A repository of the Hugging Face Hub -> the folder of its files in the Hub's own cache.
+
+What is not complete there is downloaded.
+"""
 
 import errno
 from fnmatch import fnmatch
@@ -18,7 +21,10 @@ UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 
 
 def find(name: str, revision: str | None, agree: Agree | None, cached_only: bool) -> Path:
-    """The folder of a repository; raises HubError where the Hub cannot be reached or has no such model. See `find.find`."""
+    """The folder of a repository; raises HubError where the Hub cannot be reached or has no such model.
+
+    `agree` and `cached_only` are those of `hub.find`.
+    """
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -78,7 +84,7 @@ def _wanted(file: str) -> bool:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether a cached snapshot has its config, tokenizer and weights, so that an interrupted download is taken up again."""
+    """Whether a cached snapshot has config, tokenizer and weights; one that has not is downloaded again."""
     has_tokenizer = (folder / "tokenizer.json").exists() or all(
         (folder / name).exists() for name in ("vocab.json", "merges.txt")
     )

@@ -1,7 +1,7 @@
-"""The terms of Apple's weights: named once before they are first used, and never on stdout.
+"""The terms of Apple's weights, pointed out once before they are first used, and never on stdout.
 
-Apple's FastVLM weights come under the Apple Machine Learning Research Model licence, for research purposes only. That
-they were pointed at is remembered in the cache; where that cannot be written, the notice comes once per process.
+Apple's FastVLM weights are under the Apple Machine Learning Research Model licence, for research purposes only. A file
+in our cache notes that this has been said; where it cannot be written, the notice comes once per process.
 """
 
 from ..errors import FastVLMError, warn
@@ -17,7 +17,7 @@ announced = False  # whether this process has begun to warn
 
 
 def announce(licence: str) -> None:
-    """Warn (FastVLMWarning, on stderr) of Apple's terms, if these are the weights' and it has not been said before."""
+    """Warn (FastVLMWarning) of Apple's terms where `licence` is Apple's and this has not been said before."""
     global announced
     if licence != APPLE or announced:
         return

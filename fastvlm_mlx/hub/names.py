@@ -1,4 +1,4 @@
-"""What a model can be called ('tiny', a repository of the Hub, one of Apple's archives, or a folder), and where it lies."""
+"""The names that a model can have: 'tiny', a folder, a repository of the Hub, one of Apple's archives."""
 
 import re
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ Origin = Literal["built-in", "folder", "hub", "archive"]
 
 
 class HubModel(NamedTuple):
-    """A repository of the Hub, OWNER/NAME, and the branch, tag or commit that was named with it."""
+    """A repository of the Hub (OWNER/NAME) and the branch, tag or commit that was named with it, if any."""
 
     name: str
     revision: str | None = None
 
 
 def hub_model(text: str) -> HubModel | None:
-    """The repository that a name (OWNER/NAME, OWNER/NAME@REVISION) or an address of the Hub stands for; None for anything else."""
+    """Parse a Hub name (OWNER/NAME, OWNER/NAME@REVISION) or an address of the Hub; None for anything else."""
     text = text.strip()
     address = HUB_ADDRESS.match(text)
     if address is None:
@@ -59,7 +59,7 @@ def hub_model(text: str) -> HubModel | None:
 
 
 def is_revision(text: str) -> bool:
-    """Whether a branch, tag or commit can be called so."""
+    """Whether a text can be the name of a branch, a tag or a commit."""
     return REVISION.fullmatch(text) is not None and ".." not in text
 
 
@@ -71,7 +71,7 @@ def _hub_model(name: str, revision: str | None) -> HubModel | None:
 
 @dataclass(frozen=True)
 class Found:
-    """A model on this machine: its folder, the name it was asked for by, and which kind of name that was."""
+    """A model on this machine: its folder, the name it was asked for by, and what kind of name that was."""
 
     folder: Path
     name: str
@@ -79,10 +79,10 @@ class Found:
 
     @property
     def built_in(self) -> bool:
-        """Whether it is the model inside this package, whose calibration pictures lie beside it."""
+        """Whether it is the model inside this package, which has pictures to calibrate on."""
         return self.origin == "built-in"
 
     @property
     def title(self) -> str:
-        """What a folder made from it says it was made from: 'tiny', the Hub's name, or the name of its folder."""
+        """The model's name in a folder made from it: 'tiny', the Hub's name, or its folder's name."""
         return self.name if self.origin in ("built-in", "hub") else self.folder.resolve().name

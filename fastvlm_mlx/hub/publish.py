@@ -13,7 +13,11 @@ WEIGHTS = ["model.safetensors", "model-?????-of-?????.safetensors", "model.safet
 
 
 def check(name: str) -> None:
-    """Raise OptionError for a name that is none, and HubError where there is no token or the Hub does not accept it."""
+    """Check that a repository can be written to before anything is uploaded.
+
+    Raises OptionError for a name that no repository can have, and HubError where there is no token or it is not
+    accepted.
+    """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # not said to be exported
@@ -33,9 +37,9 @@ def check(name: str) -> None:
 
 
 def publish(folder: Path, name: str) -> str:
-    """Create the repository unless it is there, put the folder's files into it, and return its address; raises HubError.
+    """Upload a folder's files to a repository, which is created where it does not exist, and return its address.
 
-    Weights of an earlier conversion are removed from it in the same commit; other files stay.
+    Weights of an earlier conversion are removed in the same commit; other files stay. Raises HubError.
     """
     from huggingface_hub import HfApi
 
@@ -49,7 +53,7 @@ def publish(folder: Path, name: str) -> str:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """What the Hub or the connection refuse, as a HubError."""
+    """A context manager that turns errors of the Hub and of the connection into a HubError."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:

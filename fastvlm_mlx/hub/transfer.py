@@ -1,8 +1,8 @@
-"""One large file over HTTP, taken up again after every interruption, within a run and from one run to the next.
+"""Download of one large file over HTTP, which continues after an interruption, in the same run or in a later one.
 
-What has come stays in NAME.part, and beside it what the server said of the file, so that a later request asks for the
-rest of that very file (Range, If-Range) and gets all of it if it has changed. Every address on the way has to be https,
-but for servers on this machine.
+Received bytes are kept in NAME.part, and what the server said of the file in NAME.part.json. A later request asks for
+the remaining bytes of that version of the file (Range, If-Range), and gets all of it if it has changed. Every address
+has to be https, but for servers on this machine.
 """
 
 import fcntl
@@ -48,7 +48,10 @@ Progress = Callable[[int, int | None], None]  # bytes there, bytes in all where 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an unfinished file is the beginning of: `tag` is the server's strong name for the content, or when it last changed."""
+    """What a partial file is the beginning of: address, version, and size in bytes where the server says it.
+
+    `tag` is the server's strong ETag, or else the time of the last change.
+    """
 
     url: str
     tag: str
@@ -56,11 +59,11 @@ class Origin:
 
 
 class Interrupted(Exception):
-    """A connection that could not be made or ended early; trying again may help."""
+    """A connection could not be made or ended early; trying again may help."""
 
 
 def size_of(url: str) -> int | None:
-    """Bytes that a file takes to download, None where the server does not say; raises HubError where it cannot be had."""
+    """Size of a file in bytes, None where the server does not say; raises HubError where the file cannot be reached."""
     try:
         with _request(url, "HEAD", {}) as response:
             return _length(response.headers.get("Content-Length"))
@@ -69,9 +72,10 @@ def size_of(url: str) -> int | None:
 
 
 def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
-    """Download a file to `path`, going on where an earlier run was interrupted.
+    """Download a file to `path`, continuing where an earlier run stopped.
 
-    Raises HubError where the file cannot be had or the connection keeps breaking; what has come is kept then.
+    `progress` is called with the bytes received and the bytes in all. Raises HubError where the file cannot be had or
+    the connection keeps breaking; received bytes are kept then.
     """
     part = path.with_name(path.name + ".part")
     with _only_one(part) as file:
@@ -94,7 +98,7 @@ def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
 
 @contextmanager
 def _only_one(part: Path) -> Iterator[IO[bytes]]:
-    """The unfinished file, open and locked; raises HubError while another process is at it."""
+    """A context manager with the partial file, open and locked; raises HubError while another process has it."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+b") as file:
         try:
@@ -111,7 +115,7 @@ def _only_one(part: Path) -> Iterator[IO[bytes]]:
 
 
 def _go_on(url: str, file: IO[bytes], part: Path, progress: Progress | None) -> str | None:
-    """One request for what is missing; returns why something is missing still, None once everything is there."""
+    """Make one request for the missing bytes; returns why some are still missing, or None when all are there."""
     origin = _read_notes(part)
     have = os.fstat(file.fileno()).st_size if origin is not None and origin.url == url else 0
     if origin is not None and have and have == origin.size:
@@ -137,7 +141,10 @@ def _go_on(url: str, file: IO[bytes], part: Path, progress: Progress | None) -> 
 
 
 def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progress: Progress | None) -> None:
-    """Write what comes after the first `start` bytes, up to `size`; raises Interrupted where that is not everything."""
+    """Write the response's bytes after the first `start` ones, up to `size`.
+
+    Raises Interrupted where some are missing.
+    """
     have, limit = start, MAX_DOWNLOAD_BYTES if size is None else size
     while have < limit:
         try:
@@ -162,11 +169,11 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
 
 
 class _Unsatisfiable(Exception):
-    """The server has nothing at the place where the kept bytes end."""
+    """The server has no bytes after those that are kept."""
 
 
 def _answered(response: Any, url: str, have: int) -> tuple[int, int | None]:
-    """(first byte that follows, bytes of the whole file) of an answer to a request for everything from `have` on."""
+    """The (first byte, size of the whole file) that a response to a request for the bytes from `have` on contains."""
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
         raise HubError(
@@ -199,7 +206,7 @@ def _length(text: str | None) -> int | None:
 
 
 def _tag(response: Any) -> str:
-    """The server's strong name for the content, else when it last changed, else nothing: then it cannot be gone on with."""
+    """The server's strong ETag, else the time of the last change, else "": then the download cannot be continued later."""
     tag = response.headers.get("ETag", "")
     if tag and not tag.startswith("W/"):
         return str(tag)
@@ -220,7 +227,10 @@ def _check_room(url: str, part: Path, start: int, size: int | None) -> None:
 
 
 def _request(url: str, method: str, headers: dict[str, str]) -> Any:
-    """An open answer of status 2xx, through redirects that are safe; raises HubError, Interrupted or _Unsatisfiable."""
+    """The open response, of status 2xx, after following safe redirects.
+
+    Raises HubError, Interrupted or _Unsatisfiable.
+    """
     headers = {"User-Agent": f"fastvlm-mlx/{__version__}", "Accept-Encoding": "identity", **headers}
     first = url
     for _ in range(MAX_REDIRECTS + 1):
@@ -245,7 +255,7 @@ def _request(url: str, method: str, headers: dict[str, str]) -> Any:
 
 @cache
 def _opener() -> OpenerDirector:
-    """http and https, through a proxy where the environment names one; no other scheme, and no redirects of its own."""
+    """Opens http and https, through the proxy that the environment names; follows no redirects by itself."""
     opener = OpenerDirector()
     for handler in (
         ProxyHandler(),
@@ -266,7 +276,7 @@ def _joined(url: str, location: str) -> str:
 
 
 def check_address(url: str, first: str) -> None:
-    """Raise HubError unless an address is https, or on this machine as the first one was."""
+    """Raise HubError unless an address is https, or is on this machine as the first address was."""
     try:
         parts = urlsplit(url)
         local = all(urlsplit(each).hostname in LOOPBACK for each in (url, first))
@@ -280,7 +290,7 @@ def check_address(url: str, first: str) -> None:
 
 
 def _tls() -> ssl.SSLContext:
-    """Certificates are checked against the system's; on macOS through its own service, where Python's may come without any."""
+    """Certificates are checked with the system's store; on macOS by the system itself, as Python may come without any."""
     if sys.platform == "darwin":
         try:
             import truststore
@@ -301,7 +311,7 @@ def _notes(part: Path) -> Path:
 
 
 def _read_notes(part: Path) -> Origin | None:
-    """What is known of the file that `part` begins; None where that is not enough to go on with it."""
+    """What is known of the file that `part` begins; None where it is not enough to continue."""
     try:
         origin = Origin(**json.loads(files.read(_notes(part), 10_000)))
         right = isinstance(origin.url, str) and isinstance(origin.tag, str) and isinstance(origin.size, int)

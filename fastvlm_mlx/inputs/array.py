@@ -1,8 +1,8 @@
-"""Numbers in memory -> an image: arrays of NumPy, MLX and whatever else gives NumPy its numbers.
+"""An array of NumPy, MLX or another library -> an 8-bit PIL image.
 
-Enters: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. The range follows from the
-dtype and never from the values: uint8 0-255, uint16 0-65535, bool black and white, floating point 0-1. Leaves: an 8-bit
-PIL image.
+Enters: (H, W), (H, W, 1) grey, (H, W, 2) grey and alpha, (H, W, 3) RGB or (H, W, 4) RGBA. The range of its levels
+follows from the dtype alone, never from the values: uint8 0-255, uint16 0-65535, bool black and white, floating point
+0-1. Leaves: an 8-bit PIL image.
 """
 
 from typing import Any
@@ -19,12 +19,12 @@ EXPECTED = "expected (height, width), or (height, width, channels) with 1 to 4 c
 
 
 def is_array(source: object) -> bool:
-    """Whether something gives NumPy an array."""
+    """Whether an object is an array, or gives NumPy one."""
     return isinstance(source, np.ndarray) or hasattr(type(source), "__array__") or _of_mlx(source)
 
 
 def image_of(source: Any) -> Image.Image:
-    """An array as an 8-bit image: "L", "LA", "RGB" or "RGBA"; raises ImageError."""
+    """An array as an 8-bit image of mode "L", "LA", "RGB" or "RGBA"; raises ImageError."""
     values = _as_numpy(source)
     described = f"The image array is {values.shape} {values.dtype}"
     if values.ndim not in (2, 3) or 0 in values.shape or (values.ndim == 3 and values.shape[2] > 4):
@@ -49,7 +49,7 @@ def image_of(source: Any) -> Image.Image:
 
 
 def _levels(values: npt.NDArray[Any], described: str) -> npt.NDArray[np.uint8]:
-    """Levels 0-255, rounded."""
+    """The values as levels 0-255, rounded; raises ImageError for a dtype or a value outside the range."""
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:  # of either byte order

@@ -1,7 +1,7 @@
-"""Files that are damaged, or mistaken, beside their pixels -> what is needed to use the pixels all the same.
+"""Image files that are damaged outside their pixels -> the pixels.
 
 Enters: the bytes of a JPEG or a PNG. Leaves: bytes that Pillow decodes, or an image; None where the pixels themselves
-may be affected. Source: ITU-T T.81 (JPEG), annex B; PNG specification, third edition, 5 and 11.3.
+may be damaged. Sources: ITU-T T.81 (JPEG), annex B; PNG specification, third edition, 5 and 11.3.
 """
 
 import struct
@@ -19,9 +19,9 @@ VISIBLE_CHUNKS = (b"tRNS",)  # chunks a picture can be decoded without, and woul
 
 
 def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
-    """A JPEG ended in two ways, with other bytes before the end marker; None for what is no JPEG.
+    """A JPEG that lacks its end marker, completed in two ways with different bytes before it; None for other files.
 
-    Where both decode to the same pixels, none of these depended on bytes that are missing.
+    Where both decode to the same pixels, no pixel depends on missing bytes.
     """
     if not data.startswith(b"\xff\xd8"):
         return None
@@ -35,9 +35,10 @@ def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
 
 
 def without_damaged_chunks(data: bytes) -> tuple[bytes, list[str]] | None:
-    """A PNG without the chunks (text, times, profiles) whose checksum is wrong, and their names; None where there are none.
+    """A PNG without the chunks whose checksum is wrong, and the names of these; None where there are none.
 
-    None as well where a chunk that shows in the picture is among them.
+    Only chunks that do not change the picture (text, times, profiles) are removed: None, too, where another one is
+    damaged.
     """
     if not data.startswith(PNG):
         return None
@@ -53,7 +54,10 @@ def without_damaged_chunks(data: bytes) -> tuple[bytes, list[str]] | None:
 
 
 def without_extras(data: bytes) -> bytes | None:
-    """A PNG of the chunks that its pixels are decoded from, and no others; None where one of these is damaged, or it is no PNG."""
+    """A PNG reduced to the chunks that its pixels are decoded from.
+
+    None for another file, or where one of these chunks is damaged.
+    """
     if not data.startswith(PNG):
         return None
     kept = [PNG]
@@ -66,15 +70,15 @@ def without_extras(data: bytes) -> bytes | None:
 
 
 def declares_bits(data: bytes) -> bool:
-    """Whether it is a PNG that says how many bits of its levels mean something."""
+    """Whether it is a PNG with an sBIT chunk, which says how many bits of a level are significant."""
     return data.startswith(PNG) and any(name == b"sBIT" and sound for name, _, sound in _chunks(data))
 
 
 def unaligned(image: Image.Image, data: bytes) -> Image.Image:
-    """A 16-bit grey PNG's image with its levels at full range, where they are right-aligned against the specification.
+    """A 16-bit grey PNG's image with its levels brought to the full range, where the file stores them at the wrong end.
 
-    sBIT says how many bits mean something, and a level's other bits are a filling that follows from these. A file in
-    which they are not, while no level has more than the declared bits, holds these bits at the wrong end.
+    sBIT says how many bits are significant; the specification has them at the top of a level. A file whose levels all
+    fit into the declared number of bits, and do not follow that rule, has them at the bottom.
     """
     bits = next(
         (content[0] for name, content, sound in _chunks(data) if name == b"sBIT" and sound and len(content) == 1), 16
@@ -104,7 +108,7 @@ def _checksum(name: bytes, content: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """(name, content, whether its checksum is right) of each chunk of a PNG, up to its end."""
+    """(name, content, whether the checksum is right) of each chunk of a PNG, up to its end."""
     place = len(PNG)
     while place + 12 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")

@@ -1,4 +1,4 @@
-"""What stands for pictures (a path, a folder of them, a pattern such as photos/*.jpg) -> their paths, in order."""
+"""A path, a folder of pictures, or a pattern such as photos/*.jpg -> the paths of the pictures, in order."""
 
 import glob
 import os
@@ -14,10 +14,10 @@ SUFFIXES = (
 
 
 def pictures(path: str) -> list[str]:
-    """The paths that a path stands for: a folder's pictures and a pattern's files by name, any other path itself.
+    """The paths that a path stands for: a folder's pictures, the files that match a pattern, or else the path itself.
 
-    Hidden files, and with them the companions that macOS makes ("._photo.jpg"), are passed over. Raises ImageError for
-    a folder without pictures, or one that cannot be read.
+    Both are sorted by name. Hidden files are left out, and with them the ones that macOS makes ("._photo.jpg"). Raises
+    ImageError for a folder that has no pictures or cannot be read.
     """
     found = paths.find(path)
     if os.path.isdir(found):  # noqa: PTH112  (false, too, for impossible names)
@@ -28,7 +28,7 @@ def pictures(path: str) -> list[str]:
 
 
 def in_folder(folder: str) -> list[str]:
-    """The pictures that lie in a folder, by name; raises ImageError where there are none."""
+    """The paths of a folder's pictures, sorted by name; raises ImageError where there are none."""
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208  (names are enough)
     except OSError as error:
@@ -47,5 +47,5 @@ def in_folder(folder: str) -> list[str]:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name is a picture of a folder: by what it ends in, and not hidden."""
+    """Whether a file of this name counts as a picture in a folder: it is not hidden and ends in one of SUFFIXES."""
     return not name.startswith(".") and name.lower().endswith(SUFFIXES)

@@ -1,9 +1,9 @@
 """A picture -> the tower's input: (S, S, 3) RGB uint8, exactly as Apple's preprocessing makes it.
 
 From 8-bit RGB on it is bit for bit apple/ml-fastvlm's process_images at 592b4ad: black bars to a square (or, for
-"crop", the shorter edge to S and a centred cut), Pillow's bicubic. Before that, ours: EXIF orientation applied, 16-bit
-grey scaled, transparency on white (on black, where a drawing is white itself). Memory stays in proportion to the
-picture and to S, however long and narrow the picture is.
+"crop", the shorter edge to S and a centred cut), Pillow's bicubic. The steps before that are ours: EXIF orientation is
+applied, 16-bit grey scaled, transparency composed on white (on black where a drawing is white itself). Memory is in
+proportion to the picture and to S, however long and narrow the picture is.
 """
 
 import math
@@ -46,19 +46,19 @@ EXIF_TRANSPOSES = {
 
 
 def as_list(images: Images) -> list[Source]:
-    """One picture, several or none, as a list."""
+    """One picture, several or None as a list of pictures."""
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]  # type: ignore[list-item]
 
 
 def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An upright 8-bit RGB image; raises ImageError.
+    """Load a picture as an upright 8-bit RGB image; raises ImageError.
 
-    `source` is a path (~ and file:// included), a file's bytes, an open file, a PIL image, an array of NumPy, MLX or
-    another library (`array`), or a dict of "bytes" and "path" as the library datasets has them. A file of more than
-    `max_pixels` is refused before it is decoded. Of an animation or a document of several pages the first picture is
-    taken, with a FastVLMWarning.
+    `source` is a path (~ and file:// are resolved), a file's bytes, an open file, a PIL image, an array (see
+    `inputs.array`), or a dict with "bytes" or "path" as the library datasets has them. A file of more than `max_pixels`
+    pixels is refused before it is decoded. Of an animation or a document with several pages the first picture is taken,
+    with a FastVLMWarning.
     """
     imagefile.check_max_pixels(max_pixels)
     if isinstance(source, Mapping):
@@ -83,7 +83,7 @@ def load_image(source: Source, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def _of_dict(source: Mapping[str, Any]) -> Source:
-    """What a row of the library datasets has of a picture: its bytes or else its path."""
+    """The picture in a row of the library datasets: its bytes, else its path; raises ImageError."""
     found: Source | None = source.get("bytes")
     if found is None or (isinstance(found, bytes) and not found):
         found = source.get("path")
@@ -97,14 +97,14 @@ def _of_dict(source: Mapping[str, Any]) -> Source:
 
 
 def preprocess(image: Image.Image, config: ImageConfig) -> Pixels:
-    """(S, S, 3) RGB uint8 of an upright RGB image."""
+    """An upright RGB image as pixels (S, S, 3), RGB uint8."""
     if config.fit == "pad":
         return _pad_and_resize(image, config.size)
     return _resize_and_crop(image, config.size)
 
 
 def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Turned and mirrored as its EXIF orientation says, in 8-bit RGB; unreadable EXIF is ignored."""
+    """An image turned and mirrored as its EXIF orientation says, in 8-bit RGB; EXIF that cannot be read is ignored."""
     tiff.check_opened(image, name)
     try:
         image.load()
@@ -129,7 +129,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """8-bit RGB: 16-bit grey scaled down, transparency composed on a ground."""
+    """An image in 8-bit RGB: 16-bit grey is scaled down, transparency composed on a ground."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode in ("I", "F"):
@@ -144,7 +144,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """An RGB image made from strips of rows, so that what lies between takes little memory."""
+    """An RGB image converted in strips of rows, so that the intermediate forms take little memory."""
     out = Image.new("RGB", image.size)
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -154,11 +154,10 @@ def _strip_by_strip(image: Image.Image, convert: Callable[[Image.Image], Image.I
 
 
 def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Image], name: str) -> Image.Image:
-    """A picture with transparency on white; `convert` makes of a strip what can be made RGBA.
+    """An image with transparency composed on white; `convert` turns a strip into something that can become RGBA.
 
-    Where a drawing lies there that does not stand out from white, but for specks, it is put on black. Where everything
-    is transparent, and colours lie there all the same, alpha was never meant, and is left out. Of both a FastVLMWarning
-    says so.
+    It is composed on black where a drawing hardly differs from white. Where every pixel is transparent although there
+    are colours, the transparency is left out. Both come with a FastVLMWarning.
     """
     colours, alphas, darkest, drawn, faint = [(255, 0)] * 3, (255, 0), 255, 0, 0
 
@@ -197,12 +196,12 @@ def _composed(rgba: Image.Image, ground: str) -> Image.Image:
 
 
 def _union(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    """The least range that holds two."""
+    """The smallest range (low, high) that holds two ranges."""
     return min(one[0], other[0]), max(one[1], other[1])
 
 
 def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
-    """Levels 0-65535 to 0-255, rounded; with alpha, where one level is declared transparent."""
+    """Levels 0-65535 scaled to 0-255 and rounded; with alpha where one level is declared transparent."""
     levels = np.asarray(strip).astype(np.uint32)
     grey = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
     transparent = strip.info.get("transparency")
@@ -212,10 +211,10 @@ def _grey_of_16_bits(strip: Image.Image) -> Image.Image:
 
 
 def _pad_and_resize(image: Image.Image, size: int) -> Pixels:
-    """Black bars to a centred square, then bicubic to size x size, without ever holding the square.
+    """Black bars to a centred square, then bicubic to (size, size, 3); the square itself is never in memory.
 
-    Pillow resizes along rows first and rounds to 8 bits in between, so doing the rows in strips, each padded as it
-    comes, and then the columns, a few at a time, gives the very same bits.
+    Pillow resizes along rows first and rounds to 8 bits in between, so resizing padded strips of rows, and then of
+    columns, gives the same bits.
     """
     width, height = image.size
     side = max(width, height)
@@ -232,7 +231,7 @@ def _pad_and_resize(image: Image.Image, size: int) -> Pixels:
 
 
 def _padded_rows(image: Image.Image, side: int, size: int) -> Pixels:
-    """(height, size, 3): every row with black bars to `side`, then resized."""
+    """(height, size, 3): every row with black bars to `side` pixels, then resized to `size`."""
     width, height = image.size
     rows = np.empty((height, size, 3), np.uint8)
     step = max(1, STRIP_PIXELS // side)
@@ -245,7 +244,7 @@ def _padded_rows(image: Image.Image, side: int, size: int) -> Pixels:
 
 
 def _padded_columns(rows: Pixels, side: int, size: int) -> Pixels:
-    """(size, W, 3): every column of rows (H, W, 3) with black bars to `side`, then resized."""
+    """(size, W, 3): every column of rows (H, W, 3) with black bars to `side` pixels, then resized to `size`."""
     height, width, _ = rows.shape
     top = (side - height) // 2
     columns = np.empty((size, width, 3), np.uint8)
@@ -264,10 +263,11 @@ BICUBIC_SUPPORT, BICUBIC_A, PRECISION_BITS = 2.0, -0.5, 22
 
 
 def _without_bars(pixels: Pixels, side: int, size: int) -> tuple[int, Pixels]:
-    """Pixels (M, N, 3) with black bars along the second axis to `side`, resized there to `size`, where bars are most of it.
+    """Pixels (M, N, 3) with black bars along the second axis to `side`, resized along it to `size`.
 
-    Gives what Pillow gives, in time that follows the picture instead of the square: weights that would fall on the bars
-    are left out. Returns the first place that the picture reaches, and (M, places, 3) from there on; the rest is black.
+    Gives what Pillow gives, in time that depends on the picture instead of the square: weights that would fall on the
+    bars are left out. Returns the first position that the picture reaches, and (M, positions, 3) from there on; the
+    rest is black.
     """
     length = pixels.shape[1]
     before = (side - length) // 2

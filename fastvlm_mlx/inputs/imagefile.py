@@ -1,7 +1,7 @@
-"""An image file, or its bytes -> the first picture in it, decoded by Pillow, within bounds of size, pixels and time.
+"""An image file, or its bytes -> the first picture in it, decoded by Pillow within bounds of bytes, pixels and time.
 
-Pillow gets to see only the formats named here. What else people have lying about is told apart by its first bytes and
-refused by name, with what to do about it.
+Pillow may only try the formats named here. Other files that people have are recognised by their first bytes and refused
+by name, with what to do about it.
 """
 
 import re
@@ -79,13 +79,13 @@ FOREIGN = (
 
 
 def check_max_pixels(max_pixels: int) -> None:
-    """Raise OptionError unless it is a bound Pillow can hold to."""
+    """Raise OptionError unless `max_pixels` is a whole number from 1 to 2**31 - 1."""
     if not is_whole(max_pixels) or not 1 <= max_pixels < 1 << 31:
         raise OptionError(f"`max_pixels` is {shown(max_pixels)}, expected a whole number from 1 to 2147483647.")
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None:
-    """Raise ImageError for a picture without pixels, with too many, or with too long a side."""
+    """Raise ImageError for a picture without pixels, with more than `max_pixels`, or with a side of more than MAX_SIDE."""
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width}x{height} pixels; expected at least one.")
@@ -124,7 +124,7 @@ def read(path: str) -> bytes:
 
 
 def read_open(file: Any) -> bytes:
-    """The bytes of an open file, from its beginning where it can go there; raises ImageError."""
+    """The bytes of an open file, from its beginning where it can seek; raises ImageError."""
     try:
         if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
             file.seek(0)  # as Pillow does: what has just been written, or asked about before, is at its end
@@ -141,10 +141,10 @@ def read_open(file: Any) -> bytes:
 
 
 def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The first picture of a file, its pixels in memory; raises ImageError.
+    """The first picture of a file's bytes, with its pixels in memory; raises ImageError.
 
-    Warns (FastVLMWarning) where more pictures follow, and where a file that is damaged beside its pixels was read all
-    the same.
+    `name` is the file in messages. Warns (FastVLMWarning) where more pictures follow, or where the file is damaged
+    outside its pixels.
     """
     if not data:
         raise ImageError(f"{name} is empty; expected an image file.")
@@ -186,7 +186,10 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def _note_of_few_levels(image: Image.Image, name: str) -> None:
-    """Warn of a 16-bit grey picture that uses 14 bits or fewer: it may be dark, or its file may not say how many bits are meant."""
+    """Warn of a 16-bit grey picture whose levels fit into 14 bits.
+
+    It is dark, or its file does not say how many bits it uses.
+    """
     greatest = int(np.asarray(image).max())
     if 0 < greatest < 1 << 14:
         warn(
@@ -212,7 +215,7 @@ def _opened(data: bytes, name: str, formats: tuple[str, ...], max_pixels: int) -
 
 
 def _by_layout(layout: tiff.Layout, data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The first picture of a TIFF that Pillow does not read rightly."""
+    """The first picture of a TIFF that Pillow would misread."""
     check_size(name, (layout.width, layout.height), max_pixels)
     try:
         with warnings.catch_warnings(), _pillow_allows(tiff.MAX_PIECE_BYTES):
@@ -228,7 +231,9 @@ def _by_layout(layout: tiff.Layout, data: bytes, name: str, max_pixels: int) -> 
 def _mended(
     data: bytes, name: str, formats: tuple[str, ...], max_pixels: int, error: Exception
 ) -> tuple[Image.Image, bool, str] | None:
-    """A picture whose file is damaged beside its pixels only, whether more follow, and what is wrong with the file; or None."""
+    """A picture whose file is damaged outside its pixels only, whether more follow, and a note of the damage; else
+    None.
+    """
     try:
         with warnings.catch_warnings(), _pillow_allows(max_pixels):
             warnings.simplefilter("ignore")
@@ -258,7 +263,7 @@ def _mended(
 
 
 def _said(error: Exception, data: bytes, name: str) -> ImageError:
-    """What Pillow has raised, as a sentence."""
+    """An exception of Pillow's as an ImageError."""
     format_name = next(
         (format_name for start, format_name in SIGNATURES if re.match(start, data[:64], re.DOTALL)), None
     )
@@ -280,7 +285,7 @@ def _said(error: Exception, data: bytes, name: str) -> ImageError:
 
 
 def _why_not_opened(data: bytes, name: str, format_name: str) -> str:
-    """What Pillow's reader of one format says, which `Image.open` keeps to itself."""
+    """The reason that Pillow's reader of one format gives, which `Image.open` does not pass on."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -291,7 +296,10 @@ def _why_not_opened(data: bytes, name: str, format_name: str) -> str:
 
 
 def _more(image: Image.Image) -> bool:
-    """Whether other frames or pages follow; a camera's MPO (a JPEG to begin with) holds the same picture again."""
+    """Whether other frames or pages follow.
+
+    A camera's MPO is a JPEG followed by the same picture again, and does not count.
+    """
     if image.format == "MPO":
         return False
     try:
@@ -303,7 +311,10 @@ def _more(image: Image.Image) -> bool:
 
 
 class _Timed(BytesIO):
-    """A file in memory that stops being read after a while: Pillow's loops over a hostile file's parts all read from it."""
+    """A file in memory that raises ImageError when it is read after its time is up.
+
+    All of Pillow's loops over the parts of a hostile file read from it.
+    """
 
     def __init__(self, data: bytes, name: str):
         super().__init__(data)
@@ -314,6 +325,7 @@ class _Timed(BytesIO):
         self._end = time.monotonic() + seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
+        """The bytes of an image file, whose path may be written as `files.paths` allows; raises ImageError."""
         if time.monotonic() > self._end:
             raise ImageError(
                 f"{self._name} takes too long to decode, so it is damaged or hostile; save it again as PNG or JPEG."
@@ -322,7 +334,7 @@ class _Timed(BytesIO):
 
 
 def _formats(data: bytes, name: str) -> tuple[str, ...]:
-    """The formats Pillow may try; raises ImageError for kinds that are known and not read."""
+    """The formats that Pillow may try; raises ImageError for a known kind of file that is not read."""
     brands = _brands(data)
     if brands & HEIF_BRANDS and not brands & AVIF_BRANDS:
         return (*FORMATS, _heif(name))
@@ -335,7 +347,7 @@ def _formats(data: bytes, name: str) -> tuple[str, ...]:
 
 
 def _brands(data: bytes) -> set[bytes]:
-    """The brands an ISO media file (HEIC, AVIF, MP4) declares; none for other files."""
+    """The brands that an ISO media file (HEIC, AVIF, MP4) declares; empty for other files."""
     if data[4:8] != b"ftyp":
         return set()
     box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
@@ -343,7 +355,10 @@ def _brands(data: bytes) -> set[bytes]:
 
 
 def _heif(name: str) -> str:
-    """Make Pillow read HEIC by pillow-heif, which comes along on macOS, and elsewhere with the extra `heic`; returns its name."""
+    """Register pillow-heif with Pillow, and return the name of the format; raises ImageError where it is not installed.
+
+    It is installed along on macOS, and elsewhere with the extra `heic`.
+    """
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
@@ -356,7 +371,7 @@ def _heif(name: str) -> str:
 
 @contextmanager
 def _pillow_allows(max_pixels: int) -> Iterator[None]:
-    """Pillow's own bound, twice MAX_IMAGE_PIXELS, out of the way while ours is higher."""
+    """A context manager that raises Pillow's own limit of pixels, twice MAX_IMAGE_PIXELS, to at least `max_pixels`."""
     before = Image.MAX_IMAGE_PIXELS
     if before is None or 2 * before >= max_pixels:
         yield

@@ -18,7 +18,7 @@ MAX_PROMPT_CHARS = 1_000_000  # far beyond any context; bounds the time and memo
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, the number of pictures shown with it, and the ids of its answer, None while there is none."""
+    """A question, the number of its pictures, and the token ids of its answer; None while there is no answer."""
 
     prompt: str
     images: int = 0
@@ -26,11 +26,11 @@ class Turn:
 
 
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, system: str | None = None) -> list[Piece]:
-    """A conversation up to where its last answer begins (or ends), as runs of token ids and image slots.
+    """A conversation as runs of token ids and image slots, up to where its last answer begins, or ends if it is given.
 
     Each image takes `image_tokens` positions and stands on a line of its own before the text of its turn, as in LLaVA;
-    slots count through all turns. An answer is the ids that were generated, as they are, and ends its turn also where
-    it was cut short. Raises PromptError for text that is no Unicode or far too long.
+    slots count through all turns. An answer is given by the ids that were generated, and its turn is closed even where
+    it was cut short. Raises PromptError for text that is not Unicode or is too long.
     """
     start, end = (tokenizer.special(name) for name in ("<|im_start|>", "<|im_end|>"))
     closing = [end, *tokenizer.encode("\n")]
@@ -50,7 +50,10 @@ def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, syste
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise PromptError, in which the text is called `name`, unless it is valid Unicode of bounded length."""
+    """Raise PromptError unless `text` is valid Unicode of at most MAX_PROMPT_CHARS characters.
+
+    The message calls it `name`.
+    """
     if not isinstance(text, str):
         raise PromptError(f"The {name} is a {type(text).__name__}, expected text.")
     if len(text) > MAX_PROMPT_CHARS:
@@ -68,7 +71,7 @@ def check_text(name: str, text: str) -> None:
 
 
 def _message(tokenizer: Tokenizer, prompt: str, slots: list[ImageSlot]) -> Iterator[Piece]:
-    """What follows <|im_start|> in the user's turn."""
+    """The pieces that follow <|im_start|> in the user's turn."""
     if not slots:
         yield tokenizer.encode(f"user\n{prompt}")
         return
@@ -79,7 +82,7 @@ def _message(tokenizer: Tokenizer, prompt: str, slots: list[ImageSlot]) -> Itera
 
 
 def _joined(pieces: list[Piece]) -> Iterator[Piece]:
-    """Neighbouring runs of tokens as one run."""
+    """The pieces with neighbouring runs of tokens joined into one."""
     run: list[int] = []
     for piece in pieces:
         if isinstance(piece, list):

@@ -1,9 +1,9 @@
-"""A TIFF whose samples Pillow misreads, or cannot read -> an 8-bit image, every sample scaled over the range the file declares.
+"""A TIFF whose samples Pillow misreads, or cannot read -> an 8-bit image, its samples scaled over the declared range.
 
-Read here: grey, RGB and CMYK, with alpha or without, of 1 to 16 bits a sample in chunks or planes, white being the
-greatest or the least level; and RGB of floating-point numbers from 0 to 1. Whatever declares no range (signed or 32-bit
-levels, grey in floating point) is refused, never guessed from the levels themselves: a dark picture stays dark.
-Compressed data is unpacked by Pillow, to which the compressed strips are shown as those of a picture of bytes.
+Accepted: grey, RGB and CMYK, with or without alpha, 1 to 16 bits a sample, chunky or planar, white being the greatest
+or the least level; and RGB of floating-point samples from 0 to 1. Samples without a declared range (signed, 32-bit,
+grey in floating point) are refused, never guessed from the levels themselves, so that a dark picture stays dark.
+Compressed strips are unpacked by Pillow, as the strips of a picture of bytes.
 
 Source: TIFF revision 6.0 (Adobe, 1992) and its supplements for predictors (2 and 3).
 """
@@ -50,7 +50,10 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the samples of a TIFF's first image lie, as its tags say; `maximum` is the greatest level, where that is declared."""
+    """How the samples of a TIFF's first image are stored, as its tags say.
+
+    `maximum` is the greatest level, None where it is not declared.
+    """
 
     order: str  # "<" or ">"
     width: int
@@ -75,7 +78,10 @@ class Layout:
 
     @classmethod
     def of(cls, tags: Any, prefix: bytes) -> "Layout":
-        """From a directory as Pillow reads it; raises ValueError where a tag that is needed is missing or out of range."""
+        """Read a layout from a directory as Pillow parses it.
+
+        Raises ValueError where a needed tag is missing or out of range.
+        """
 
         def values(tag: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
             value = tags.get(tag, default)
@@ -138,7 +144,7 @@ class Layout:
 
     @property
     def suits_pillow(self) -> bool:
-        """Whether Pillow, if it opens it at all, reads every sample rightly."""
+        """Whether Pillow, if it opens the file at all, reads every sample correctly."""
         if self.sample_format != UNSIGNED or self.declared_bits is not None:
             return False
         if max(self.bits) <= 8:
@@ -150,7 +156,7 @@ class Layout:
 
 
 def layout_of(data: bytes) -> Layout | None:
-    """What the tags of a TIFF say of its first image, None where they cannot be read."""
+    """The layout of a TIFF's first image, None where its tags cannot be read."""
     file = BytesIO(data)
     try:
         with warnings.catch_warnings():
@@ -174,7 +180,10 @@ def _layout(file: BytesIO, data: bytes) -> Layout:
 
 
 def _is_preview(first: Layout, tags: Any, header: bytes, file: BytesIO) -> bool:
-    """Whether an image that the first one's directory leads to is what a sensor saw, or a subordinate one that is larger."""
+    """Whether the first image is a preview.
+
+    It is where another image that its directory leads to was a sensor's, or is a larger one that is not itself reduced.
+    """
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
     inner = tags.get(SUB_IMAGES, ())
@@ -214,9 +223,9 @@ def check_opened(image: Image.Image, name: str) -> None:
 
 
 def decode(layout: Layout, data: bytes, name: str, seconds: float) -> Image.Image:
-    """The first image in 8 bits, "L", "LA", "RGB", "RGBA" or "CMYK", with its orientation in EXIF; raises ImageError.
+    """The first image in 8 bits, mode "L", "LA", "RGB", "RGBA" or "CMYK", with its orientation in EXIF.
 
-    The size has been checked by the caller. Unpacking is given up after `seconds`.
+    Raises ImageError. The caller has checked the size. Decoding is given up after `seconds`.
     """
     _check(layout, name)
     colours = COLOURS[layout.photometric]
@@ -243,7 +252,7 @@ def decode(layout: Layout, data: bytes, name: str, seconds: float) -> Image.Imag
 
 
 def _check(layout: Layout, name: str) -> None:
-    """Raise ImageError, by name, for what is not read here."""
+    """Raise ImageError, naming the cause, for a layout that is not read."""
     bits = set(layout.bits)
     unpackable = layout.compression == 1 or layout.compression in PACKED
     floats = layout.sample_format == FLOAT and layout.photometric == RGB and bits <= {16, 32, 64}
@@ -272,7 +281,7 @@ def _check(layout: Layout, name: str) -> None:
 
 
 def _described(layout: Layout) -> str:
-    """The samples in words: "signed 16-bit grey levels"."""
+    """The samples as a phrase: "signed 16-bit grey levels"."""
     colours = {WHITE_IS_ZERO: "grey levels", BLACK_IS_ZERO: "grey levels", RGB: "RGB samples", CMYK: "CMYK samples"}
     bits = "/".join(str(bits) for bits in dict.fromkeys(layout.bits[:MAX_SAMPLES]))
     arranged = " in planes" if layout.planar else ""
@@ -280,7 +289,7 @@ def _described(layout: Layout) -> str:
 
 
 def _alpha(layout: Layout) -> int | None:
-    """The number of the sample that is alpha, None where there is none."""
+    """The index of the sample that is alpha, None where there is none."""
     colours = COLOURS[layout.photometric]
     for number, extra in enumerate(layout.extra[: layout.samples - colours]):
         if extra in (ASSOCIATED, UNASSOCIATED):
@@ -290,7 +299,7 @@ def _alpha(layout: Layout) -> int | None:
 
 
 def _bands(layout: Layout, data: bytes, name: str) -> Iterator[tuple[int, int, int, int, Bytes]]:
-    """(plane, x, y, width in pixels, rows of bytes) for every strip or tile, or part of one, in file order."""
+    """(plane, x, y, width in pixels, rows of bytes) for every strip or tile, or part of one, in the order of the file."""
     width, height = layout.piece
     across, down = -(-layout.width // width), -(-layout.height // height)
     planes = layout.samples if layout.planar else 1
@@ -314,7 +323,7 @@ def _bands(layout: Layout, data: bytes, name: str) -> Iterator[tuple[int, int, i
 
 
 def _unpacked(layout: Layout, stored: bytes, stride: int, rows: int, name: str) -> Bytes:
-    """(rows, stride) bytes of a strip or tile."""
+    """The bytes (rows, stride) of a strip or tile."""
     if layout.compression == 1:
         if len(stored) < rows * stride:
             raise ImageError(f"{name} is damaged (it is cut off); save or fetch it again.")
@@ -333,7 +342,7 @@ REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _as_bytes_of_grey(layout: Layout, stored: bytes, stride: int, rows: int) -> bytes:
-    """A compressed strip as a TIFF of its own, whose grey levels are the bytes that it unpacks to."""
+    """A compressed strip as a TIFF of its own, whose grey levels are the bytes that the strip unpacks to."""
     tags = [
         (256, 4, stride), (257, 4, rows), (258, 3, 8), (259, 3, layout.compression), (262, 3, 1),
         (266, 3, 2 if layout.reversed_bits else 1), (273, 4, 8), (277, 3, 1), (278, 4, rows), (279, 4, len(stored)),
@@ -346,7 +355,7 @@ def _as_bytes_of_grey(layout: Layout, stored: bytes, stride: int, rows: int) -> 
 
 
 def _levels(layout: Layout, rows: Bytes, width: int, name: str) -> Bytes:
-    """(rows, width, samples) levels 0-255 of bytes (rows, stride)."""
+    """Levels 0-255 (rows, width, samples) from bytes (rows, stride)."""
     samples, bits = 1 if layout.planar else layout.samples, layout.bits[0]
     count = width * samples
     if layout.sample_format == FLOAT:
@@ -371,7 +380,7 @@ def _levels(layout: Layout, rows: Bytes, width: int, name: str) -> Bytes:
 
 
 def _floats(layout: Layout, rows: Bytes, count: int, samples: int, size: int) -> npt.NDArray[np.float64]:
-    """(rows, count) elements; with predictor 3, bytes of the same weight lie together and are differences."""
+    """Samples (rows, count) in float64; with predictor 3, bytes of equal weight are stored together, as differences."""
     if layout.predictor != 3:
         return rows.view(f"{layout.order}f{size}").astype(np.float64)
     sums = np.cumsum(rows.reshape(len(rows), -1, samples), axis=1, dtype=np.uint8).reshape(len(rows), size, count)
@@ -379,7 +388,7 @@ def _floats(layout: Layout, rows: Bytes, count: int, samples: int, size: int) ->
 
 
 def _unpack_bits(rows: Bytes, count: int, bits: int) -> npt.NDArray[np.uint16]:
-    """(rows, count) elements of so many bits, which lie without gaps in each row, the most significant bit first."""
+    """Samples (rows, count) of `bits` bits each, stored without gaps in each row, the most significant bit first."""
     every = np.unpackbits(rows, axis=1)[:, : count * bits].reshape(len(rows), count, bits)
     levels = np.zeros(every.shape[:2], np.uint16)
     for place in range(bits):
@@ -388,14 +397,14 @@ def _unpack_bits(rows: Bytes, count: int, bits: int) -> npt.NDArray[np.uint16]:
 
 
 def _scale(bits: int) -> Bytes:
-    """The 8-bit level for each of the 65536 there may be, rounded; those beyond the greatest of `bits` are white."""
+    """A table of 8-bit levels, rounded, for levels 0-65535; those beyond the greatest of `bits` bits are white."""
     greatest = (1 << bits) - 1
     levels = np.minimum(np.arange(1 << 16, dtype=np.uint32), greatest)
     return ((levels * 255 + greatest // 2) // greatest).astype(np.uint8)
 
 
 def _divide(out: Bytes) -> None:
-    """Undo in place that colours (all samples but the last) were multiplied by alpha (the last)."""
+    """Undo, in place, a multiplication of colours (all samples but the last) by alpha (the last)."""
     step = max(1, BAND_BYTES // (out.shape[1] * out.shape[2]))
     for top in range(0, len(out), step):
         rows = out[top : top + step].astype(np.uint32)
@@ -404,7 +413,7 @@ def _divide(out: Bytes) -> None:
 
 
 def _image(out: Bytes, colours: int) -> Image.Image:
-    """Samples (H, W, colours, or one more for alpha) as an image."""
+    """Samples (H, W, colours), or one more for alpha, as an image."""
     planes = [Image.fromarray(np.ascontiguousarray(out[..., number])) for number in range(out.shape[2])]
     if colours == 1:
         return planes[0] if len(planes) == 1 else Image.merge("LA", planes)

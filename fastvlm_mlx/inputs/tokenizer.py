@@ -1,7 +1,7 @@
-"""Text <-> token ids: a byte-level BPE (Qwen2's), wrapped so that a user's text is only ever text.
+"""Text <-> token ids: a byte-level BPE (Qwen2's) for which a user's text is never anything but text.
 
-Enters: tokenizer.json of our folder. Special tokens are placed by `prompt.py` by name; their spelling inside a message
-is encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
+Enters: tokenizer.json of our folder. `prompt.py` places special tokens by name; where a message spells one out, it is
+encoded letter by letter, so nobody can end a turn or fake a role by typing `<|im_end|>`.
 """
 
 import codecs
@@ -20,7 +20,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer:
-    """A BPE tokenizer with Qwen2's special tokens; raises TokenizerError where those are missing."""
+    """A BPE tokenizer with Qwen2's special tokens; raises TokenizerError where one of these is missing.
+
+    `origin` is what messages call it: the path of its file.
+    """
 
     def __init__(self, bpe: BPETokenizer, origin: str):
         self.bpe, self.origin = bpe, origin
@@ -33,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json."""
+        """Read a tokenizer.json; raises TokenizerError where it is missing, damaged or not Qwen2's."""
         try:
             return cls(BPETokenizer.from_str(files.read_text(path, MAX_JSON_BYTES)), str(path))
         except FileNotFoundError as error:
@@ -57,7 +60,7 @@ class Tokenizer:
             ) from error
 
     def __len__(self) -> int:
-        """One more than the largest id."""
+        """One more than the largest token id."""
         dense = int(self.bpe.get_vocab_size(with_added_tokens=True))
         if all(map(self.bpe.id_to_token, range(dense))):
             return (
@@ -66,7 +69,7 @@ class Tokenizer:
         return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text in which nothing is special."""
+        """The token ids of a text in which nothing is special; raises PromptError for text that is not Unicode."""
         try:
             return list(self.bpe.encode(text, add_special_tokens=False).ids)
         except (UnicodeEncodeError, TypeError) as error:
@@ -81,7 +84,7 @@ class Tokenizer:
             ) from error
 
     def special(self, name: str) -> int:
-        """Id of a special token."""
+        """The id of a special token; raises TokenizerError where there is no such token."""
         token = self.bpe.token_to_id(name)
         if token is None:
             raise TokenizerError(f"{self.origin}: no {name} among its tokens; expected a Qwen2 tokenizer.")
@@ -92,20 +95,20 @@ class Tokenizer:
         return token in self._special_ids
 
     def find(self, name: str) -> int | None:
-        """Id of a token, or None."""
+        """The id of a token by its name, or None."""
         return self.bpe.token_to_id(name)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
+        """The text of token ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         decoder = self.decoder()
         return "".join(decoder.add(i) for i in ids) + decoder.finish()
 
     def decoder(self) -> "StreamDecoder":
-        """A decoder for tokens that arrive one at a time."""
+        """A new decoder for tokens that arrive one at a time."""
         return StreamDecoder(self)
 
     def bytes_of(self, token: int) -> bytes:
-        """The bytes a token stands for; none for special tokens and ids without a token."""
+        """The bytes that a token stands for; empty for special tokens and for ids without a token."""
         if token in self._special_ids:
             return b""
         symbols = self.bpe.id_to_token(token) or ""
@@ -113,29 +116,35 @@ class Tokenizer:
         return b"".join(bytes([table[s]]) if s in table else s.encode() for s in symbols)
 
     def to_json(self) -> str:
-        """The content of tokenizer.json."""
+        """The tokenizer as the content of a tokenizer.json."""
         return str(self.bpe.to_str(pretty=False))
 
 
 class StreamDecoder:
-    """Token ids in, whole characters out: a character split over tokens appears when its last byte has come."""
+    """Decodes token ids one at a time into whole characters.
+
+    A character that is split over several tokens appears with the token that has its last byte.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def add(self, token: int) -> str:
-        """The text that this token completes, possibly empty."""
+        """The text that this token completes, possibly ""."""
         return self._utf8.decode(self._tokenizer.bytes_of(token))
 
     def finish(self) -> str:
-        """What an unfinished character leaves at the end: U+FFFD, or nothing."""
+        """The text left at the end: U+FFFD for an incomplete character, else ""."""
         return self._utf8.decode(b"", final=True)
 
 
 @cache
 def _bytes_of_symbols() -> dict[str, int]:
-    """Byte-level BPE (GPT-2) writes each byte as one visible character: printable ones as themselves, the rest from U+0100 on."""
+    """The byte that each symbol of a byte-level BPE stands for.
+
+    GPT-2's scheme writes each byte as one visible character: printable ones as themselves, the others from U+0100 on.
+    """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in set(shown)]
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}

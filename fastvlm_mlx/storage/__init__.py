@@ -1,6 +1,6 @@
-"""Our folder: opened strictly, its weights filled into a network, saved atomically.
+"""Our model folder: opened and checked, its weights put into a network, and written atomically.
 
-Enters: a folder with config.json, safetensors and tokenizer.json.
-Leaves: an `OpenModel`; a network with its weights in place; a new folder.
-May import: errors, config, files, backend, quantize, inputs, network.
+Enters: a folder of ours, or the path where one is to be written.
+Leaves: an `OpenModel`, a filled network, a written folder; CheckpointError, OutputError.
+May import: errors, config, files, backend, quantize, network, inputs.
 """

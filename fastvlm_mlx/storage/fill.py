@@ -1,4 +1,4 @@
-"""Weights by name -> their places in a network, each checked and in the type to compute in."""
+"""Weights by name -> the parameters of a network, each checked, and cast to the dtype to compute in."""
 
 import math
 from collections.abc import Sequence
@@ -17,9 +17,10 @@ BATCH_BYTES = 300_000_000  # of weights read, checked and put in their places to
 
 
 def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) -> None:
-    """Evaluate tensors (name, as stored, before the cast); raise CheckpointError for infinities and NaN, naming their cause.
+    """Raise CheckpointError, naming the cause, where a tensor holds infinities or NaN; evaluates the tensors.
 
-    The sum of a tensor is a number unless a value is not, or unless it overflows: only then is every value looked at.
+    `cast` holds (name, tensor as it is to be used, tensor as it was read). A tensor's values are checked one by one
+    only where its sum is not finite.
     """
     mx.eval([stored for _, stored, _ in cast])
     floating = [tensor for tensor in cast if mx.issubdtype(tensor[1].dtype, mx.floating)]
@@ -38,10 +39,10 @@ def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) ->
 
 
 def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan) -> None:
-    """Put every weight in its place in the type to compute in, quantising those of `quantization` on the way.
+    """Load every weight into the network, cast to `dtype`; layers in `quantization` are quantised on the way.
 
-    A few hundred megabytes at a time, so that no more than the model itself is ever in memory for long. Raises
-    CheckpointError unless names, shapes and types match exactly.
+    Works on BATCH_BYTES at a time, so little more than the model itself is in memory. Raises CheckpointError unless
+    names, shapes and dtypes match the network exactly.
     """
     parameters, done = model.flat_parameters(), set[str]()
     batch: list[tuple[str, mx.array, mx.array]] = []
@@ -95,7 +96,7 @@ def fill(model: FastVLM, opened: OpenModel, dtype: mx.Dtype, quantization: Plan)
 def _packed(
     name: str, weight: mx.array, settings: QuantConfig, stored: str, dtype: mx.Dtype
 ) -> list[tuple[str, mx.array]]:
-    """A weight quantised as our folder would hold it, and its scales in the type to compute in."""
+    """A weight quantised as our folder would hold it, its scales and biases cast to the dtype to compute in."""
     parts = quantized(name, weight, settings, scale_type(stored))
     return [
         (part, tensor.astype(dtype) if mx.issubdtype(tensor.dtype, mx.floating) else tensor) for part, tensor in parts

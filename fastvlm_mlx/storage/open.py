@@ -1,4 +1,4 @@
-"""Our folder, opened: its small files read and checked, its weights to be read when they are asked for.
+"""Our model folder, opened: its small files are read and checked, its weights are read when they are asked for.
 
 config.json  model.safetensors (or shards with an index)  tokenizer.json  README.md  LICENSE
 """
@@ -23,8 +23,10 @@ Named = Iterable[tuple[str, mx.array]]
 class OpenModel:
     """A model folder whose small files have been read and checked.
 
-    `weights` reads the large ones, in our names. `resolve` gives the config they fit, which may take a look at them.
-    `built_in` says that it is the model inside this package.
+    `weights()` reads the large files and yields (name, array), the names being the network's. `resolve()` gives the
+    config that the weights fit; where config.json leaves something open, it reads some of the weights to find out.
+    `built_in` is True for the model inside this package, and `folder` is where the model lies, None for one made in
+    memory.
     """
 
     name: str
@@ -37,7 +39,7 @@ class OpenModel:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether config.json says the folder is in our format; an unreadable one is left to the reader's error."""
+    """Whether config.json says that the folder is in our format; False where it cannot be read."""
     try:
         return read_table(folder / "config.json").get("model_type") == MODEL_TYPE
     except CheckpointError:
@@ -46,7 +48,11 @@ def is_ours(folder: Path) -> bool:
 
 @about_its_path
 def open_ours(folder: Path, name: str, tokenizer_file: Path | None = None) -> OpenModel:
-    """Open our folder; raises CheckpointError where a file is missing or contradicts another, or an adapter lies beside them."""
+    """Open a folder of ours; weights are not read yet.
+
+    Raises CheckpointError where a file is missing or contradicts another, or where an adapter lies in the folder, and
+    TokenizerError for a tokenizer of another model.
+    """
     check_whole(folder)
     config = ModelConfig.from_dict(read_table(folder / "config.json"))
     tensors = shards.read_headers(folder)
@@ -67,7 +73,10 @@ def open_ours(folder: Path, name: str, tokenizer_file: Path | None = None) -> Op
 
 
 def check_tokenizer(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    """Raise TokenizerError for a tokenizer of another model: more tokens than the model has, or ordinary ones to stop at."""
+    """Raise TokenizerError for a tokenizer of another model.
+
+    It has more tokens than the model, or the model's stop tokens are ordinary tokens of it.
+    """
     if len(tokenizer) > config.text.vocab_size:
         raise TokenizerError(
             f"{tokenizer.origin}: its tokens have ids up to {len(tokenizer) - 1}, the model has "

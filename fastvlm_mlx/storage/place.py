@@ -1,4 +1,4 @@
-"""The place where a folder of ours is to stand: free or ours to replace, and taken only once the folder is whole."""
+"""The place where a folder is to be written: checked beforehand, and taken only once the folder is complete."""
 
 import fcntl
 import os
@@ -23,7 +23,11 @@ def target_of(out: str | os.PathLike[str]) -> Path:
 
 
 def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> None:
-    """Raise OutputError unless a folder of about `nbytes` bytes can be written at `out`; see `new_folder`."""
+    """Raise OutputError unless a folder of about `nbytes` bytes can be written at `out`.
+
+    An existing folder is refused, but for one of ours with `force`. Unfinished folders that killed runs left beside
+    `out` are removed. `advice` is what the message tells people to do.
+    """
     try:
         out = Path(os.path.realpath(out))
         _clear_leftovers(out)
@@ -41,10 +45,10 @@ def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose a
 
 @contextmanager
 def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is removed otherwise.
+    """A context manager that gives an empty folder beside `out`, which is renamed to `out` when the block ends.
 
-    What killed runs left behind there is removed by the next one; runs at the same time are told apart by locks.
-    `advice` is what messages about the place tell people to do.
+    Where the block raises, the folder is removed and `out` stays as it was. Runs at the same time are told apart by
+    locks. See `check_target` for the arguments. Raises OutputError.
     """
     check_target(out, nbytes, force, advice=advice)
     out = Path(os.path.realpath(out))
@@ -76,7 +80,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
 
 
 def _check_free(out: Path, force: bool) -> None:
-    """Raise OutputError unless `out` is free, or an empty folder or one of ours that `force` lets us replace."""
+    """Raise OutputError unless `out` is free, or `force` allows to replace it: an empty folder, or a folder of ours."""
     if not out.exists():
         return
     if not force:
@@ -89,7 +93,7 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Undo what a run killed in the middle of a rename did, and remove the unfinished folders beside `out` nobody works on."""
+    """Undo a rename that a killed run left half done, and remove unfinished folders beside `out` that no run works on."""
     for old in out.parent.glob(f".*{REPLACED}"):
         home = old.with_name(old.name[1:].removesuffix(REPLACED))
         if not home.exists() and not old.is_symlink():
@@ -99,7 +103,7 @@ def _clear_leftovers(out: Path) -> None:
 
 
 def _remove_unless_locked(folder: Path) -> None:
-    """Remove an unfinished folder that nobody works on, if there is one."""
+    """Remove an unfinished folder, unless another run holds its lock."""
     if folder.is_symlink() or not folder.is_dir():
         return
     lock = os.open(folder, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A network's weights and what describes them -> a folder of ours, atomically."""
+"""A network's weights and the files that describe them -> a folder of ours, written atomically."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,19 @@ NO_ROOM = "is the disk full?); make room or choose another `out`"
 def save(
     out: Path, config: ModelConfig, weights: Named, texts: dict[str, str], *, nbytes: int, force: bool = False
 ) -> None:
-    """Write a folder of `texts` by file name, config.json and the weights, of about `nbytes` bytes; all of it or nothing."""
+    """Write a model folder atomically: `texts` by file name, config.json and the weights.
+
+    `nbytes` is about what the folder takes; `force` replaces a folder of ours at `out`. Raises OutputError.
+    """
     with new_folder(out, nbytes, force) as partial:
         write(partial, config, weights, texts)
 
 
 def write(folder: Path, config: ModelConfig, weights: Named, texts: dict[str, str]) -> None:
-    """Fill a new folder, see `new_folder`."""
+    """Write `texts`, config.json and the weights into an empty folder, such as `new_folder` gives.
+
+    Raises OutputError.
+    """
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -33,9 +39,10 @@ def write(folder: Path, config: ModelConfig, weights: Named, texts: dict[str, st
 
 
 def save_weights(folder: Path, weights: Named, order: str = "mlx") -> None:
-    """Shards of up to SHARD_BYTES, one of them in memory at a time; a single one is plain model.safetensors.
+    """Write weights as model.safetensors, or as shards of up to SHARD_BYTES with an index.
 
-    `order` is noted in the files: whose order of axes kernels have, "mlx" or "pt" (PyTorch's).
+    One shard is in memory at a time. `order` is the order of the kernels' axes, "mlx" or "pt" (PyTorch's), which is
+    noted in the files. Raises OutputError.
     """
     done: list[tuple[Path, list[str]]] = []
     total = 0
