@@ -1,7 +1,7 @@
 """The four lines of the front page: load a model, ask about pictures, stream, or take the image embeddings."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import mlx.core as mx
@@ -180,14 +180,18 @@ class VLM:
             return self._answer_all(questions, options, system)
         from .decoding.batch import answer_or_return
 
-        return answer_or_return(self.engine, self.engine.prepare_or_return(questions, system=system), options)
+        return answer_or_return(
+            self.engine, self.engine.prepare_each(questions, system=system), options, _count(questions)
+        )
 
     def _answer_all(
         self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None
     ) -> Answers[Answer]:
         from .decoding.batch import answer_in_order  # not on the way to a first answer
 
-        return answer_in_order(self.engine, self.engine.prepare_all(questions, system=system), options)
+        return answer_in_order(
+            self.engine, self.engine.prepare_each(questions, system=system), options, _count(questions)
+        )
 
     def stream(
         self,
@@ -251,3 +255,8 @@ class VLM:
 
     def __repr__(self) -> str:
         return repr(self.engine).replace("Engine(", "VLM(", 1)
+
+
+def _count(questions: Iterable[object]) -> int | None:
+    """How many questions there are, where that can be known beforehand."""
+    return len(questions) if isinstance(questions, Sized) else None

@@ -82,8 +82,9 @@ def attention_map(
     digests = [digest(pixels) for pixels in request.pixels]
     with explaining(), forgetting(engine.images, digests):
         pictures = Encoding(engine, request, digests)
+        pictures.begin_all()
         pictures.wait()
-        return _attention_map(engine.model, request.pieces, pictures.shown, request.pixels, ids, layers, heads)
+        return _attention_map(engine.model, request.pieces, pictures.images, request.pixels, ids, layers, heads)
 
 
 def _ids(engine: Engine, request: Request, answer: Answer) -> list[int]:

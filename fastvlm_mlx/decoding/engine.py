@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from weakref import WeakValueDictionary
 
 from ..backend.failures import explaining
 from ..backend.forks import check_process
@@ -136,28 +137,30 @@ class Engine:
         return self._request(image, prompt, system, partial(self.pixels, max_pixels=max_pixels))
 
     def prepare_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> list[Request]:
-        """Prepare several questions, each a pair (image, prompt); a picture that comes again is not decoded again."""
-        return [prepare() for prepare in self._preparations(questions, system)]
-
-    def prepare_or_return(
-        self, questions: Iterable[tuple[Images, str]], *, system: str | None = None
-    ) -> list[Request | FastVLMError]:
-        """`prepare_all`, with the error of what is wrong with a question in its place instead of raised."""
-        found: list[Request | FastVLMError] = []
-        for prepare in self._preparations(questions, system):
-            try:
-                found.append(prepare())
-            except FastVLMError as error:
-                found.append(error)
+        """Prepare several questions, each a pair (image, prompt); raises the first error."""
+        found = []
+        for each in self.prepare_each(questions, system=system):
+            if isinstance(each, FastVLMError):
+                raise each
+            found.append(each)
         return found
 
-    def _preparations(
-        self, questions: Iterable[tuple[Images, str]], system: str | None
-    ) -> Iterator[Callable[[], Request]]:
-        """What prepares each question, to be called before the next one is asked for."""
+    def prepare_each(
+        self, questions: Iterable[tuple[Images, str]], *, system: str | None = None
+    ) -> Iterator[Request | FastVLMError]:
+        """Prepare questions, each a pair (image, prompt), as they are asked for; what is wrong with one is given in its place.
+
+        A picture that comes again is not decoded again while an earlier request that shows it is in use. Raises PromptError for
+        what holds no questions.
+        """
         if not isinstance(questions, Iterable) or isinstance(questions, (str, bytes, dict)):
             raise PromptError(f"The questions are {shown(questions)}, expected a list of pairs (image, prompt).")
-        seen: dict[object, Pixels] = {}
+        return self._prepare_each(questions, system)
+
+    def _prepare_each(
+        self, questions: Iterable[tuple[Images, str]], system: str | None
+    ) -> Iterator[Request | FastVLMError]:
+        seen: WeakValueDictionary[object, Pixels] = WeakValueDictionary()
         held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
 
         def pixels(source: Source) -> Pixels:
@@ -165,17 +168,19 @@ class Engine:
             if not named and not held:
                 return self.pixels(source)
             key = source if named else id(source)
-            if key not in seen:
-                seen[key] = self.pixels(source)
-            return seen[key]
-
-        def prepare(number: int, question: tuple[Images, str]) -> Request:
-            if not isinstance(question, (list, tuple)) or len(question) != 2:
-                raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
-            return self._request(*question, system, pixels)
+            found = seen.get(key)
+            if found is None:
+                found = seen[key] = self.pixels(source)
+            return found
 
         for number, question in enumerate(questions, start=1):
-            yield partial(prepare, number, question)
+            try:
+                if not isinstance(question, (list, tuple)) or len(question) != 2:
+                    raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
+                prepared: Request | FastVLMError = self._request(*question, system, pixels)
+            except FastVLMError as error:
+                prepared = error
+            yield prepared
 
     def _request(self, image: Images, prompt: str, system: str | None, pixels: Callable[[Source], Pixels]) -> Request:
         started = time.perf_counter()

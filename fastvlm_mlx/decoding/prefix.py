@@ -15,6 +15,8 @@ from ..network.kv_cache import KVCache
 from ..network.model import FastVLM
 from .claim import Claim
 
+STRIDE = 64  # positions compared at a time
+
 Position = int | tuple[bytes, int]  # a token id, or (digest of an image, index of the embedding)
 
 
@@ -27,6 +29,17 @@ def positions(pieces: Sequence[Piece], digests: Sequence[bytes]) -> list[Positio
         else:
             every += piece
     return every
+
+
+def shared(ours: Sequence[Position], theirs: Sequence[Position]) -> int:
+    """How many positions two sequences begin with alike."""
+    length = min(len(ours), len(theirs))
+    start = 0
+    while start < length and ours[start : start + STRIDE] == theirs[start : start + STRIDE]:
+        start += STRIDE
+    while start < length and ours[start] == theirs[start]:
+        start += 1
+    return min(start, length)
 
 
 class Prefix:
@@ -81,13 +94,16 @@ class Prefix:
         if self._model is not model:
             self.forget()
             self.layers, self._model = model.text.make_cache(), model
-        shared = 0
-        for ours, theirs in zip(self.held, wanted[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        self.commit(self.held[:shared])
-        return shared
+        kept = shared(self.held, wanted[:-1])
+        self.commit(self.held[:kept])
+        return kept
+
+    def fork(self, length: int) -> "Prefix":
+        """Another prefix that holds the first `length` positions, on buffers that are copied when either is written to."""
+        other = Prefix()
+        other.held, other._model = self.held[:length], self._model
+        other.layers = [layer.fork(length) for layer in self.layers]
+        return other
 
     def commit(self, known: Sequence[Position]) -> None:
         """Say what the caches hold, after something was computed: `known` positions, as far as every layer has come.

@@ -1,6 +1,13 @@
 """Logits -> the next token: the likeliest, or one drawn from the likeliest few."""
 
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
+
+from .request import Options, Request
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 
 def choose(logits: mx.array, temperature: float, top_p: float, key: mx.array | None) -> mx.array:
@@ -21,3 +28,26 @@ def choose(logits: mx.array, temperature: float, top_p: float, key: mx.array | N
         drawn = mx.random.categorical(ranked, key=key)
         return mx.take_along_axis(order, drawn[:, None], axis=-1)[:, 0]
     return mx.random.categorical(logits, key=key)
+
+
+class Sampler:
+    """Draws the tokens of one answer, each from the logits (1, V) of its position, with a random key of its own."""
+
+    waits = ended = False
+
+    def __init__(self, options: Options):
+        self._options = options
+        self._keys = options.keys()
+        self.greedy = options.temperature == 0
+
+    def __call__(self, logits: mx.array) -> mx.array:
+        """The next token's id (1,) from logits (1, V), not evaluated."""
+        return choose(logits, self._options.temperature, self._options.top_p, next(self._keys))
+
+    def accept(self, token: int) -> None:
+        """Tell which token was drawn."""
+
+
+def sampler_of(engine: "Engine", request: Request, options: Options) -> Sampler:
+    """The sampler of a new answer to a request."""
+    return Sampler(options)
