@@ -168,10 +168,11 @@ class VLM:
     ) -> Answers[Answer] | Answers[Answer | FastVLMError]:
         """Answer many questions, each a pair (image, prompt) as for `generate`, in less time than one by one.
 
-        Every answer is the one `generate` gives with the same options, seed included, up to rounding. Everything is
-        checked before the first is answered: the prepared pictures (3 MB each at 1024 pixels) are in memory together.
-        With `on_error` "return", what is wrong with a question stands in the place of its answer, as the exception, and
-        the others are answered.
+        Every answer is the one `generate` gives with the same options, seed included, up to rounding. Sixteen are under
+        way at a time, and where one ends the next begins. Pictures are decoded a few questions ahead, so memory does
+        not grow with the number of questions, which may come from a generator; of a list, everything else is checked
+        before the first is answered. With `on_error` "return", what is wrong with a question stands in the place of its
+        answer, as the exception, and the others are answered.
         """
         options = Options(max_tokens, temperature, top_p, seed)
         if on_error not in ("raise", "return"):
@@ -187,8 +188,10 @@ class VLM:
     def _answer_all(
         self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None
     ) -> Answers[Answer]:
-        from .decoding.batch import answer_in_order  # not on the way to a first answer
+        from .decoding.batch import MAX_PREPARED, answer_in_order  # not on the way to a first answer
 
+        if isinstance(questions, (list, tuple)) and len(questions) > MAX_PREPARED:
+            self.engine.check_all(questions, system=system)
         return answer_in_order(
             self.engine, self.engine.prepare_each(questions, system=system), options, _count(questions)
         )

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from ..backend.failures import explaining
 from ..backend.forks import check_process
 from ..config import Dtype, ModelConfig, check_resolution
@@ -19,7 +21,7 @@ from ..errors import CheckpointError, FastVLMError, PromptError, TokenizerError,
 from ..hub.consent import Agree
 from ..hub.find import find, find_tokenizer
 from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
-from ..inputs.imagefile import MAX_PIXELS
+from ..inputs.imagefile import MAX_PIXELS, check_path
 from ..inputs.pieces import Piece, outside
 from ..inputs.prompt import PROMPT, Turn, render
 from ..network.model import FastVLM
@@ -148,14 +150,26 @@ class Engine:
     def prepare_each(
         self, questions: Iterable[tuple[Images, str]], *, system: str | None = None
     ) -> Iterator[Request | FastVLMError]:
-        """Prepare questions, each a pair (image, prompt), as they are asked for; what is wrong with one is given in its place.
+        """Prepare questions, each a pair (image, prompt), as they are asked for; the error of one stands in its place.
 
-        A picture that comes again is not decoded again while an earlier request that shows it is in use. Raises PromptError for
-        what holds no questions.
+        A picture that comes again is not decoded again while an earlier request that shows it is in use. Raises
+        PromptError for what holds no questions.
         """
         if not isinstance(questions, Iterable) or isinstance(questions, (str, bytes, dict)):
             raise PromptError(f"The questions are {shown(questions)}, expected a list of pairs (image, prompt).")
         return self._prepare_each(questions, system)
+
+    def check_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> None:
+        """Raise the first error among questions that shows without decoding a picture: PromptError or ImageError."""
+        no_pixels = np.zeros((0, 0, 3), np.uint8)
+
+        def check(source: Source) -> Pixels:
+            if isinstance(source, (str, os.PathLike)):
+                check_path(os.fsdecode(source))
+            return no_pixels
+
+        for number, question in enumerate(questions, start=1):
+            self._request(*_pair(number, question), system, check)
 
     def _prepare_each(
         self, questions: Iterable[tuple[Images, str]], system: str | None
@@ -175,9 +189,7 @@ class Engine:
 
         for number, question in enumerate(questions, start=1):
             try:
-                if not isinstance(question, (list, tuple)) or len(question) != 2:
-                    raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
-                prepared: Request | FastVLMError = self._request(*question, system, pixels)
+                prepared: Request | FastVLMError = self._request(*_pair(number, question), system, pixels)
             except FastVLMError as error:
                 prepared = error
             yield prepared
@@ -229,3 +241,11 @@ class Engine:
     def __repr__(self) -> str:
         text = self.config.text
         return f"Engine({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size}, images at {self.config.image.size})"
+
+
+def _pair(number: int, question: object) -> tuple[Images, str]:
+    """Question `number` as its picture and its prompt; raises PromptError."""
+    if not isinstance(question, (list, tuple)) or len(question) != 2:
+        raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
+    image, prompt = question
+    return image, prompt
