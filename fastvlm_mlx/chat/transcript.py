@@ -97,8 +97,7 @@ class LeftOut:
         )
 
     def beyond(self, before: "LeftOut") -> str:
-        """What this leaves out that `before` did not, as a phrase ("the oldest 2 questions with their answers"), or "".
-        """
+        """What this leaves out that `before` did not, as a phrase ("the oldest 2 questions with their answers"), or ""."""
         questions, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
         parts = []
         if questions > 0:

@@ -14,39 +14,41 @@ POOL_BYTES = 512_000_000  # 20,000 positions of the 0.5B model in float32, 9,000
 
 @dataclass(eq=False)
 class Entry:
-    """A prefix, and to whom it may be given: `salt` tells users apart who must not learn of each other's questions."""
+    """A prefix, and to whom it may be given: `salt` tells users apart who must not learn of each other's questions.
+
+    `nbytes` is the memory it takes while it is not in use.
+    """
 
     prefix: Prefix
     salt: bytes
     in_use: bool = True
+    nbytes: int = 0
 
 
 class PrefixPool:
-    """Prefixes by what they hold; of those not in use, the one unused for longest goes first when `capacity` is exceeded.
+    """Prefixes by what they hold; of those not in use, the one unused for longest goes first when there are too many.
 
-    Positions are compared one by one, so nobody is given what belongs to another prompt. Used by one thread.
+    Positions are compared one by one, so nobody is given what belongs to another prompt. Used by one thread; the counts
+    may be read by others.
     """
 
     def __init__(self, capacity: int = POOL_BYTES):
-        """`capacity` is in bytes; 0 keeps nothing once its answer is over."""
+        """`capacity` is how many bytes the prefixes that are not in use may take; 0 keeps none."""
         self.capacity = capacity
+        self.nbytes = 0  # of the prefixes that are not in use
         self.hits = self.misses = 0  # questions that found a part of their prompt, and those that found nothing
         self._entries: list[Entry] = []  # the one used last stands last
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of the prefixes that are not in use, in bytes."""
-        return sum(entry.prefix.nbytes for entry in list(self._entries) if not entry.in_use)
 
     def __len__(self) -> int:
         """Prefixes that are not in use."""
         return sum(not entry.in_use for entry in self._entries)
 
     def take(self, model: FastVLM, wanted: Sequence[Position], salt: bytes = b"", multiple: int = 1) -> Entry:
-        """A prefix to go on from: it holds the longest beginning of `wanted` that any entry of this salt has, and is in use.
+        """A prefix to go on from, in use from now on: the longest beginning of `wanted` that any of this salt holds.
 
-        At least the last position is left out, whose logits are needed; and as many as make the rest a `multiple`. An entry that
-        is continued as it is, is given itself; one that is in use, or holds something else behind, is forked.
+        The last position is left out at least, whose logits are needed, and as many as make the rest a `multiple`. A
+        prefix that is continued where it ends is given itself; one that is in use, or holds something else behind, is
+        forked.
         """
         found, kept = None, 0
         for entry in reversed(self._entries):
@@ -60,46 +62,49 @@ class PrefixPool:
             entry.prefix.keep(model, wanted)
         else:
             self.hits += 1
-            self._entries.remove(found)
+            self._remove(found)
             if found.in_use or kept < len(found.prefix.held):
-                self._entries.append(found)
+                self._add(found)
                 entry = Entry(found.prefix.fork(kept), salt)
             else:
                 entry = found
-        entry.in_use = True
-        self._entries.append(entry)
+        entry.in_use, entry.nbytes = True, 0
+        self._add(entry)
         return entry
 
     def give_back(self, entry: Entry, known: Sequence[Position]) -> None:
-        """Keep a prefix whose answer is over: what it holds of `known`, in place of whatever holds no more than that."""
-        self._entries.remove(entry)
+        """Keep a prefix that is no longer in use, or what it holds of `known`, in place of those that hold no more."""
+        self._remove(entry)
         entry.prefix.commit(known)
         held = entry.prefix.held
-        if not held or entry.prefix.nbytes > self.capacity:
-            return
         idle = [other for other in self._entries if not other.in_use and other.salt == entry.salt]
-        for other in idle:
-            if shared(other.prefix.held, held) == len(held):
-                self._entries.remove(other)
-                self._entries.append(other)
-                return
-        for other in idle:
-            if shared(other.prefix.held, held) == len(other.prefix.held):
-                self._entries.remove(other)
-        entry.in_use = False
-        self._entries.append(entry)
-        excess = self.nbytes - self.capacity
-        for other in [other for other in self._entries if not other.in_use]:
-            if excess <= 0:
-                break
-            excess -= other.prefix.nbytes
-            self._entries.remove(other)
+        alike = [(other, shared(other.prefix.held, held)) for other in idle]
+        longer = next((other for other, length in alike if length == len(held)), None)
+        if longer is not None:
+            self._remove(longer)
+            self._add(longer)
+            return
+        for other, length in alike:
+            if length == len(other.prefix.held):
+                self._remove(other)
+        entry.in_use, entry.nbytes = False, entry.prefix.nbytes
+        self._add(entry)
+        while self.nbytes > self.capacity:
+            self._remove(next(other for other in self._entries if not other.in_use))
 
     def drop(self, entry: Entry) -> None:
         """Keep nothing of a prefix whose computation failed."""
-        if entry in self._entries:
-            self._entries.remove(entry)
+        self._remove(entry)
 
     def clear(self) -> None:
         """Forget every prefix that is not in use."""
         self._entries = [entry for entry in self._entries if entry.in_use]
+        self.nbytes = 0
+
+    def _add(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self.nbytes += entry.nbytes
+
+    def _remove(self, entry: Entry) -> None:
+        self._entries.remove(entry)
+        self.nbytes -= entry.nbytes
