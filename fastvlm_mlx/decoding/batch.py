@@ -20,11 +20,13 @@ from ..network.kv_cache import BatchCache
 from .answer import Answer, Answers, Stats
 from .engine import Engine
 from .image_cache import digest
+from .logprobs import Logprobs
 from .notebook import thumbnails
 from .pictures import Encoding, forgetting
 from .prefix import Prefix, positions
 from .request import Options, Request
-from .sampling import choose
+from .sampling import Sampler, sampler_of
+from .text import AnswerText
 
 MAX_BATCH_ROWS = 16  # answers under way at a time; bounds the memory of their caches
 
@@ -38,7 +40,8 @@ class Row:
     index: int
     request: Request
     limit: int
-    keys: Iterator[mx.array | None]
+    sampler: Sampler
+    text: AnswerText
     kept: int
     vision_seconds: float
     prefill_seconds: float
@@ -134,13 +137,14 @@ def _begin(
         pictures.wait()
         seen = time.perf_counter()
         logits = engine.model.prefill(engine.model.embed(request.pieces, pictures.shown, kept), prefix.layers)
-        keys = options.keys()
-        first = choose(logits, options.temperature, options.top_p, next(keys))
+        sampler = sampler_of(engine, request, options)
+        first = sampler(logits)
         held = [layer.held for layer in prefix.layers]
         mx.eval(first, held)
     ended = time.perf_counter()
     limit = min(options.max_tokens, engine.context - request.prompt_tokens)
-    return Row(index, request, limit, keys, kept, seen - begun, ended - seen, ended - started, first, held)
+    text = AnswerText(engine.tokenizer, options.stop)
+    return Row(index, request, limit, sampler, text, kept, seen - begun, ended - seen, ended - started, first, held)
 
 
 def batch_caches(rows: Sequence[Held]) -> list[BatchCache]:
@@ -160,16 +164,23 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
     stop = engine.stop_tokens(options)
     decoding = time.perf_counter()
     while rows:
-        following = tokens
-        if any(len(row.tokens) + 1 < row.limit for row in rows):
-            following = _choose(engine.model.step(tokens, caches), rows, options)
+        following, waits = tokens, any(row.sampler.waits for row in rows)
+        if waits:
+            _accept(rows, tokens)
+        if any(len(row.tokens) + 1 < row.limit and not row.sampler.ended for row in rows):
+            following = _choose(engine.model.step(tokens, caches), rows, tokens)
             mx.async_eval(following)  # under way while the tokens before it are read
+        if not waits:
+            _accept(rows, tokens)
         going = []
         ids: list[int] = tokens.tolist()  # type: ignore[assignment]  # token ids are whole numbers
         for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
             row.tokens.append(token)
-            if token in stop or len(row.tokens) == row.limit:
-                yield row.index, _finished(engine, row, stop, time.perf_counter() - decoding)
+            if token not in stop:
+                row.text.add(token)
+            stopped = token in stop or row.text.ended or row.sampler.ended
+            if stopped or len(row.tokens) == row.limit:
+                yield row.index, _finished(row, options, stopped, time.perf_counter() - decoding)
             else:
                 going.append(place)
         if going and len(going) < len(rows):
@@ -180,19 +191,26 @@ def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[
         rows, tokens = [rows[place] for place in going], following
 
 
-def _choose(logits: mx.array, rows: Sequence[Row], options: Options) -> mx.array:
-    """The next token of every row (B,), each drawn with its own key from its own logits, as if it were alone."""
-    if options.temperature == 0:
-        return choose(logits, options.temperature, options.top_p, None)
-    drawn = [
-        choose(logits[i : i + 1], options.temperature, options.top_p, next(row.keys)) for i, row in enumerate(rows)
-    ]
+def _accept(rows: Sequence[Row], tokens: mx.array) -> None:
+    """Tell every row's sampler the token that was drawn for it."""
+    ids: list[int] = tokens.tolist()  # type: ignore[assignment]  # token ids are whole numbers
+    for row, token in zip(rows, ids, strict=True):
+        row.sampler.accept(token)
+
+
+def _choose(logits: mx.array, rows: Sequence[Row], tokens: mx.array) -> mx.array:
+    """The next token of every row (B,), each drawn by its own sampler from its own logits, as if it were alone.
+
+    For a row that has ended it is the last one again.
+    """
+    if all(row.sampler.greedy for row in rows):
+        return mx.argmax(logits, axis=-1)
+    drawn = [tokens[i : i + 1] if row.sampler.ended else row.sampler(logits[i : i + 1]) for i, row in enumerate(rows)]
     return mx.concatenate(drawn)
 
 
-def _finished(engine: Engine, row: Row, stop: Sequence[int], decode_seconds: float) -> Answer:
-    ended = row.tokens[-1] in stop
-    text = engine.tokenizer.decode(row.tokens[:-1] if ended else row.tokens)
+def _finished(row: Row, options: Options, stopped: bool, decode_seconds: float) -> Answer:
+    row.text.finish()
     stats = Stats(
         images=len(row.request.pixels),
         image_tokens=row.request.image_tokens,
@@ -206,4 +224,6 @@ def _finished(engine: Engine, row: Row, stop: Sequence[int], decode_seconds: flo
         decode_tokens_per_second=(len(row.tokens) - 1) / max(decode_seconds, 1e-9),
         peak_memory_bytes=mx.get_peak_memory(),
     )
-    return Answer(text, row.tokens, "stop" if ended else "length", stats, thumbnails(row.request.pixels))
+    logprobs = Logprobs(row.sampler.logprobs) if options.logprobs is not None else None
+    reason = "stop" if stopped or row.text.ended else "length"
+    return Answer(row.text.text, row.tokens, reason, stats, thumbnails(row.request.pixels), logprobs=logprobs)

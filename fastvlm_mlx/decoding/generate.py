@@ -14,10 +14,12 @@ from . import notebook
 from .answer import Answer, Chunk, Stats
 from .engine import Engine
 from .image_cache import digest
+from .logprobs import Logprobs
 from .pictures import Encoding, forgetting
 from .prefix import Position, Prefix, positions
 from .request import Options, Request
-from .sampling import choose
+from .sampling import Sampler, sampler_of
+from .text import AnswerText
 
 
 def stream(
@@ -69,9 +71,10 @@ def _stream(
     started = time.perf_counter()
     pictures = Encoding(engine, request, digests, kept)
 
-    def prefill() -> Iterator[int]:
+    def prefill() -> tuple[Sampler, Iterator[int]]:
+        sampler = sampler_of(engine, request, options)
         logits = model.prefill(model.embed(request.pieces, pictures.shown, kept), cache)
-        return _decode(model, cache, logits, options, limit)
+        return sampler, _decode(model, cache, logits, sampler, limit)
 
     # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from a queue, and chunks wait in between anyway.
     queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
@@ -80,7 +83,7 @@ def _stream(
         seen = time.perf_counter()
     usable = not queue
     try:
-        ids = prefill()
+        sampler, ids = prefill()
         thumbnails = notebook.thumbnails(request.pixels)  # while a GPU is at the first token
         if queue:
             usable = not pictures.wait()
@@ -91,28 +94,30 @@ def _stream(
             for layer in cache:
                 layer.trim(kept)
     if not usable:
-        ids = prefill()
+        sampler, ids = prefill()
 
-    decoder = engine.tokenizer.decoder()
+    text = AnswerText(engine.tokenizer, options.stop)
     tokens: list[int] = []
-    text, reason = "", "length"
+    reason, told = "length", 0  # of how many tokens a chunk has told the log-probabilities
     answered = seen
     for token in ids:
         if not tokens:
             answered = time.perf_counter()
         tokens.append(token)
         known.append(token)
-        if token in stop:
+        piece = text.add(token) if token not in stop else ""
+        if piece:
+            yield Chunk(piece, logprobs=Logprobs(sampler.logprobs[told:]))
+            told = len(sampler.logprobs)
+            check()
+        if token in stop or text.ended or sampler.ended:
             reason = "stop"
             break
-        piece = decoder.add(token)
-        text += piece
-        if piece:
-            yield Chunk(piece)
-            check()
     ended = time.perf_counter()
     check_device(model.backend)
-    rest = decoder.finish()
+    rest = text.finish()
+    if text.ended:
+        reason = "stop"
     stats = Stats(
         images=len(request.pixels),
         image_tokens=request.image_tokens,
@@ -126,30 +131,29 @@ def _stream(
         decode_tokens_per_second=(len(tokens) - 1) / max(ended - answered, 1e-9),
         peak_memory_bytes=mx.get_peak_memory(),
     )
-    return Chunk(rest, Answer(text + rest, tokens, reason, stats, thumbnails))
+    logprobs = Logprobs(sampler.logprobs) if options.logprobs is not None else None
+    answer = Answer(text.text, tokens, reason, stats, thumbnails, logprobs=logprobs)
+    return Chunk(rest, answer, Logprobs(sampler.logprobs[told:]))
 
 
-def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options: Options, limit: int) -> Iterator[int]:
+def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, sampler: Sampler, limit: int) -> Iterator[int]:
     """The token that `logits` give and up to `limit` in all; the first is under way when this returns."""
-    keys = options.keys()
-    token = choose(logits, options.temperature, options.top_p, next(keys))
+    token = sampler(logits)
     mx.async_eval(token)
-    return _tokens(model, cache, token, keys, options, limit)
+    return _tokens(model, cache, token, sampler, limit)
 
 
-def _tokens(
-    model: FastVLM,
-    cache: Sequence[KVCache],
-    token: mx.array,
-    keys: Iterator[mx.array | None],
-    options: Options,
-    limit: int,
-) -> Iterator[int]:
-    """Token ids, the next one under way before the last is handed out."""
+def _tokens(model: FastVLM, cache: Sequence[KVCache], token: mx.array, sampler: Sampler, limit: int) -> Iterator[int]:
+    """Token ids, the next one under way before the last is handed out: before it is read, unless the sampler waits."""
     for count in range(1, limit + 1):
         following = token
-        if count < limit:
-            following = choose(model.step(token, cache), options.temperature, options.top_p, next(keys))
+        if sampler.waits:
+            sampler.accept(int(token.item()))  # type: ignore[arg-type]  # token ids are whole numbers
+        if count < limit and not sampler.ended:
+            following = sampler(model.step(token, cache))
             mx.async_eval(following)
-        yield int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
+        drawn = int(token.item())  # type: ignore[arg-type]
+        if not sampler.waits:
+            sampler.accept(drawn)
+        yield drawn
         token = following

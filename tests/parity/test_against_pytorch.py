@@ -16,6 +16,7 @@ from fastvlm_mlx.backend.ops import Backend
 from fastvlm_mlx.convert import convert, open_foreign
 from fastvlm_mlx.decoding.generate import _decode
 from fastvlm_mlx.decoding.request import Options
+from fastvlm_mlx.decoding.sampling import Sampler
 from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.network.model import LEVELS, FastVLM
 from fastvlm_mlx.storage.fill import fill
@@ -154,7 +155,7 @@ def test_32_greedy_tokens(tmp_path: Path, tokenizer_files: Path, tied: bool) -> 
     model = ours.model
     cache = model.text.make_cache()
     logits = model.prefill(model.embed([before, ImageSlot(0, 9), after], {0: model.encode(mx.array(image))[0]}), cache)
-    assert list(_decode(model, cache, logits, Options(), 32)) == expected
+    assert list(_decode(model, cache, logits, Sampler(Options(), ours.tokenizer), 32)) == expected
     assert len(set(expected)) > 4  # a model stuck on one token would prove little
 
 
