@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..errors import OptionError
 from ..inputs.tokenizer import Tokenizer
-from .schema import grammar, library, refuse
+from .schema import check, grammar, library, new_matcher
 
 MAX_SCHEMAS = 32  # automata kept for each tokenizer
 
@@ -48,7 +48,7 @@ class Constraint:
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
-        self._check()
+        check(self._matcher)
         bits = np.unpackbits(self._bits.view(np.uint8), count=len(self._texts), bitorder="little").view(np.bool_)
         known = min(len(self._texts), self._vocabulary)
         found: Allowed = np.zeros(self._vocabulary, np.bool_)
@@ -66,12 +66,8 @@ class Constraint:
             self._ended = True
             return
         self._matcher.consume_token(token)
-        self._check()
+        check(self._matcher)
         self._ended = self._matcher.is_stopped()
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            refuse(self._matcher.get_error())
 
 
 class Constraints:
@@ -98,9 +94,7 @@ class Constraints:
         with self._lock:
             found = self._automata.pop(schema, None)
             if found is None:
-                found = library().LLMatcher(self._tokenizer, grammar(schema), log_level=0)
-                if found.is_error():
-                    refuse(found.get_error())
+                found = new_matcher(self._tokenizer, grammar(schema))
             self._automata[schema] = found
             if len(self._automata) > MAX_SCHEMAS:
                 self._automata.popitem(last=False)

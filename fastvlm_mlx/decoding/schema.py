@@ -7,6 +7,7 @@ that an answer held to a schema never breaks it.
 
 import json
 import os
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +15,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..errors import OptionError, shown
+from ..config import is_number
+from ..errors import SHOWN, OptionError, shown
 from ..files import regular as files
 
 ANY_OBJECT = "json"  # in place of a schema: any JSON object
 MAX_SCHEMA_BYTES = 1_000_000  # of a schema's text
+HOLD_SCHEMAS = ("items", "additionalProperties", "prefixItems", "allOf", "anyOf", "oneOf")  # one, or a list
+HOLD_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+# Where both bounds of numbers lie within one unit, llguidance lets the exclusive one nearest to zero through.
+BOUNDS = (("exclusiveMinimum", "minimum", "maximum", 1), ("exclusiveMaximum", "maximum", "minimum", -1))
 MAX_CHECKED = 64  # schemas known to be good
 NEED = (
     "Answers held to a JSON schema (`schema`) need the package llguidance, which is not installed; run "
@@ -50,16 +56,34 @@ def read_schema(schema: object) -> str:
 
 @lru_cache(MAX_CHECKED)
 def grammar(text: str) -> str:
-    """llguidance's grammar for the JSON text of a schema; raises OptionError where there is none."""
-    matcher = library().LLMatcher
+    """llguidance's grammar for the JSON text of a schema; raises OptionError where there is none, or nothing fulfils
+    it."""
+    llguidance = library()
     try:
-        found: str = matcher.grammar_from_json_schema(text, overrides=WRITING)
-        wrong, messages = matcher.validate_grammar_with_warnings(found)
-    except (ValueError, RuntimeError) as error:
+        found: str = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=WRITING)
+    except ValueError as error:
         refuse(str(error))
-    if wrong:
-        refuse(messages[0])
+    matcher = new_matcher(llguidance.LLTokenizer("byte"), found)
+    matcher.compute_bitmask()
+    matcher.compute_ff_bytes()  # as far as there is no choice; an object that must hold itself never ends
+    check(matcher)
     return found
+
+
+def new_matcher(tokenizer: Any, found: str) -> Any:
+    """llguidance's automaton at the beginning of a grammar, for its form of a tokenizer; raises OptionError."""
+    llguidance = library()
+    limits = llguidance.LLParserLimits(verbose_errors=False)  # else messages hold pages of the automaton's state
+    matcher = llguidance.LLMatcher(tokenizer, found, log_level=0, limits=limits)
+    check(matcher)
+    return matcher
+
+
+def check(matcher: Any) -> None:
+    """Raise OptionError where an automaton has failed: the schema breaks the rules, or has become too large to go
+    on."""
+    if matcher.is_error():
+        refuse(matcher.get_error())
 
 
 @lru_cache(1)
@@ -74,13 +98,54 @@ def library() -> ModuleType:
 
 def refuse(reason: str) -> NoReturn:
     """Raise OptionError for a schema that cannot be kept to, with llguidance's reason on one line."""
-    line = " ".join(reason.split())
+    line = " ".join(reason.removesuffix("<non-verbose/>").split())
     if "not present in a registry" in line:
+        address = line.partition("'")[2].partition("'")[0].removeprefix("json-schema:///")
         raise OptionError(
-            f"`schema` refers to another document ({shown(line)}), and nothing is fetched; put what it refers to under "
-            '"$defs" and refer to it as "#/$defs/NAME".'
+            f"`schema` refers to another document ({shown(address)}), and nothing is fetched; put what it refers to "
+            'under "$defs" and refer to it as "#/$defs/NAME".'
         )
-    raise OptionError(f"`schema` cannot be kept to: {shown(line)}; change that part of it.")
+    if line.startswith("NoExtension"):
+        line = "nothing fulfils it"
+    raise OptionError(f"`schema` cannot be kept to: {_short(line)}; change that part of it.")
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
+
+
+def _check_nodes(schema: dict[str, Any]) -> None:
+    """Raise OptionError for what llguidance takes and does not keep to."""
+    waiting: list[object] = [schema]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+        elif isinstance(node, dict):
+            _check_node(node)
+            waiting += [node[key] for key in HOLD_SCHEMAS if key in node]
+            waiting += [
+                each for key in HOLD_NAMED_SCHEMAS if isinstance(node.get(key), dict) for each in node[key].values()
+            ]
+
+
+def _check_node(node: dict[str, Any]) -> None:
+    required, least = node.get("required", []), node.get("minProperties", 0)
+    if is_number(least) and isinstance(required, list) and least > len(set(map(str, required))) + 1:
+        raise OptionError(
+            f"`schema` asks for {shown(least)} properties and names {len(required)} that are required: more than one other "
+            'could come twice with the same name; list them under "required".'
+        )
+    for exclusive, inclusive, opposite, outwards in BOUNDS:
+        bound = node.get(exclusive)
+        for other in (node.get(opposite), node.get(f"exclusive{opposite.capitalize()}")):
+            if not is_number(bound) or not is_number(other) or bound != int(bound):
+                continue
+            if bound * outwards >= 0 and 0 < (Fraction(other) - Fraction(bound)) * outwards < 1:
+                raise OptionError(
+                    f"`schema` asks for numbers between {bound} and {other} without {bound} itself, which would come all "
+                    f'the same; give "{inclusive}" in place of "{exclusive}", such as {bound + 0.001 * outwards:g}.'
+                )
 
 
 def _text(schema: object) -> str:
@@ -134,6 +199,7 @@ def _parsed(text: str, what: str) -> dict[str, Any]:
 
 
 def _written(schema: dict[str, Any]) -> str:
+    """The JSON text of a schema without what llguidance would not keep to; raises OptionError."""
     try:
         text = json.dumps(schema, allow_nan=False, default=_of_numpy)
         text.encode()
@@ -146,6 +212,7 @@ def _written(schema: dict[str, Any]) -> str:
         raise OptionError(
             f"`schema` takes {len(text):,} characters, more than {MAX_SCHEMA_BYTES:,}; expected a smaller one."
         )
+    _check_nodes(json.loads(text))
     return text
 
 
