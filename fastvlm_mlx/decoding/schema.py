@@ -1,5 +1,4 @@
-"""A JSON schema as it is given (a dict, a text, a file, a class of pydantic) -> its JSON text, known to be one that can
-be kept.
+"""A JSON schema as it is given (a dict, a text, a file, a class of pydantic) -> its JSON text, known to be kept to.
 
 The rules are those of JSON Schema as far as llguidance follows them; what it does not follow is refused by name, so
 that an answer held to a schema never breaks it.
@@ -56,8 +55,7 @@ def read_schema(schema: object) -> str:
 
 @lru_cache(MAX_CHECKED)
 def grammar(text: str) -> str:
-    """llguidance's grammar for the JSON text of a schema; raises OptionError where there is none, or nothing fulfils
-    it."""
+    """llguidance's grammar for the JSON text of a schema; raises OptionError where nothing fulfils it, or none can."""
     llguidance = library()
     try:
         found: str = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=WRITING)
@@ -80,8 +78,7 @@ def new_matcher(tokenizer: Any, found: str) -> Any:
 
 
 def check(matcher: Any) -> None:
-    """Raise OptionError where an automaton has failed: the schema breaks the rules, or has become too large to go
-    on."""
+    """Raise OptionError where an automaton has failed: its schema breaks the rules, or has become too large."""
     if matcher.is_error():
         refuse(matcher.get_error())
 
@@ -133,8 +130,8 @@ def _check_node(node: dict[str, Any]) -> None:
     required, least = node.get("required", []), node.get("minProperties", 0)
     if is_number(least) and isinstance(required, list) and least > len(set(map(str, required))) + 1:
         raise OptionError(
-            f"`schema` asks for {shown(least)} properties and names {len(required)} that are required: more than one other "
-            'could come twice with the same name; list them under "required".'
+            f"`schema` asks for {shown(least)} properties and names {len(required)} that are required: more than one "
+            'other could come twice with the same name; list them under "required".'
         )
     for exclusive, inclusive, opposite, outwards in BOUNDS:
         bound = node.get(exclusive)
@@ -143,13 +140,13 @@ def _check_node(node: dict[str, Any]) -> None:
                 continue
             if bound * outwards >= 0 and 0 < (Fraction(other) - Fraction(bound)) * outwards < 1:
                 raise OptionError(
-                    f"`schema` asks for numbers between {bound} and {other} without {bound} itself, which would come all "
-                    f'the same; give "{inclusive}" in place of "{exclusive}", such as {bound + 0.001 * outwards:g}.'
+                    f"`schema` asks for numbers between {bound} and {other} without {bound} itself, which would come "
+                    f'all the same; give "{inclusive}" in place of "{exclusive}", such as {bound + 0.001 * outwards:g}.'
                 )
 
 
 def _text(schema: object) -> str:
-    if schema is True or schema == ANY_OBJECT:
+    if schema is True or (isinstance(schema, str) and schema == ANY_OBJECT):
         return '{"type": "object"}'
     described = getattr(schema, "model_json_schema", None)
     if isinstance(schema, type) and callable(described):
