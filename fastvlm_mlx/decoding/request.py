@@ -77,7 +77,7 @@ class Options:
         if self.schema is not None:
             if self.stop:
                 raise OptionError(
-                    "`stop` and `schema` were given together, and a stop string would cut the JSON; leave one out."
+                    "`stop` and `schema` were given together, and a stop string would cut the JSON; give one of them."
                 )
             from .schema import read_schema  # not on the way to a first token
 
@@ -138,7 +138,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
         raise OptionError(f"`stop` holds {len(strings)} strings, expected up to {MAX_STOPS}.")
     for each in strings:
         if not each:
-            raise OptionError("`stop` holds an empty string, which would end every answer at once; leave it out.")
+            raise OptionError("`stop` holds an empty string, which would end every answer at once; remove it.")
         if len(each) > MAX_STOP_CHARS:
             raise OptionError(
                 f"`stop` holds a string of {len(each):,} characters, expected up to {MAX_STOP_CHARS:,}; shorten it."

@@ -81,11 +81,13 @@ class Sampler:
         if self._recent is not None:
             logits = penalised(logits, self._recent, options.repetition_penalty)
         token = choose(logits, options.temperature, options.top_p, next(self._keys), options.top_k, options.min_p)
+        # What is kept is under way with the token: another thread, which may read it, cannot compute what this one left.
         if self._recent is not None:
             self._recent = mx.concatenate([self._recent, token[None]], axis=-1)[:, -REPETITION_WINDOW:]
+            mx.async_eval(token, self._recent)
         if options.logprobs is not None:
             likely = likeliest(raw, token, options.logprobs)
-            mx.async_eval(token, *likely)  # with the token, rather than when it is read
+            mx.async_eval(token, *likely)
             self._likely.append(likely)
         return token
 

@@ -99,12 +99,12 @@ def refuse(reason: str) -> NoReturn:
     if "not present in a registry" in line:
         address = line.partition("'")[2].partition("'")[0].removeprefix("json-schema:///")
         raise OptionError(
-            f"`schema` refers to another document ({shown(address)}), and nothing is fetched; put what it refers to "
+            f"`schema` refers to another document ({shown(address)}), and nothing is fetched; write what it refers to "
             'under "$defs" and refer to it as "#/$defs/NAME".'
         )
     if line.startswith("NoExtension"):
         line = "nothing fulfils it"
-    raise OptionError(f"`schema` cannot be kept to: {_short(line)}; change that part of it.")
+    raise OptionError(f"`schema` cannot be kept to: {_short(line)}; write that part of it in another way.")
 
 
 def _short(line: str) -> str:
@@ -187,7 +187,7 @@ def _parsed(text: str, what: str) -> dict[str, Any]:
     except RecursionError as error:
         raise OptionError(f"`schema` {what} is nested too deeply; expected a flatter one.") from error
     except ValueError as error:
-        raise OptionError(f"`schema` {what} is not valid JSON ({error}); correct it.") from error
+        raise OptionError(f"`schema` {what} is not valid JSON ({error}); check it.") from error
     if not isinstance(found, dict):
         raise OptionError(
             f'`schema` {what} holds {shown(found)}, expected a JSON object, such as {{"type": "object"}}.'

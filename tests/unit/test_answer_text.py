@@ -1,4 +1,4 @@
-"""An answer's text up to its stop strings: the same however it was cut into tokens, and nothing handed out that is taken back."""
+"""An answer's text up to its stop strings: the same in any tokens, and nothing handed out that is taken back."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Drawing tokens: what each option leaves of the logits, against plain arithmetic, and what a sampler keeps of its answer."""
+"""Drawing tokens: what options leave of the logits, against plain arithmetic, and what a sampler knows of its answer."""
 
 import math
 from collections import Counter
@@ -27,7 +27,15 @@ def kept(temperature: float, top_p: float, top_k: int, min_p: float) -> set[int]
 
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k", "min_p"),
-    [(1, 1, 5, 0), (2, 0.8, 0, 0), (1, 1, 0, 0.1), (3, 0.7, 12, 0.15), (1, 0.5, 60, 0), (5, 1, 50, 0.5), (0.5, 1, 0, 1)],
+    [
+        (1, 1, 5, 0),
+        (2, 0.8, 0, 0),
+        (1, 1, 0, 0.1),
+        (3, 0.7, 12, 0.15),
+        (1, 0.5, 60, 0),
+        (5, 1, 50, 0.5),
+        (0.5, 1, 0, 1),
+    ],
 )
 def test_what_may_be_drawn(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
     expected = kept(temperature, top_p, top_k, min_p)
