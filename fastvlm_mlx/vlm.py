@@ -12,7 +12,7 @@ from .decoding.answer import Answer, Answers, finish
 from .decoding.engine import Engine
 from .decoding.image_cache import ImageCache
 from .decoding.pictures import encode_all
-from .decoding.request import Options
+from .decoding.request import Options, Schema
 from .decoding.stream import Stream
 from .errors import FastVLMError, ImageError, OptionError, shown
 from .inputs.image import Images, Source, as_list
@@ -90,6 +90,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
     ) -> Answer: ...
 
@@ -103,6 +109,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
     ) -> Answers[Answer]: ...
 
@@ -115,16 +127,41 @@ class VLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
         system: str | None = None,
     ) -> Answer | Answers[Answer]:
         """Answer a question about a picture, several (a list) or none (None); for a list of questions, a list of answers.
 
         A picture is a path, bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or MLX, of
         uint8, uint16 or floating point from 0 to 1, or a dict of "bytes" and "path". `temperature` 0 always takes the
-        likeliest token; above, tokens are drawn, from the likeliest ones that add up to `top_p`, the same way for the
-        same `seed`. `system` replaces the system prompt. Raises ImageError, PromptError and OptionError.
+        likeliest token; above, tokens are drawn, the same way for the same `seed`: from the `top_k` likeliest (0: all),
+        of these from those that add up to `top_p`, and of these from those at least `min_p` times as likely as the
+        likeliest. `repetition_penalty` above 1 makes tokens less likely that are in the text of the prompt or came
+        before.
+
+        The answer ends before the first of the `stop` strings, up to 4. `logprobs`, 0 to 20, asks for the
+        log-probability of each token and of so many of the likeliest (`Answer.logprobs`). With a `schema` the answer is
+        JSON that keeps to it: a JSON Schema as a dict, a JSON text, the path of a file or a class of pydantic, or
+        "json" for any object; it is cut short only where the `finish_reason` is "length". `system` replaces the system
+        prompt. Raises ImageError, PromptError and OptionError.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         if isinstance(prompt, (list, tuple)):
             return self._answer_all([(image, each) for each in prompt], options, system)
         return finish(generation.stream(self.engine, self.engine.prepare(image, prompt, system=system), options))
@@ -138,6 +175,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
         on_error: Literal["raise"] = ...,
     ) -> Answers[Answer]: ...
@@ -151,6 +194,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
         on_error: Literal["return"],
     ) -> Answers[Answer | FastVLMError]: ...
@@ -163,6 +212,12 @@ class VLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
         system: str | None = None,
         on_error: Literal["raise", "return"] = "raise",
     ) -> Answers[Answer] | Answers[Answer | FastVLMError]:
@@ -174,7 +229,18 @@ class VLM:
         before the first is answered. With `on_error` "return", what is wrong with a question stands in the place of its
         answer, as the exception, and the others are answered.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         if on_error not in ("raise", "return"):
             raise OptionError(f"`on_error` is {shown(on_error)}, expected 'raise' or 'return'.")
         if on_error == "raise":
@@ -205,13 +271,30 @@ class VLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
         system: str | None = None,
     ) -> Stream:
         """Answer as `generate` does, chunk by chunk as the answer is made; the last chunk has the whole `answer`.
 
         As the last line of a notebook's cell it shows itself, growing in place.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         request = self.engine.prepare(image, prompt, system=system)
         return Stream(generation.stream(self.engine, request, options), request.pixels)
 

@@ -7,6 +7,7 @@ import mlx.core as mx
 from . import notebook
 from .answer import Answer, Chunk, Stats
 from .engine import Engine
+from .logprobs import Logprobs
 from .request import Options, Request
 from .sampling import Sampler
 from .text import AnswerText
@@ -31,7 +32,9 @@ class Draft:
         self.started = self.first_token_at = self.last_token_at = time.perf_counter()
         self._stop = engine.stop_tokens(options)
         self._sampler = sampler
-        self._text = AnswerText(engine.tokenizer)
+        self._text = AnswerText(engine.tokenizer, options.stop)
+        self._logprobs = options.logprobs is not None
+        self._told = 0  # of how many tokens a chunk has told the log-probabilities
 
     @property
     def room(self) -> int:
@@ -49,7 +52,7 @@ class Draft:
             self.reason = "stop"
         elif self.room == 0:
             self.reason = "length"
-        return Chunk(piece) if piece else None
+        return self._chunk(piece) if piece else None
 
     def finish(self) -> Chunk:
         """The last chunk: the text that was held back, and the answer."""
@@ -69,7 +72,13 @@ class Draft:
             decode_tokens_per_second=(len(self.tokens) - 1) / max(self.last_token_at - self.first_token_at, 1e-9),
             peak_memory_bytes=mx.get_peak_memory(),
         )
-        return Chunk(rest, Answer(self._text.text, self.tokens, reason, stats, self.thumbnails))
+        logprobs = Logprobs(self._sampler.logprobs) if self._logprobs else None
+        answer = Answer(self._text.text, self.tokens, reason, stats, self.thumbnails, logprobs=logprobs)
+        return self._chunk(rest, answer)
+
+    def _chunk(self, piece: str, answer: Answer | None = None) -> Chunk:
+        told, self._told = self._told, len(self._sampler.logprobs)
+        return Chunk(piece, answer, Logprobs(self._sampler.logprobs[told:]))
 
     def take_thumbnails(self) -> None:
         """Make the small pictures that the answer shows itself with in a notebook."""

@@ -7,7 +7,7 @@ import atexit
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -19,7 +19,7 @@ from .engine import Engine
 from .prefix_pool import POOL_BYTES
 from .recent_answers import RecentAnswers
 from .request import Options, Request
-from .row import Row
+from .row import Emit, Row
 from .rows import MAX_BATCH_ROWS, Rows
 
 Listener = Callable[[Chunk | FastVLMError], None]
@@ -153,7 +153,7 @@ class Scheduler:
         not block. Nothing computed for one `salt` is used for another. Raises FastVLMError once the scheduler is closed.
         """
         pending = Pending(listener)
-        emit = self._emit(pending, salt)
+        emit = self._emit(pending, salt, self.engine.stop_tokens(options))
         row = Row(self.engine, request, options, emit, salt=salt)
         pending._row = weakref.ref(row)
         with self._lock:
@@ -202,11 +202,13 @@ class Scheduler:
     ) -> None:
         self.close()
 
-    def _emit(self, pending: Pending, salt: bytes) -> Callable[[Chunk | Exception], None]:
+    def _emit(self, pending: Pending, salt: bytes, stop: Sequence[int]) -> Emit:
         def emit(found: Chunk | Exception) -> None:
-            if isinstance(found, Chunk) and found.answer is not None:
+            answer = found.answer if isinstance(found, Chunk) else None
+            if answer is not None:
                 self._answers += 1
-                self._recent.keep(found.answer, salt)
+                ended = answer.token_ids[-1] in stop
+                self._recent.keep(answer.text, answer.token_ids[:-1] if ended else answer.token_ids, salt)
             pending._hand_out(found)
 
         return emit
