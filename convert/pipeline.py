@@ -26,9 +26,9 @@ from .source import Source, open_source, open_tower
 from .tokenizer import read_tokenizer
 
 HEAD, EMBEDDING = "text.lm_head", "text.embed_tokens"
-UNPACKED = (
-    "quantised layers are dequantised where their columns are reordered here, or where they are stacked with others "
-    "that are quantised otherwise"
+DEQUANTISED = (
+    "quantised layers whose columns are reordered here, or that are stacked with others quantised otherwise, "
+    "are dequantised"
 )
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
@@ -64,7 +64,7 @@ def open_foreign(
         theirs = [
             each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked
         ]
-        warn(f"{name}: {UNPACKED}: {listed(theirs)}.")
+        warn(f"{name}: {DEQUANTISED}: {listed(theirs)}.")
     config = replace(
         config,
         dtype=_stored_dtype(sources),

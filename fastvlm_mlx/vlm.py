@@ -126,9 +126,9 @@ class VLM:
         MLX, of uint8, uint16 or floating point from 0 to 1, a dict of "bytes" and "path", or a list of these. For a
         list of prompts, the result is a list of answers; the picture is prepared once.
 
-        `max_tokens` is the longest answer in tokens. With `temperature` 0 every token is the likeliest one; above, up
-        to 2, tokens are drawn from the likeliest ones that add up to the probability `top_p`, the same way for the same
-        `seed`. `system` replaces the system prompt. Raises ImageError, PromptError and OptionError.
+        `max_tokens` is the longest answer in tokens. With `temperature` 0 every token is the likeliest one; above (up
+        to 100), tokens are drawn from the likeliest ones that add up to the probability `top_p`, the same way for the
+        same `seed`. `system` replaces the system prompt. Raises ImageError, PromptError and OptionError.
         """
         options = Options(max_tokens, temperature, top_p, seed)
         if isinstance(prompt, (list, tuple)):

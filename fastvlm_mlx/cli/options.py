@@ -32,8 +32,8 @@ Pictures = Annotated[
         "--image",
         "-i",
         "--image-file",
-        help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC; on Linux HEIC needs an extra), a folder of them or "
-        "a pattern. Several may follow one another.",
+        help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC; on Linux HEIC needs an extra), a folder of them "
+        "or a pattern. Several may follow one another.",
     ),
 ]
 PICTURES = ("--image", "-i", "--image-file")
