@@ -1,11 +1,12 @@
-"""Answers under way together: tokens per second by rows, what joining and leaving costs, and how long a token waits for pictures.
+"""Answers under way together: tokens per second by rows, what joining and leaving costs, and how long a token waits for
+pictures.
 
     env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE python -m benchmarks.scheduler --random 0.5b --resolution 512
 
-Three tables. Rows: the steps of 1, 2, 4, 8 and 16 rows, each round all of them in turn, as a ratio to one row of the same round.
-Joining and leaving: steps of eight rows just after a row has joined or left, against steps of eight rows at rest. Gaps: the time
-between two tokens of four long answers while a question with a new picture joins as soon as the one before is answered, against
-one picture, one chunk of a prompt and one step by themselves.
+Three tables. Rows: the steps of 1, 2, 4, 8 and 16 rows, each round all of them in turn, as a ratio to one row of the
+same round. Joining and leaving: steps of eight rows just after a row has joined or left, against steps of eight rows at
+rest. Gaps: the time between two tokens of four long answers while a question with a new picture joins as soon as the
+one before is answered, against one picture, one chunk of a prompt and one step by themselves.
 """
 
 import argparse

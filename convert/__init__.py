@@ -1,6 +1,6 @@
-"""Checkpoints of other layouts in, our folder out: read -> map -> fold -> cast -> save; and back to transformers' layout.
+"""Checkpoints of other layouts in, our folder out (read, map, fold, cast, save); and back to transformers' layout.
 
-Enters: a checkpoint's folder; everything that is not in our own format comes in here, and the rest knows one layout.
+Enters: a checkpoint's folder of any other layout. Everywhere else only our own format is known.
 Leaves: an `OpenModel`, a folder of ours, a folder of transformers'.
 May import: errors, config, files, quantize, inputs, network, storage, hub.
 """

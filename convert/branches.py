@@ -1,8 +1,8 @@
-"""Training form -> published form: each block's parallel branches and batch norms as the one convolution they add up to.
+"""Training form -> published form: parallel branches and batch norms merged into the one convolution they add up to.
 
-Arithmetic in float32. Kernels (O, I/groups, k, k), as PyTorch stores them. Source: RepVGG (arXiv:2101.03697), MobileOne
-(arXiv:2206.04040), RepLKNet (arXiv:2203.06717), FastViT (arXiv:2303.14189); apple/ml-fastvlm, mobileclip/mci.py at
-592b4ad.
+Computed in float32. Kernels are (O, I/groups, k, k), as PyTorch stores them. Sources: RepVGG (arXiv:2101.03697),
+MobileOne (arXiv:2206.04040), RepLKNet (arXiv:2203.06717), FastViT (arXiv:2303.14189); apple/ml-fastvlm,
+mobileclip/mci.py at 592b4ad.
 """
 
 import mlx.core as mx
@@ -13,14 +13,14 @@ Tensors = dict[str, mx.array]
 
 
 def batch_norm(parts: Tensors) -> tuple[mx.array, mx.array]:
-    """Scale and shift (C,) that a batch norm with fixed statistics amounts to."""
+    """Scale and shift (C,) of a batch norm with fixed statistics."""
     w = {name: part.astype(mx.float32) for name, part in parts.items()}
     scale = w["weight"] * mx.rsqrt(w["running_var"] + BATCH_NORM_EPS)
     return scale, w["bias"] - w["running_mean"] * scale
 
 
 def mobile_one(parts: Tensors) -> Tensors:
-    """A convolution, with a 1x1 branch and an identity branch where they exist, each with its batch norm."""
+    """Merge a convolution with its 1x1 branch and its identity branch, where they exist; each has a batch norm."""
     kernel, bias = _conv_bn(_inside(parts, "rbr_conv.0"))
     if scale := _inside(parts, "rbr_scale"):
         small, shift = _conv_bn(scale)
@@ -32,7 +32,7 @@ def mobile_one(parts: Tensors) -> Tensors:
 
 
 def rep_mixer(parts: Tensors) -> Tensors:
-    """x + layer_scale * (mixer(x) - norm(x)), norm being a batch norm alone."""
+    """Merge x + layer_scale * (mixer(x) - norm(x)), where norm is a batch norm alone."""
     mixer = mobile_one(_inside(parts, "mixer"))
     gain, shift = batch_norm(_inside(parts, "norm.rbr_skip"))
     identity = _identity(mixer["weight"].shape)
@@ -45,14 +45,14 @@ def rep_mixer(parts: Tensors) -> Tensors:
 
 
 def large_kernel(parts: Tensors) -> Tensors:
-    """A large and a small convolution side by side, each with its batch norm."""
+    """Merge a large and a small convolution side by side, each with a batch norm."""
     kernel, bias = _conv_bn(_inside(parts, "lkb_origin"))
     small, shift = _conv_bn(_inside(parts, "small_conv"))
     return {"weight": kernel + _centred(small, kernel.shape[-1]), "bias": bias + shift}
 
 
 def rep_cpe(parts: Tensors) -> Tensors:
-    """x + conv(x)."""
+    """Merge x + conv(x)."""
     kernel = parts["weight"].astype(mx.float32)
     return {"weight": kernel + _identity(kernel.shape), "bias": parts["bias"].astype(mx.float32)}
 
@@ -72,7 +72,7 @@ def _centred(kernel: mx.array, size: int) -> mx.array:
 
 
 def _identity(shape: tuple[int, ...]) -> mx.array:
-    """The kernel (O, I, k, k) that changes nothing: output o takes input o, counted within its group."""
+    """The kernel (O, I, k, k) of the identity: output o is input o, counted within its group."""
     out, per_group, size, _ = shape
     taken = (mx.arange(out) % per_group)[:, None] == mx.arange(per_group)
     return _centred(taken.astype(mx.float32)[:, :, None, None], size)

@@ -1,10 +1,10 @@
-"""What a converted folder says of itself: a model card, and the licence of the weights it was made from."""
+"""The texts of a converted folder: a model card, and the licence of the weights it was made from."""
 
 import json
 from pathlib import Path
 
 from fastvlm_mlx.config import ModelConfig
-from fastvlm_mlx.errors import MAX_SHOWN_CHARS, shown
+from fastvlm_mlx.errors import MAX_SHOWN_CHARS, counted, shown
 from fastvlm_mlx.hub.licence import AGREEMENT, APPLE, ATTRIBUTION, FILES
 from fastvlm_mlx.hub.names import HUB_NAME
 
@@ -24,13 +24,13 @@ TERMS = f"""{ATTRIBUTION}
 
 The checkpoint this folder was converted from carried no copy of the agreement. It is published with Apple's FastVLM:
 {AGREEMENT}
-Research purposes only, no commercial use, and a copy or a derivative of the weights, such as this folder, is passed on with
-the agreement and a statement of what was changed.
+Research purposes only, no commercial use, and a copy or a derivative of the weights, such as this folder, is passed on
+with the agreement and a statement of what was changed.
 """
 
 
 def licence_text(folder: Path, config: ModelConfig) -> str:
-    """The licence found in the source folder, or where to find it."""
+    """The licence in the source folder, or else where to find it."""
     for name in FILES:
         path = folder / name
         if path.is_file() and _is_own(path) and path.stat().st_size < 1_000_000:
@@ -39,15 +39,19 @@ def licence_text(folder: Path, config: ModelConfig) -> str:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a file lies in its folder, or where the Hub's cache links to: a copy of any other would be passed on unseen."""
+    """Whether a file lies in its folder, or in the Hub's cache that its folder links to.
+
+    A link to any other file would pass that file on with the model.
+    """
     home, real = path.parent.resolve(), path.resolve()
     return real.parent == home or real.parent == home.parent.parent / "blobs"
 
 
 def model_card(config: ModelConfig, *, quality: str | None = None, scaled: bool = False) -> str:
-    """README.md of a converted folder; `quality` is a report in Markdown of what quantising it cost, if it was measured.
+    """README.md of a converted folder.
 
-    `scaled` says that activation-aware scales were folded in.
+    `quality` is a Markdown report of what quantising cost, if that was measured; `scaled` says that activation-aware
+    scales were folded in.
     """
     vision, text, source = config.vision, config.text, config.source
     report = f"\n## Quality\n\n{quality.strip()}\n" if quality else ""
@@ -77,7 +81,7 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 
 
 def transformers_card(config: ModelConfig, quantised: int = 0) -> str:
-    """README.md of a folder written for transformers from a model with so many quantised layers."""
+    """README.md of a folder written for transformers, from a model with `quantised` quantised layers."""
     coarse = (
         f"{quantised} layers had been quantised and hold the values that were left of their weights. "
         if quantised
@@ -87,12 +91,14 @@ def transformers_card(config: ModelConfig, quantised: int = 0) -> str:
 {_front_matter(config, "transformers")}---
 # {_plain(Path(config.source.name).name or "FastVLM")} for transformers
 
-FastVLM, written by fastvlm-mlx for transformers' `FastVlmForConditionalGeneration`, from the layout "{config.source.layout}".
+FastVLM, written by fastvlm-mlx for transformers' `FastVlmForConditionalGeneration`, from the layout
+"{config.source.layout}".
 
 ## Changes
 
-Batch norms and layer scales of the image encoder are folded into neighbouring weights, so that those that are left change
-nothing; parallel branches (where there were any) are merged; values are rounded to {config.dtype}. {coarse}Nothing was trained.
+Batch norms and layer scales of the image encoder are folded into neighbouring weights, so that those that are left
+change nothing; parallel branches (where there were any) are merged; values are rounded to {config.dtype}.
+{coarse}Nothing was trained.
 
 ## Licence
 
@@ -106,7 +112,7 @@ def _terms(config: ModelConfig) -> str:
 
 
 def _front_matter(config: ModelConfig, library: str) -> str:
-    """What the Hub reads of a card, as YAML; strings from outside in JSON's form, which YAML has too."""
+    """The card's YAML, which the Hub reads; strings from outside are written as JSON, which is valid YAML."""
     source = config.source
     bits = sorted({f"{layer.bits}-bit" for layer in config.quantization.values()})
     entries = {"library_name": library, "pipeline_tag": "image-text-to-text", "license": source.license}
@@ -123,18 +129,21 @@ def _front_matter(config: ModelConfig, library: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name or licence from outside in running text: as it is if it is one line of a usual length."""
+    """A name or licence from outside in running text, quoted where it is not one line of a usual length."""
     return text if text.isprintable() and len(text) <= MAX_SHOWN_CHARS else shown(text)
 
 
 def _stored(config: ModelConfig) -> str:
-    """The type of the weights, and how many layers take fewer bits."""
+    """The dtype of the weights, and how many layers have fewer bits."""
     bits = [layer.bits for layer in config.quantization.values()]
-    return ", ".join([config.dtype, *(f"{bits.count(each)} layers in {each} bits" for each in sorted(set(bits)))])
+    return ", ".join(
+        [config.dtype, *(f"{counted(bits.count(each), 'layer')} in {each} bits" for each in sorted(set(bits)))]
+    )
 
 
 def _changes(config: ModelConfig, scaled: bool) -> str:
-    quantised = f"{len(config.quantization)} layers were quantised. " if config.quantization else ""
+    count = len(config.quantization)
+    quantised = f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} quantised. " if count else ""
     if scaled:
         quantised = f"Activation-aware scales (AWQ) were folded into neighbouring weights, and {quantised}"
     return f"""\

@@ -1,7 +1,7 @@
-"""Their config.json -> ours, for every layout. What the runtime does not do is refused here, by name.
+"""config.json of every other layout -> ours; settings that this package does not support are refused by name.
 
-Apple's settings are kept by mlx-vlm and by Apple's MLX exports (`model_type` "llava_qwen2"); transformers has its own
-(`model_type` "fast_vlm"), and keeps the picture's size in a file beside config.json.
+mlx-vlm and Apple's MLX exports keep Apple's settings (`model_type` "llava_qwen2"). transformers has its own
+(`model_type` "fast_vlm"), with the picture's size in another file beside config.json.
 """
 
 import math
@@ -55,7 +55,7 @@ NOT_SQUARE = "the image processor neither pads nor crops, FastVLM's pictures are
 
 
 def check_fit(fit: str | None) -> None:
-    """Raise OptionError unless it is one of FITS; None stands for the checkpoint's."""
+    """Raise OptionError unless `fit` is one of FITS or None (the checkpoint's own)."""
     if fit is not None and fit not in FITS:
         raise OptionError(f"`fit` is {shown(fit)}, expected 'pad' or 'crop'.")
 
@@ -63,10 +63,10 @@ def check_fit(fit: str | None) -> None:
 def from_llava(
     theirs: dict[str, Any], folder: Path | None = None, *, name: str, layout: str, fit: Fit | None = None
 ) -> ModelConfig:
-    """Read Apple's settings; raises CheckpointError naming a setting that is missing or that FastVLM does not have.
+    """Read Apple's settings; raises CheckpointError naming a setting that is missing or not supported.
 
-    `folder` is where an image processor's settings may lie, which have to agree. With a `fit`, pictures are made square
-    that way and the settings need not say how.
+    `folder` is where an image processor's settings may lie, which have to agree. A `fit` that is given replaces the
+    settings', which may then leave it out.
     """
     _check_only(theirs, ONLY)
     return ModelConfig(
@@ -81,9 +81,9 @@ def from_llava(
 def from_transformers(
     theirs: dict[str, Any], folder: Path, *, name: str, layout: str, fit: Fit | None = None
 ) -> ModelConfig:
-    """Read transformers' settings, of the current and earlier releases; raises CheckpointError as `from_llava` does.
+    """Read transformers' settings, of current and earlier releases; raises CheckpointError as `from_llava` does.
 
-    `folder` is where its processor's settings are: the size of the picture and whether it is padded.
+    `folder` holds the processor's settings: the size of the picture, and whether it is padded.
     """
     text, vision = _table(theirs, "text_config"), _table(theirs, "vision_config")
     check(bool(text), "text_config is missing or empty")
@@ -115,7 +115,7 @@ def _check_only(theirs: dict[str, Any], only: dict[str, Any], prefix: str = "") 
 
 
 def _text(theirs: dict[str, Any], *, tied: bool, prefix: str = "") -> TextConfig:
-    """Qwen2's settings, from a table that messages call `prefix`."""
+    """The decoder's settings; messages call the table they are in `prefix`."""
     layer_types = theirs.get("layer_types") or []
     check(
         isinstance(layer_types, list) and all(layer_type == "full_attention" for layer_type in layer_types),
@@ -139,7 +139,10 @@ def _text(theirs: dict[str, Any], *, tied: bool, prefix: str = "") -> TextConfig
 
 
 def _rope_theta(theirs: dict[str, Any], prefix: str) -> float:
-    """The base of the rotary positions, in a table since transformers 5; raises CheckpointError for others than plain ones."""
+    """The base of the rotary positions, which transformers 5 has in a table.
+
+    Raises CheckpointError for any but plain rotary positions.
+    """
     found = theirs
     for key in ("rope_scaling", "rope_parameters"):
         rope = {name: value for name, value in _table(theirs, key).items() if value is not None}
@@ -151,7 +154,7 @@ def _rope_theta(theirs: dict[str, Any], prefix: str) -> float:
 
 
 def _vision(theirs: dict[str, Any], depths: str, widths: str) -> VisionConfig:
-    """A tower of other sizes than FastViTHD's says so under these two keys."""
+    """The tower's sizes: FastViTHD's, unless these two keys give others."""
     published = VisionConfig()
     for key in (depths, widths):
         value = theirs.get(key, [])
@@ -160,7 +163,7 @@ def _vision(theirs: dict[str, Any], depths: str, widths: str) -> VisionConfig:
 
 
 def _llava_image(theirs: dict[str, Any], processor: dict[str, Any], fit: Fit | None) -> ImageConfig:
-    """The picture's size, which the tower's name ends in, and its fit."""
+    """The picture's size, which ends the tower's name, and its fit."""
     merge, ratio = theirs.get("mm_patch_merge_type"), theirs.get("image_aspect_ratio")
     if merge not in (None, "flat"):
         raise CheckpointError(
@@ -194,7 +197,7 @@ def _llava_image(theirs: dict[str, Any], processor: dict[str, Any], fit: Fit | N
 
 
 def _transformers_image(theirs: dict[str, Any], processor: dict[str, Any], fit: Fit | None) -> ImageConfig:
-    """The picture's size and fit: from the processor's settings, else the side of a square of `image_seq_length` tokens."""
+    """The picture's size and fit, from the processor's settings, or else from the number of image tokens."""
     sides = _check_processor(processor)
     tokens = theirs.get("image_seq_length", 0)
     check(
@@ -209,7 +212,10 @@ def _transformers_image(theirs: dict[str, Any], processor: dict[str, Any], fit: 
 
 
 def _check_processor(processor: dict[str, Any]) -> list[Any]:
-    """The sides in pixels that an image processor's settings name; raises CheckpointError for what FastVLM does not do."""
+    """The sides in pixels that an image processor's settings name.
+
+    Raises CheckpointError for settings FastVLM does not have.
+    """
     _check_only(processor, ONLY_PROCESSOR, "image processor: ")
     for key, value in ONLY_WAYS.items():
         found = processor.get(key)
@@ -225,7 +231,7 @@ def _check_processor(processor: dict[str, Any]) -> list[Any]:
 
 
 def _processor(folder: Path) -> dict[str, Any]:
-    """The image processor's settings, from the file of their own or the one they share with the processor's, else none."""
+    """The image processor's settings, from its own file or the processor's; empty where there is neither."""
     if (folder / "preprocessor_config.json").exists():
         return read_table(folder / "preprocessor_config.json")
     if (folder / "processor_config.json").exists():
@@ -241,14 +247,14 @@ def _sides(size: object) -> list[Any]:
 
 
 def _license(theirs: dict[str, Any]) -> str:
-    """Apple's, unless the config says it is not."""
+    """Apple's licence, unless the config names another."""
     stated = theirs.get("license", APPLE)
     check(isinstance(stated, str), f"license is {shown(stated)}, expected a name")
     return str(stated)
 
 
 def _table(theirs: dict[str, Any], key: str) -> dict[str, Any]:
-    """A table in a table, empty where there is none."""
+    """A table within a table, empty where it is missing."""
     table = theirs.get(key) or {}
     check(isinstance(table, dict), f"{key} is {shown(table)}, expected a table")
     return dict(table)

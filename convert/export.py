@@ -1,4 +1,4 @@
-"""Back again: a model as the folder that transformers' FastVlmForConditionalGeneration and LlavaProcessor load.
+"""A model -> the folder that transformers' FastVlmForConditionalGeneration and LlavaProcessor load.
 
 config.json  generation_config.json  model.safetensors (or shards)  processor_config.json  preprocessor_config.json
 tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
@@ -50,7 +50,7 @@ CHAT_TEMPLATE = (
 
 
 def check_form(to: str) -> None:
-    """Raise OptionError unless a checkpoint can be written in this form: "mlx", ours, or "transformers"."""
+    """Raise OptionError unless `to` is a form that can be written: "mlx" (ours) or "transformers"."""
     if to not in ("mlx", "transformers"):
         raise OptionError(f"`to` is {shown(to)}, expected 'mlx' or 'transformers'.")
 
@@ -70,11 +70,11 @@ def to_transformers(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ModelConfig:
-    """Write `folder`, one of ours or of any other layout, as transformers has its FastVLM; returns our config of what was written.
+    """Write `folder`, of any layout, as a folder that transformers loads; returns our config of what was written.
 
-    What was folded stays so, expressed by batch norms and layer scales that change nothing: features and logits are the
-    same. Quantised layers are written as the values they stand for. `<image>` is added to the vocabulary where it is
-    not in it. Options, errors and the rest as in `convert`.
+    Folded layers stay folded, beside batch norms and layer scales that change nothing: features and logits are the
+    same. Quantised layers are dequantised. `<image>` is added to the vocabulary where it is missing. Arguments and
+    errors are those of `convert`.
     """
     check_dtype(dtype)
     check_fit(fit)
@@ -142,7 +142,7 @@ def to_transformers(
 
 
 def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
-    """Raise CheckpointError unless names, shapes and types of our tensors are what the config calls for."""
+    """Raise CheckpointError unless names, shapes and dtypes of our tensors are what the config calls for."""
     model = FastVLM(config)
     layers.apply(model, config.quantization)
     parameters = model.flat_parameters()
@@ -159,7 +159,7 @@ def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None
 
 
 def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
-    """The tokenizer with `<image>` in it, and its id."""
+    """The tokenizer with `<image>` in it, and that token's id."""
     tokenizer = BPETokenizer.from_str(opened.tokenizer.to_json())
     tokenizer.encode_special_tokens = False
     if tokenizer.token_to_id(IMAGE) is None:
@@ -173,7 +173,7 @@ def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
 
 
 def _with_rows(array: mx.array, rows: int) -> mx.array:
-    """A matrix (V, D) with rows added that are the others' mean: as logits they are never the largest."""
+    """A matrix (V, D) with rows added, each the mean of the others, so that their logits are never the largest."""
     if array.shape[0] >= rows:
         return array
     mean = array.astype(mx.float32).mean(axis=0, keepdims=True)
@@ -181,7 +181,7 @@ def _with_rows(array: mx.array, rows: int) -> mx.array:
 
 
 def _settings(config: ModelConfig, image: int) -> dict[str, str]:
-    """The files of settings by name."""
+    """The settings files, by name."""
     text, vision, size = config.text, config.vision, config.image.size
     model_args: dict[str, Any] = {"inference_mode": True}
     if vision != VisionConfig():

@@ -1,11 +1,11 @@
-"""Published form -> ours: everything that is constant at inference is worked into its neighbours, once, in float32.
+"""Published form -> ours: everything that is constant at inference is folded into its neighbours, once, in float32.
 
-- A ConvFFN's batch norm: its scale into the 7x7 weights, its shift through fc1 into fc1's bias. Both exact: no padding lies
-  between the norm and fc1.
+- A ConvFFN's batch norm: its scale into the 7x7 weights, its shift through fc1 into fc1's bias. Both are exact, as no
+  padding lies between the norm and fc1.
 - Layer scales: into the rows of fc2 and of the attention's output projection.
-- 1x1 convolutions become Linear layers; kernels take MLX's order (O, k, k, I).
+- 1x1 convolutions become linear layers; kernels get MLX's order of axes (O, k, k, I).
 - A convolution with r outputs per channel becomes r depthwise ones. Its outputs then come filter by filter instead of
-  channel by channel, and what reads them next has its columns put in that order.
+  channel by channel, and the columns of the layer that reads them are put in that order.
 - Query, key and value projections are stacked, and so are gate and up; quantised ones stay quantised.
 """
 
@@ -24,30 +24,33 @@ Named = Iterator[tuple[str, mx.array]]
 
 
 class Tensors:
-    """Tensors under a prefix, handed out once each."""
+    """Tensors under a prefix, each given out once."""
 
     def __init__(self, tensors: dict[str, mx.array], prefix: str):
         self.tensors, self.prefix = tensors, prefix
 
     def take(self, name: str) -> mx.array:
-        """Remove and return one tensor; taking it out frees its memory as soon as the caller is done."""
+        """Remove and return a tensor, so that its memory is freed as soon as the caller is done."""
         return self.tensors.pop(f"{self.prefix}.{name}")
 
     def exactly(self, name: str) -> mx.array:
-        """Remove and return one tensor in float32, to be computed with."""
+        """Remove and return a tensor in float32, for computing with it."""
         return self.take(name).astype(mx.float32)
 
     def parts(self, name: str) -> list[str]:
-        """What a linear layer consists of: a weight, or one quantised in two or three parts, and a bias if it has one."""
+        """The last parts of the names of a linear layer's tensors.
+
+        These are weight, with scales and biases where it is quantised, and bias where it has one.
+        """
         return [part for part in (*PARTS, "bias") if f"{self.prefix}.{name}.{part}" in self.tensors]
 
     def under(self, name: str) -> "Tensors":
-        """The tensors below a further name."""
+        """The tensors below a further prefix."""
         return Tensors(self.tensors, f"{self.prefix}.{name}")
 
 
 def fold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
-    """Yield our tensors by name, unevaluated, float32 where they were computed with.
+    """Yield our tensors by name, unevaluated, in float32 where something was folded.
 
     Empties `tensors`, whose names and shapes have been checked.
     """
@@ -103,7 +106,7 @@ def _groups(source: Tensors, ours: str, widen: int) -> Named:
 
 
 def _by_filter(x: mx.array, axis: int, widen: int = 2) -> mx.array:
-    """Reorder an axis from channel by channel, as `_groups` finds it, to filter by filter, as it leaves it."""
+    """Reorder an axis from channel by channel (the input of `_groups`) to filter by filter (its output)."""
     return x[tuple([slice(None)] * axis + [mx.arange(x.shape[axis]).reshape(-1, widen).T.reshape(-1)])]
 
 
@@ -145,13 +148,13 @@ def _conv_exp(source: Tensors) -> Named:
 
 
 def _moved(source: Tensors, name: str, ours: str) -> Named:
-    """A layer as it is, quantised or not."""
+    """A layer unchanged, quantised or not."""
     for part in source.parts(name):
         yield f"{ours}.{part}", source.take(f"{name}.{part}")
 
 
 def _stacked(source: Tensors, names: list[str], ours: str) -> Named:
-    """Layers with the same inputs as one, quantised or not: their rows, each after the other."""
+    """Layers with the same inputs as one layer, quantised or not: their rows one after another."""
     for part in source.parts(names[0]):
         yield f"{ours}.{part}", mx.concatenate([source.take(f"{name}.{part}") for name in names])
 

@@ -1,4 +1,4 @@
-"""The tables: one per layout, from the names a checkpoint uses to the published form, and how a layout is recognised.
+"""One table per layout, from a checkpoint's names to the published form, and how a layout is recognised.
 
 The published form is Apple's reparameterised tower under `vision.`, the projector under `projector.` and Qwen2 under
 `text.`; `published.py` lists its names and shapes, `rows.py` says what a row can do.
@@ -64,7 +64,10 @@ def _as_they_are(parts: Iterable[str]) -> dict[str, str]:
 
 
 def _decoder(source: str, head: str, part: str = "{p}", *, weight: str = "weight") -> Table:
-    """Qwen2 under transformers' names; `part` and `weight` are what a linear layer with and without bias consists of."""
+    """Rows for Qwen2 under transformers' names.
+
+    `part` and `weight` are the templates for the tensors of a linear layer with and without a bias.
+    """
     layer = "layers.{i}."
     names = [
         f"embed_tokens.{weight}",
@@ -136,7 +139,7 @@ TIMM_PARTS = {"rbr_conv": "conv_kxk", "rbr_scale": "conv_scale", "rbr_skip": "id
 
 
 def _timm(parts: Iterable[str]) -> dict[str, str]:
-    """Apple's names of a block's branches as timm has them."""
+    """Apple's names of a block's branches -> timm's."""
     spelled = {}
     for part in parts:
         words = [TIMM_PARTS.get(word, word) for word in part.lstrip("?").split(".")]
@@ -145,7 +148,10 @@ def _timm(parts: Iterable[str]) -> dict[str, str]:
 
 
 def _stages() -> Iterable[tuple[str, str | None, str | None, str]]:
-    """Each stage of timm's, and the members of Apple's `network` that are its downsampler, its positions and its blocks."""
+    """Each of timm's stages, with the members of Apple's `network` that it corresponds to.
+
+    These are its downsampler, its positions and its blocks.
+    """
     for stage, (downsample, position, blocks) in enumerate(network_indices(STAGES)):
         yield (
             f"{TIMM_TOWER}stages.{stage}.",
@@ -242,9 +248,9 @@ APPLE_MLX: Table = (
 
 
 class Layout(NamedTuple):
-    """A table, and what a checkpoint of the layout shows: its model_type, and one of `signs` in some tensor's name.
+    """A layout's table, and how it is recognised: its model_type, and one of `signs` in the name of some tensor.
 
-    The first whose sign is seen is the one.
+    Layouts are tried in order; the first whose sign is found is taken.
     """
 
     table: Table
@@ -265,7 +271,7 @@ USUAL = {"llava_qwen2": "llava", "fastvlm": "mlx-vlm", "fast_vlm": "transformers
 
 
 def recognise(names: Iterable[str], model_type: object = "llava_qwen2") -> str:
-    """The layout of a checkpoint; raises CheckpointError for a model_type that is none of FastVLM's."""
+    """The layout of a checkpoint; raises CheckpointError for a model_type that is not one of FastVLM's."""
     if not isinstance(model_type, str) or model_type not in USUAL:
         raise CheckpointError(
             f"config.json: model_type is {shown(model_type)}, expected {listed(USUAL)} (FastVLM's layouts) or a "

@@ -1,8 +1,8 @@
-"""Tensors that come quantised: which of them our layout can hold as they are, and the values of the others.
+"""Quantised tensors of a checkpoint: which of them our layout can hold as they are, and the values of the others.
 
-MLX's forms only: weights packed into uint32 along a row (O, I * bits / 32), and per group of a row a scale, in "affine"
-mode also a bias. Rows can be stacked as they are; columns that change places, or meet others to be computed with,
-cannot.
+The forms are MLX's: weights packed into uint32 along a row (O, I * bits / 32), a scale per group of a row, and in
+"affine" mode a bias per group. Rows can be stacked as they are; columns that change places, or are computed with,
+cannot be kept packed.
 """
 
 import re
@@ -28,10 +28,10 @@ STACKED = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_
 
 
 def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
-    """How each quantised layer is quantised, by `config.json`.
+    """How each quantised layer is quantised, according to config.json.
 
-    `sources` leads from tensors of the published form to their names in the checkpoint, by which config.json makes
-    exceptions. Raises CheckpointError for settings that are missing or that MLX does not have.
+    `sources` maps tensors of the published form to the checkpoint's names, by which config.json makes exceptions.
+    Raises CheckpointError for settings that are missing or that MLX does not have.
     """
     layers = {
         target.removesuffix(".scales"): source for target, source in sources.items() if target.endswith(".scales")
@@ -65,9 +65,9 @@ def settings(theirs: dict[str, Any], sources: dict[str, str]) -> Plan:
 
 
 def unpacked_shapes(found: Shapes, dtypes: dict[str, str], plan: Plan, names: dict[str, str]) -> Shapes:
-    """Shapes as if nothing were quantised; raises CheckpointError where a layer's parts do not fit each other.
+    """The shapes as if nothing were quantised; raises CheckpointError where a layer's parts do not fit each other.
 
-    `dtypes` are the types that safetensors names, `names` what the tensors are called in the checkpoint.
+    `dtypes` are safetensors' names of them; `names` gives the checkpoint's names of the tensors, for messages.
     """
     shapes = dict(found)
     for layer, q in plan.items():
@@ -98,14 +98,14 @@ def unpacked_shapes(found: Shapes, dtypes: dict[str, str], plan: Plan, names: di
 
 
 class Kept(NamedTuple):
-    """Layers of ours that stay quantised, and layers of the published form that cannot."""
+    """The layers of ours that stay quantised, and the layers of the published form that are dequantised."""
 
     layers: Plan
     unpacked: Plan
 
 
 def keep(plan: Plan) -> Kept:
-    """Decide what stays quantised: what is only moved, and what is stacked from parts quantised alike."""
+    """Decide which layers stay quantised: those that are only moved, and stacks of parts that are quantised alike."""
     kept = {layer: q for layer, q in plan.items() if MOVED.fullmatch(layer)}
     used = set(kept)
     for ours, parts in STACKED.items():
@@ -118,14 +118,14 @@ def keep(plan: Plan) -> Kept:
 
 
 def unpack(tensors: dict[str, mx.array], plan: Plan) -> None:
-    """Replace the parts of these layers by their values, float32 and unevaluated, in place."""
+    """Dequantise these layers in place, to float32, unevaluated."""
     for layer, q in plan.items():
         parts = [tensors.pop(f"{layer}.{part}") for part in PARTS if f"{layer}.{part}" in tensors]
         tensors[f"{layer}.weight"] = values(*parts, settings=q)
 
 
 def values(weight: mx.array, scales: mx.array, biases: mx.array | None = None, *, settings: QuantConfig) -> mx.array:
-    """The values (O, I) that a quantised layer stands for, computed in float32."""
+    """The values (O, I) of a quantised layer in float32."""
     if biases is not None:
         scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     form = {"group_size": settings.group_size, "bits": settings.bits, "mode": settings.mode}

@@ -1,8 +1,8 @@
-"""Weights in PyTorch's own files (.bin, .pt, .pth, .ckpt), read by its loader of plain tensors: nothing in them is run.
+"""Weights in PyTorch's own files (.bin, .pt, .pth, .ckpt), read by its loader of plain tensors; nothing in them is run.
 
 A pickle can ask for any code to be run. PyTorch's loader with `weights_only=True` (safe since 2.6) takes a file of
-tensors and refuses everything else. It comes with the extra `pickles`; only archives as PyTorch has written them since
-1.6 are opened.
+tensors and refuses everything else. It comes with the extra `pickles`. Only archives in the format of PyTorch 1.6 and
+later are opened.
 """
 
 import zipfile
@@ -29,7 +29,10 @@ INSTEAD = "save the weights as safetensors instead"
 
 
 def read_headers(folder: Path) -> dict[str, Tensor]:
-    """Every tensor by name of the folder's pickles, none where there are none; raises CheckpointError for what is not tensors."""
+    """Every tensor by name of the folder's pickles; empty where there are none.
+
+    Raises CheckpointError for files that hold anything but tensors.
+    """
     left_out = (*OF_THE_TRAINING, paths.COMPANION)
     found = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not path.stem.startswith(left_out))
     shards = [path for path in found if path.name.startswith("pytorch_model")]
@@ -68,7 +71,7 @@ def load(path: Path) -> dict[str, mx.array]:
 
 
 def _open(path: Path) -> dict[str, Any]:
-    """A pickle's tensors by name, mapped, not read."""
+    """The tensors of a file by name, memory-mapped and not read yet."""
     _check_archive(path)
     torch = _torch(path)
     try:
@@ -112,7 +115,10 @@ def _torch(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise CheckpointError for anything but an archive that holds its tensors as they are, so that none can grow on reading."""
+    """Raise CheckpointError for anything but an uncompressed archive.
+
+    Reading one never takes more than the file's size.
+    """
     try:
         size = files.size_of(path)
         with Bounded(path) as file, zipfile.ZipFile(file) as archive:
@@ -135,7 +141,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _described(path: Path, name: str, tensor: Any) -> Tensor:
-    """A tensor as a safetensors header would have it."""
+    """A tensor as a safetensors header would describe it."""
     import torch
 
     dtypes = {

@@ -1,4 +1,4 @@
-"""The way of a foreign checkpoint: read -> map -> fold -> cast -> save, or straight into a model's memory."""
+"""The steps of converting a checkpoint: read, map, fold, cast, save; or fold straight into a model in memory."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -26,7 +26,10 @@ from .source import Source, open_source, open_tower
 from .tokenizer import read_tokenizer
 
 HEAD, EMBEDDING = "text.lm_head", "text.embed_tokens"
-UNPACKED = "quantised layers whose columns stand in another order here, or that are stacked with others quantised otherwise, are unpacked"
+DEQUANTISED = (
+    "quantised layers whose columns are reordered here, or that are stacked with others quantised otherwise, "
+    "are dequantised"
+)
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
 
@@ -40,11 +43,11 @@ def open_foreign(
     vision_from: Path | None = None,
     fit: Fit | None = None,
 ) -> OpenModel:
-    """Open a checkpoint of another layout as a model of ours: mapped and folded in memory, nothing written.
+    """Open a checkpoint of another layout as a model of ours, mapped and folded in memory; nothing is written.
 
-    The layout is recognised unless given; for the rest see `convert`. Everything that can be wrong with names, shapes
-    and settings is found here, before any weights are read. A FastVLMWarning names quantised layers whose values had to
-    be unpacked.
+    Arguments are those of `convert`. Names, shapes and settings are all checked before any weights are read: raises
+    CheckpointError, TokenizerError and OptionError. A FastVLMWarning names quantised layers that have to be
+    dequantised.
     """
     check_fit(fit)
     source = open_source(folder, layout)
@@ -61,7 +64,7 @@ def open_foreign(
         theirs = [
             each.name_of(f"{layer}.weight") for each in sources for layer in each.quantization if layer in kept.unpacked
         ]
-        warn(f"{name}: {UNPACKED}: {listed(theirs)}.")
+        warn(f"{name}: {DEQUANTISED}: {listed(theirs)}.")
     config = replace(
         config,
         dtype=_stored_dtype(sources),
@@ -100,14 +103,16 @@ def convert(
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> ModelConfig:
-    """Write `folder` as a folder of ours at `out` and return its config.
+    """Write `folder` as a folder of ours at `out`, and return its config.
 
-    `name` is what the model is called from now on, by default as its folder. `dtype` is the type to store, by default
+    `name` is what the model is called in it, by default the folder's name. `dtype` is the dtype to store, by default
     the checkpoint's own; quantised layers stay quantised. `layout` is one of `key_map.LAYOUTS`, by default the one
     recognised. `vision_from` is a checkpoint to take the image encoder from where `folder` has none. `fit` is how
-    pictures become square, "pad" or "crop", by default as the checkpoint says. `say` is told the layout as the writing
-    begins, `progress` is called after every tensor. Raises CheckpointError for a folder that cannot be used and
-    OutputError where `out` exists (without `force`) or cannot be written; nothing is left half-written.
+    pictures become square, "pad" or "crop", by default as the checkpoint says. `say` is told the layout when writing
+    begins, `progress` is called with (tensors written, tensors in all).
+
+    Raises OptionError, CheckpointError for a folder that cannot be used, and OutputError where `out` exists (without
+    `force`) or cannot be written; nothing is left half-written.
     """
     check_dtype(dtype)
     if is_ours(folder):
@@ -152,7 +157,7 @@ def convert(
 
 
 def check_place(folder: Path, out: Path) -> None:
-    """Raise OutputError where writing `out` would be writing over the checkpoint."""
+    """Raise OutputError where writing `out` would overwrite the checkpoint."""
     if "\0" not in str(out) and folder.resolve().is_relative_to(Path(os.path.realpath(out))):
         raise OutputError(
             f"{out} is the checkpoint itself or holds it, so it is not written to; give another `out`.", path=out
@@ -160,7 +165,7 @@ def check_place(folder: Path, out: Path) -> None:
 
 
 def _stored_dtype(sources: list[Source]) -> Dtype:
-    """The type most of the weights are stored in, whatever config.json says of it."""
+    """The dtype that most of the weights are stored in; config.json may say another."""
     named: dict[str, Dtype] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     sizes = dict.fromkeys(named, 0)
     for source in sources:
@@ -172,14 +177,14 @@ def _stored_dtype(sources: list[Source]) -> Dtype:
 
 
 def _stop_tokens(config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The config's end of sequence, the end of a turn, and <|endoftext|>."""
+    """The ids at which an answer ends: the config's, the end of a turn, and <|endoftext|>."""
     end_of_text = tokenizer.find(END_OF_TEXT)
     found = {*config.eos_token_ids, tokenizer.special("<|im_end|>")}
     return tuple(sorted(found | ({end_of_text} if end_of_text is not None else set())))
 
 
 def _resolve_head(config: ModelConfig, source: Source) -> ModelConfig:
-    """Drop a stored head that equals the embedding it is said to be tied to; keep it, untied, where they differ."""
+    """The config with embedding and head tied only where the stored head, if there is one, equals the embedding."""
     heads = [part for part in packed.PARTS if f"{HEAD}.{part}" in source.plan.renames]
     if not config.text.tie_word_embeddings or not heads:
         return config
@@ -191,7 +196,7 @@ def _resolve_head(config: ModelConfig, source: Source) -> ModelConfig:
 
 
 def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
-    """Names and shapes of the published form, worked out from the headers alone."""
+    """Check names and shapes of the published form, from the headers alone; raises CheckpointError."""
     found: published.Shapes = {}
     holders: dict[str, Source] = {}
     for source in sources:

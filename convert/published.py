@@ -1,7 +1,7 @@
-"""The published form: names and shapes of every tensor, from the sizes in the config alone.
+"""The published form: names and shapes of every tensor, from the sizes in the config.
 
-Apple's names for the reparameterised tower (apple/ml-fastvlm at 592b4ad), with `vision.`, `projector.` and `text.`
-before.
+Names are Apple's for the reparameterised tower (apple/ml-fastvlm at 592b4ad), under `vision.`, `projector.` and
+`text.`.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,10 @@ VOCAB_MATRICES = ("text.embed_tokens.weight", "text.lm_head.weight")  # one per 
 
 
 def network_indices(stages: int) -> list[tuple[int, int, int]]:
-    """Per stage, where `network` holds its downsampler, its positions (RepCPE) and its blocks; -1 where it has none."""
+    """Per stage, the indices in Apple's `network` of its downsampler, its positions (RepCPE) and its blocks.
+
+    -1 stands for a member that the stage does not have.
+    """
     rows, index = [], 0
     for stage in range(stages):
         downsample = position = -1
@@ -29,12 +32,12 @@ def network_indices(stages: int) -> list[tuple[int, int, int]]:
 
 
 def shapes(config: ModelConfig) -> Shapes:
-    """Every tensor of the published form; `text.lm_head.weight` only where it is not tied to the embedding."""
+    """The shape of every tensor of the published form; `text.lm_head.weight` is one only where it is not tied."""
     return {**_tower(config.vision), **_projector(config), **_decoder(config.text)}
 
 
 def check(found: Shapes, config: ModelConfig, source_name: Callable[[str], str]) -> None:
-    """Raise CheckpointError unless `found` is exactly what the config asks for, under the names the checkpoint uses."""
+    """Raise CheckpointError, in the checkpoint's names, unless `found` is exactly what the config calls for."""
     expected = shapes(config)
     missing = [source_name(name) for name in expected if name not in found]
     if missing:

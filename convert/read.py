@@ -1,7 +1,7 @@
-"""A checkpoint folder as found: its config.json and the names, shapes and types of its tensors; no data is read yet.
+"""A checkpoint folder: its config.json, and names, shapes and dtypes of its tensors; no data is read yet.
 
-Nothing in a folder is executed: `auto_map`, `model_file` and *.py are never looked at, and pickles are opened by
-PyTorch's loader of plain tensors only, where there are no safetensors.
+Nothing in a folder is executed: `auto_map`, `model_file` and *.py are never read, and where there are no safetensors,
+pickles are opened by PyTorch's loader of plain tensors only.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ MAX_TENSORS = 20_000  # 7B in training form has about 1,900; each name is looked
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder's config and what its files announce.
+    """A folder's config, and its tensors as its files announce them.
 
-    `tensors` are known by the names of the layout, `names` leads to these from what they are stored as, and
-    `arrays` gives the tensors of one file by the names they are stored as.
+    `tensors` are by the layout's names, `names` gives the layout's name of each stored one, and `arrays` loads one
+    file's tensors by their stored names.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def load(self) -> dict[str, mx.array]:
-        """Every tensor, unevaluated: read from its file when it is needed."""
+        """Every tensor by the layout's names, unevaluated: each is read from its file when it is needed."""
         arrays: dict[str, mx.array] = {}
         for file in sorted({tensor.file for tensor in self.tensors.values()}):
             arrays |= {self.names.get(stored, stored): array for stored, array in self.arrays(file).items()}
@@ -51,8 +51,9 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Open a folder of safetensors, single or sharded, or of pickles; raises CheckpointError for anything missing or
-    contradictory.
+    """Open a folder of safetensors, single or sharded, or of pickles.
+
+    Raises CheckpointError for anything missing or contradictory.
     """
     check_whole(folder)
     config = read_table(folder / "config.json")

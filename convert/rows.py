@@ -1,8 +1,8 @@
-"""What a table is made of: rows that rename, merge or drop tensors, and the matching of a checkpoint's names against them.
+"""The rows of a layout's table, which rename, merge or drop tensors, and how a checkpoint's names are matched.
 
-A row leads from the names of one layout to the published form, the common ground of all layouts, which `published.py`
-lists. In a template {i} and {b} stand for numbers, {p} for "weight" or "bias", {q} for these or a quantised layer's
-further parts, {r} for the buffers of rotary positions, {any} for anything.
+A row leads from a layout's names to the published form (`published.py`). In a template {i} and {b} stand for numbers,
+{p} for "weight" or "bias", {q} for these or a quantised layer's further parts, {r} for the buffers of rotary positions,
+{any} for anything.
 """
 
 import re
@@ -17,7 +17,7 @@ Merge = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 
 
 class Rename(NamedTuple):
-    """One tensor under another name; `axes` is the order in which the published form has its axes, where it is another."""
+    """A tensor under another name; `axes` is the order of its axes in the published form, where it differs."""
 
     source: str
     target: str
@@ -25,17 +25,17 @@ class Rename(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """Tensors left behind, and why."""
+    """Tensors that are left out, and the reason."""
 
     source: str
     reason: str
 
 
 class Group(NamedTuple):
-    """The branches of one training-form block, merged into the tensors of its published form.
+    """The branches of a block in training form, merged into the tensors of its published form.
 
-    `parts` names them as the layout does, relative to `source`, and as `merge` knows them; those with a "?" may be
-    absent. `merge` returns tensors by name relative to `target`.
+    `parts` maps the layout's names of the branches, relative to `source`, to the names that `merge` uses; those with a
+    "?" may be missing. `merge` returns tensors by name, relative to `target`.
     """
 
     source: str
@@ -54,14 +54,14 @@ PLACEHOLDERS = {
 
 
 class Renamed(NamedTuple):
-    """Where a tensor of the published form comes from, and the order its axes have to be put in, if any."""
+    """The source of a tensor of the published form: its name in the checkpoint, and the order to put its axes in."""
 
     source: str
     axes: tuple[int, ...]
 
 
 class Merged(NamedTuple):
-    """One block to merge: its name in the checkpoint, its name in the published form, and part -> name in the checkpoint."""
+    """A block to merge: its name in the checkpoint, its published name, and the checkpoint's names of its parts."""
 
     row: Group
     source: str
@@ -70,19 +70,19 @@ class Merged(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a table makes of a set of names: renames by target, merges, and drops by source."""
+    """The result of matching names with a table: renames by target, merges, and drops by source."""
 
     renames: dict[str, Renamed]
     merges: list[Merged]
     drops: dict[str, str]
 
     def names(self) -> dict[str, str]:
-        """The renames as names alone, by target."""
+        """The renames as target -> source."""
         return {target: renamed.source for target, renamed in self.renames.items()}
 
 
 def match(names: Iterable[str], table: Table, layout: str) -> Plan:
-    """Assign every name to exactly one row of the table; raises CheckpointError naming those no row takes."""
+    """Assign every name to exactly one row of the table; raises CheckpointError with the names that no row takes."""
     plan = Plan({}, [], {})
     groups: dict[tuple[int, str], Merged] = {}
     matchers = list(_matchers(table))
@@ -121,7 +121,7 @@ def match(names: Iterable[str], table: Table, layout: str) -> Plan:
 
 
 def source_name(target: str, table: Table) -> str:
-    """What a tensor of the published form is called in a layout; for a merged one, the block its branches are in."""
+    """The layout's name of a tensor of the published form; for a merged one, the block that its branches are in."""
     for row in table:
         if isinstance(row, Rename) and (found := _regex(row.target).fullmatch(target)):
             return row.source.format(**found.groupdict())
@@ -131,7 +131,7 @@ def source_name(target: str, table: Table) -> str:
 
 
 def _missing(group: Merged) -> list[str]:
-    """Parts that a block lacks; a branch that may be absent is so as a whole."""
+    """Parts that a block lacks; an optional branch is missing only as a whole."""
     present = {part.split(".")[0] for part in group.parts}
     return [
         f"{group.source}.{theirs}"
@@ -141,7 +141,7 @@ def _missing(group: Merged) -> list[str]:
 
 
 def _matchers(table: Table) -> Iterator[tuple[int, str, str, re.Pattern[str]]]:
-    """Row, part, what a name has to begin with, and the whole pattern."""
+    """(row, part, the beginning that a name must have, the whole pattern) for everything that a table takes."""
     for index, row in enumerate(table):
         if isinstance(row, Group):
             for theirs, part in row.parts.items():

@@ -1,4 +1,4 @@
-"""A checkpoint seen through its layout's table: its tensors under the names of the published form."""
+"""A checkpoint mapped by its layout's table: its tensors under the names of the published form."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ FLOATING = ("F32", "F16", "BF16")
 
 
 class Source(NamedTuple):
-    """A checkpoint, its layout, what the layout's table makes of its names, and which layers are quantised and how."""
+    """A checkpoint, its layout, the assignment of its names, and which of its layers are quantised and how."""
 
     checkpoint: Checkpoint
     layout: str
@@ -29,16 +29,22 @@ class Source(NamedTuple):
     quantization: packed.Plan
 
     def config(self, name: str, fit: Fit | None = None) -> ModelConfig:
-        """Its config.json as ours, pictures made square by `fit` if given; raises CheckpointError for settings FastVLM lacks."""
+        """The checkpoint's settings as our config, with `fit` instead of its own if given.
+
+        Raises CheckpointError for settings that are not supported.
+        """
         read = from_transformers if self.layout.startswith("transformers") else from_llava
         return read(self.checkpoint.config, self.checkpoint.folder, name=name, layout=self.layout, fit=fit)
 
     def name_of(self, target: str) -> str:
-        """What a tensor of the published form is called here."""
+        """The checkpoint's name of a tensor of the published form."""
         return source_name(target, self.layout)
 
     def shapes(self) -> Shapes:
-        """The published form's shapes, from the headers alone; raises CheckpointError for parts that do not fit each other."""
+        """Shapes of the published form, from the headers alone.
+
+        Raises CheckpointError for parts that do not fit each other.
+        """
         headers = self.checkpoint.tensors
         shapes = {target: _turned(headers[source].shape, axes) for target, (source, axes) in self.plan.renames.items()}
         dtypes = {target: headers[source].dtype for target, (source, _) in self.plan.renames.items()}
@@ -53,7 +59,7 @@ class Source(NamedTuple):
         return shapes
 
     def tensors(self) -> dict[str, mx.array]:
-        """The published form's tensors, unevaluated, holding on to nothing that was dropped."""
+        """The published form's tensors, unevaluated; dropped tensors are not kept in memory."""
         arrays = self.checkpoint.load()
         tensors = {}
         for target, (source, axes) in self.plan.renames.items():
@@ -81,7 +87,10 @@ class Source(NamedTuple):
 
 @about_its_path
 def open_source(folder: Path, layout: str | None = None) -> Source:
-    """Open a checkpoint of the given layout, or of the one recognised; its names are accounted for, no weights are read."""
+    """Open a checkpoint of `layout`, or of the layout recognised; its names are all matched, its weights not read.
+
+    Raises CheckpointError, and OptionError for a layout that does not exist.
+    """
     check_layout(layout)
     checkpoint = read_checkpoint(folder)
     layout = layout or recognise(checkpoint.tensors, checkpoint.config.get("model_type"))
@@ -92,9 +101,9 @@ def open_source(folder: Path, layout: str | None = None) -> Source:
 
 
 def open_tower(folder: Path | None, source: Source) -> Source | None:
-    """The image encoder that a checkpoint without one takes from `folder`; None where it has its own.
+    """The image encoder in `folder`, for a checkpoint that has none; None where it has its own.
 
-    Raises CheckpointError where it is needed and not given, OptionError where it is given and not needed.
+    Raises CheckpointError where it is needed and not given, and OptionError where it is given and not needed.
     """
     if source.has_tower:
         if folder is not None:
@@ -124,7 +133,7 @@ def open_tower(folder: Path | None, source: Source) -> Source | None:
 
 
 def _check_dtypes(source: Source) -> None:
-    """Raise CheckpointError for weights stored as whole numbers that nothing says how to read."""
+    """Raise CheckpointError for weights stored as integers without scales."""
     packed_here = {f"{layer}.{part}" for layer in source.quantization for part in packed.PARTS}
     names = [renamed.source for target, renamed in source.plan.renames.items() if target not in packed_here]
     names += [name for group in source.plan.merges for name in group.parts.values()]

@@ -1,6 +1,6 @@
-"""The tokenizer as published (vocab.json, merges.txt, added_tokens.json) -> one tokenizer, the one tokenizer.json describes.
+"""A tokenizer's published files (vocab.json, merges.txt, added_tokens.json) or tokenizer.json -> one tokenizer.
 
-Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. Ids equal transformers'
+Text is normalised to NFC, cut by Qwen2's pattern, written byte by byte and merged. The ids are those of transformers'
 Qwen2Tokenizer.
 """
 
@@ -30,7 +30,10 @@ WORDS = "|".join([
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer: from tokenizer.json where there is one, else from the published files."""
+    """The tokenizer of a folder, from tokenizer.json where it exists, else from the published files.
+
+    Raises TokenizerError.
+    """
     if (folder / "tokenizer.json").exists():
         return Tokenizer.open(folder / "tokenizer.json")
     vocab, merges = _vocab(folder / "vocab.json"), _merges(folder / "merges.txt")
@@ -95,7 +98,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _add_tokens(bpe: BPETokenizer, folder: Path) -> None:
-    """Add the tokens beyond the vocabulary, each under the id its file gives it, flagged as tokenizer_config.json says."""
+    """Add the tokens beyond the vocabulary under their files' ids, special or not as tokenizer_config.json says."""
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     try:
         described = {str(entry["content"]): dict(entry) for entry in settings.get("added_tokens_decoder", {}).values()}

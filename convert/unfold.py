@@ -1,8 +1,8 @@
-"""Ours -> published form: the way back of `fold.py`. What was folded stays folded, and is expressed by norms and scales of one.
+"""Ours -> published form, the inverse of `fold.py`; folded layers stay folded, beside norms and scales of one.
 
-- A batch norm that changes nothing: mean 0, variance 1 - eps, so that the square root of variance + eps is 1 also as rounded.
+- A batch norm that changes nothing: mean 0 and variance 1 - eps, so that the square root of variance + eps rounds to 1.
 - Layer scales of one.
-- Stacked projections are taken apart, filters and the columns that read them put back in the published order.
+- Stacked projections are taken apart; filters, and the columns that read them, are put back in the published order.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Named = Iterator[tuple[str, mx.array]]
 
 
 def unfold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
-    """Yield the published form by name, unevaluated, quantised layers as the values they stand for. Empties `tensors`."""
+    """Yield the published form by name, unevaluated, quantised layers dequantised; empties `tensors`."""
     packed.unpack(tensors, config.quantization)
     yield from _tower(Tensors(tensors, "vision"), config.vision)
     yield from _projector(Tensors(tensors, "projector"))

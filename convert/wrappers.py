@@ -1,7 +1,7 @@
-"""Names of tensors as training leaves them -> the names of the layout: without the prefixes of what was wrapped around the model.
+"""Names of tensors as training saves them -> a layout's names, without the prefixes of wrappers around the model.
 
-Data parallel training, compilation and sharding put a component of their own before a name or into it, in any order and
-more than once; a trainer's own module puts one before all of them.
+Data-parallel training, compilation and sharding put a component of their own before a name or into it, in any order and
+more than once; a trainer's own module puts one before all names.
 """
 
 from collections.abc import Iterable
@@ -43,14 +43,15 @@ ADAPTERS = {
 }
 ADAPTERS |= {"lora_a", "lora_b"}  # MLX's
 FOREIGN = {
-    "absmax": "bitsandbytes", "quant_map": "bitsandbytes", "quant_state": "bitsandbytes", "nested_absmax": "bitsandbytes",
-    "SCB": "bitsandbytes", "weight_format": "bitsandbytes", "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ",
+    "absmax": "bitsandbytes", "quant_map": "bitsandbytes", "quant_state": "bitsandbytes",
+    "nested_absmax": "bitsandbytes", "SCB": "bitsandbytes", "weight_format": "bitsandbytes",
+    "qweight": "GPTQ or AWQ", "qzeros": "GPTQ or AWQ",
     "weight_packed": "compressed-tensors", "weight_scale": "compressed-tensors or FP8", "weight_scale_inv": "FP8",
 }  # fmt: skip
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Each stored name -> the name of the layout; raises CheckpointError where two come out the same."""
+    """Stored name -> the layout's name, for all tensors; raises CheckpointError where two become the same."""
     clean = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in names}
     for _ in range(MAX_WRAPPERS):
         outer = _outer(clean.values()) if clean else ""
@@ -68,7 +69,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def _outer(names: Iterable[str]) -> str:
-    """What stands before every name and begins none of a layout's; nothing where there is no such thing."""
+    """The component that stands before every name and begins no name of a layout; "" where there is none."""
     names = list(names)
     first = names[0].split(".")[0] + "."
     if not all(name.startswith(first) for name in names) or any(name == first for name in names):
@@ -79,7 +80,7 @@ def _outer(names: Iterable[str]) -> str:
 
 
 def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
-    """Raise CheckpointError for the tensors of an adapter that was not merged, or of a model quantised for other programs."""
+    """Raise CheckpointError for tensors of an unmerged adapter, or of a model quantised for other programs."""
     names = list(names)
     parts = {part for name in names for part in name.split(".")}
     if parts & ADAPTERS:

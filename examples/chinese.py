@@ -2,9 +2,9 @@
 
 Usage: python examples/chinese.py [--model MODEL] [--tokenizer-path FOLDER] [--image PICTURE]
 
---tokenizer-path is for a checkpoint in Apple's layout that lies apart from its tokenizer, or whose tokenizer was replaced by one
-that is better at Chinese when it was fine-tuned. The folder's token ids must be the ones the model was trained with:
-others are refused where that can be told, and give nonsense where it cannot.
+--tokenizer-path is for a checkpoint in Apple's layout that lies apart from its tokenizer, or that was fine-tuned with
+another tokenizer, better at Chinese. The folder's token ids must be the ones the model was trained with: others are
+refused where that can be detected, and give nonsense where it cannot.
 
 Qwen2, the decoder of Apple's models, was trained on Chinese, and its tokenizer has whole words of it; how well the
 models answer in it was not tried here. The built-in model knows none: every character takes three tokens, one per byte,

@@ -4,7 +4,7 @@
     vlm = fastvlm_mlx.load("apple/FastVLM-0.5B")
     print(vlm.generate("photo.jpg", "What is on the table?"))
 
-Names are imported when first used, so that importing the package costs next to nothing.
+Names are imported when they are first used, so that importing the package takes next to no time.
 """
 
 from importlib import import_module
@@ -47,9 +47,9 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "VLM", "Answer", "Answers", "BusyError", "CancelledError", "CheckpointError", "Chunk", "DeviceError", "FastVLMError",
-    "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError", "PromptError", "Stats", "Stream",
-    "TokenizerError", "__version__", "load",
+    "VLM", "Answer", "Answers", "BusyError", "CancelledError", "CheckpointError", "Chunk", "DeviceError",
+    "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError",
+    "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "load",
 ]  # fmt: skip
 
 

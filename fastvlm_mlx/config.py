@@ -157,7 +157,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """How a picture becomes the tower's square input of `size` pixels: by black bars ("pad") or a centred cut ("crop")."""
+    """How a picture becomes a square of `size` pixels: by black bars ("pad") or a centred cut ("crop")."""
 
     size: int = 1024
     fit: Fit = "pad"

@@ -1,4 +1,4 @@
-"""The four lines of the front page: load a model, ask about pictures, stream, or take the image embeddings."""
+"""The public API: `load` a model; a `VLM` answers questions about pictures, one or many, whole or as a stream."""
 
 import os
 from collections.abc import Iterable, Sequence, Sized
@@ -38,11 +38,14 @@ def load(
 ) -> "VLM":
     """Load a model, ready to answer.
 
-    `model` is a folder of any accepted layout, a Hub name such as "apple/FastVLM-0.5B" (fetched once), or "tiny".
-    `bits` quantises the decoder on the fly (2, 3, 4, 5, 6 or 8, in groups of `group_size`). `dtype` is what to compute
-    in: by default the stored type on a GPU, float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0
-    is set). `tokenizer` is a folder to take the tokenizer from, `resolution` the side in pixels that pictures are
-    brought to (a multiple of 64), `revision` a branch, tag or commit of the Hub repository. Raises FastVLMError.
+    `model` is a folder of any accepted layout, a Hub name such as "apple/FastVLM-0.5B" (downloaded once, with a
+    FastVLMWarning of its size and terms), or "tiny", the built-in model. `bits` quantises the decoder while loading: 2,
+    3, 4, 5, 6 or 8 bits in groups of `group_size` weights (32, 64 or 128). `dtype` is the dtype to compute in: by
+    default the stored one on a GPU, and float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0 is
+    set). `tokenizer` is a folder to take the tokenizer from, `revision` a branch, tag or commit of a Hub repository,
+    and `resolution` the side in pixels that pictures are brought to, a multiple of 64 from 64 to 4096.
+
+    Raises OptionError for an argument outside its range, HubError, CheckpointError and OutOfMemoryError.
     """
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
     engine.load_weights(bits=bits, group_size=group_size, dtype=dtype)
@@ -50,14 +53,14 @@ def load(
 
 
 class VLM:
-    """A FastVLM that answers questions about pictures; what it is made of is its `engine`."""
+    """A FastVLM that answers questions about pictures; `load` makes one. Its parts are in its `engine`."""
 
     def __init__(self, engine: Engine):
         self.engine = engine
 
     @property
     def name(self) -> str:
-        """What the model was asked for by."""
+        """The name that the model was loaded by."""
         return self.engine.name
 
     @property
@@ -67,17 +70,17 @@ class VLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text to token ids and back."""
+        """The tokenizer: text to token ids and back."""
         return self.engine.tokenizer
 
     @property
     def images(self) -> ImageCache:
-        """The embeddings of pictures seen before; `images.clear()` forgets them."""
+        """The cache of image embeddings; `images.clear()` empties it."""
         return self.engine.images
 
     @property
     def model(self) -> FastVLM:
-        """The network; raises CheckpointError while there are no weights."""
+        """The network; raises CheckpointError where its weights are not loaded."""
         return self.engine.model
 
     @overload
@@ -135,12 +138,15 @@ class VLM:
         schema: Schema | None = None,
         system: str | None = None,
     ) -> Answer | Answers[Answer]:
-        """Answer a question about a picture, several (a list) or none (None); for a list of questions, a list of answers.
+        """Answer a question about a picture, several (a list) or none (None).
 
-        A picture is a path, bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or MLX, of
-        uint8, uint16 or floating point from 0 to 1, or a dict of "bytes" and "path". `temperature` 0 always takes the
-        likeliest token; above, tokens are drawn, the same way for the same `seed`: from the `top_k` likeliest (0: all),
-        of these from those that add up to `top_p`, and of these from those at least `min_p` times as likely as the
+        `image` is a path, a file's bytes, an open file, a PIL image, an array (H, W) or (H, W, channels) of NumPy or
+        MLX, of uint8, uint16 or floating point from 0 to 1, a dict of "bytes" and "path", or a list of these. For a
+        list of prompts, the result is a list of answers; the picture is prepared once.
+
+        `max_tokens` is the longest answer in tokens. With `temperature` 0 every token is the likeliest one; above (up
+        to 100), tokens are drawn, the same way for the same `seed`: from the `top_k` likeliest (0: all), of these from
+        those that add up to the probability `top_p`, and of these from those at least `min_p` times as likely as the
         likeliest. `repetition_penalty` above 1 makes tokens less likely that are in the text of the prompt or came
         before.
 
@@ -221,13 +227,14 @@ class VLM:
         system: str | None = None,
         on_error: Literal["raise", "return"] = "raise",
     ) -> Answers[Answer] | Answers[Answer | FastVLMError]:
-        """Answer many questions, each a pair (image, prompt) as for `generate`, in less time than one by one.
+        """Answer many questions, each a pair (image, prompt), in less time than one by one.
 
-        Every answer is the one `generate` gives with the same options, seed included, up to rounding. Sixteen are under
-        way at a time, and where one ends the next begins. Pictures are decoded a few questions ahead, so memory does
-        not grow with the number of questions, which may come from a generator; of a list, everything else is checked
-        before the first is answered. With `on_error` "return", what is wrong with a question stands in the place of its
-        answer, as the exception, and the others are answered.
+        Arguments are those of `generate`. Every answer is the one that `generate` gives with the same options, seed
+        included, up to rounding. Sixteen are under way at a time, and where one ends the next begins. Pictures are
+        decoded a few questions ahead, so memory does not grow with the number of questions, which may come from a
+        generator; of a list, everything else is checked before the first is answered. With `on_error` "return", a
+        question that cannot be used has its exception in the place of its answer, and the others are answered; with
+        "raise", the exception is raised.
         """
         options = Options(
             max_tokens,
@@ -279,9 +286,9 @@ class VLM:
         schema: Schema | None = None,
         system: str | None = None,
     ) -> Stream:
-        """Answer as `generate` does, chunk by chunk as the answer is made; the last chunk has the whole `answer`.
+        """Answer as `generate` does, chunk by chunk; the last chunk has the whole `answer`.
 
-        As the last line of a notebook's cell it shows itself, growing in place.
+        As the last line of a notebook's cell the stream displays itself, growing in place.
         """
         options = Options(
             max_tokens,
@@ -299,7 +306,10 @@ class VLM:
         return Stream(generation.stream(self.engine, request, options), request.pixels)
 
     def chat(self, *, system: str | None = None) -> "Chat":
-        """A conversation that keeps pictures and everything said, so that a follow-up costs its own tokens only."""
+        """Start a conversation, which keeps its pictures and everything said: a follow-up costs its own tokens only.
+
+        `system` replaces the system prompt.
+        """
         from .chat.conversation import Chat  # not on the way to a first answer
 
         return Chat(self.engine, system=system)
@@ -314,20 +324,21 @@ class VLM:
         layers: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,
     ) -> "AttentionMap":
-        """Where the answer to a question about these pictures looked, averaged over its tokens, `layers` and `heads`.
+        """The parts of the pictures that an answer attended to, averaged over its tokens, `layers` and `heads`.
 
-        `layers` are by default the second half of all, `heads` all of each. In a notebook it shows itself; `.picture()`
-        is a PIL image. Raises ImageError, PromptError and OptionError.
+        `image`, `prompt` and `system` are those that gave the `answer`. `layers` are by default the second half of the
+        decoder's layers, `heads` all heads. In a notebook the map displays itself; `.picture()` is a PIL image. Raises
+        ImageError, PromptError and OptionError.
         """
         from .decoding.attention_map import attention_map
 
         return attention_map(self.engine, self.engine.prepare(image, prompt, system=system), answer, layers, heads)
 
     def encode_image(self, image: Source | Sequence[Source]) -> mx.array | list[mx.array]:
-        """Image embeddings (N, D) that the decoder reads, N = ceil(S/64)**2; a list of them for a list of pictures.
+        """The image embeddings (N, D) that the decoder reads; a list of them for a list of pictures.
 
-        They are float32 whatever the model computes in, which changes no value and lets NumPy take them (`np.array`; it
-        has no bfloat16).
+        N is ceil(S / 64)**2 for pictures of S pixels. They are float32 whatever the model computes in, so that NumPy,
+        which has no bfloat16, takes them (`np.array`). Raises ImageError.
         """
         if image is None:
             raise ImageError("There is no image; give a path, bytes, a PIL image, an array, or a list of these.")

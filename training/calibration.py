@@ -1,7 +1,6 @@
-"""The small set of pictures and questions that quantising ``tiny`` is calibrated on: drawn as for training, held out from nothing.
+"""The pictures and questions that quantising ``tiny`` is calibrated on.
 
-``python -m training.calibration fastvlm_mlx/tiny/calibration`` writes WebP pictures and ``questions.jsonl``, one
-question a line; the same bytes every time with the same Pillow.
+They are drawn as for training; nothing is held out.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ def left_to_right(scene: Scene) -> list[Shape] | None:
 
 
 def describe(scene: Scene) -> str | None:
-    """The description: shapes from left to right, then what the text says; None where the order or a colour is unclear."""
+    """The description: shapes from left to right, then the text; None where the order or a colour is unclear."""
     ordered = left_to_right(scene)
     if ordered is None or any(not shape.colour for shape in ordered):
         return None

@@ -1,4 +1,4 @@
-"""Where bits are best spent: what rounding each layer does to a model's own answers, and what was lost in all.
+"""Quantising by measurement: what rounding each layer does to a model's own answers, and what was lost in all.
 
 Enters: an open model, pictures with questions, a recipe.
 Leaves: a plan of bits per layer, a quantised folder, a report of its quality.

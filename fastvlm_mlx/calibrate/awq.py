@@ -1,10 +1,14 @@
-"""Activation-aware scaling: columns whose inputs are large are made large before rounding, and their inputs as much smaller.
+"""Activation-aware scaling: columns whose inputs are large are scaled up before rounding, and their inputs scaled down.
 
-Source: AWQ (arXiv:2306.00978). The scales are folded into whatever makes those inputs, so that the network computes the
-same:
-    RMSNorm -> qkv, gate and up      values -> the output projection (query heads that share a value head share its
-    scales) up -> down                       LayerNorm -> qkv, values -> proj of the tower's attention the tower's 7x7
-    depthwise convolution -> fc1
+Source: AWQ (arXiv:2306.00978). The inverse scales are folded into whatever computes those inputs, so that the network
+computes the same:
+
+    RMSNorm -> qkv, gate and up
+    values -> the output projection (query heads that share a value head share its scales)
+    up -> down
+    LayerNorm -> qkv, values -> proj of the tower's attention
+    the tower's 7x7 depthwise convolution -> fc1
+
 fc1 -> fc2 cannot be folded: a GELU lies between, and GELU(x / s) is not GELU(x) / s. Nothing linear lies right before
 the other layers either (downsamplers, projector, head).
 """
@@ -27,9 +31,10 @@ MIN_SCALE = 1e-4  # of a scale before it is centred
 
 @dataclass(frozen=True)
 class Fold:
-    """Scales of the columns of `layer` that are taken back in `count` outputs of `source` from `first` on.
+    """Scales for the columns of `layer`, and where they are undone: in `count` outputs of `source` from `first` on.
 
-    Each of these outputs feeds `repeat` columns, one per query head of its group, in heads of `head` channels.
+    `count` None stands for all outputs. Each output feeds `repeat` columns, one per query head of its group, in heads
+    of `head` channels.
     """
 
     layer: str
@@ -41,7 +46,7 @@ class Fold:
 
 
 def folds(path: str, block: nn.Module) -> list[Fold]:
-    """The folds inside one block of the decoder or the tower; none for any other module."""
+    """The folds inside one block of the decoder or the tower, whose path is `path`; empty for any other module."""
     if isinstance(block, Block):
         attention = block.self_attn
         values, head = attention.kv_heads * attention.head_dim, attention.head_dim
@@ -64,7 +69,7 @@ def folds(path: str, block: nn.Module) -> list[Fold]:
 
 
 class Recorder(nn.Module):
-    """Stands in for a linear layer and keeps the inputs (rows, I) it is given."""
+    """A stand-in for a linear layer that keeps the inputs (rows, I) it is called with."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -79,7 +84,7 @@ class Recorder(nn.Module):
 
 
 def gathered(recorder: Recorder) -> mx.array:
-    """Up to SAMPLED_INPUTS of the inputs (T, I) that were recorded, spread over all of them, float32; the rest is let go of."""
+    """About SAMPLED_INPUTS of a recorder's inputs (T, I), evenly spread, in float32; the recorder is emptied."""
     every = max(1, sum(map(len, recorder.inputs)) // SAMPLED_INPUTS)
     rows = mx.concatenate([x[::every].astype(mx.float32) for x in recorder.inputs])
     mx.eval(rows)
@@ -88,9 +93,10 @@ def gathered(recorder: Recorder) -> mx.array:
 
 
 def search(weight: mx.array, inputs: mx.array, fold: Fold, settings: QuantConfig, stored: mx.Dtype) -> mx.array:
-    """The scales (count,) of a fold that bring the outputs of the rounded weight (O, I) nearest to those of the exact one.
+    """The scales (count,) of a fold whose rounded weight gives outputs nearest to those of the exact weight (O, I).
 
-    `inputs` (T, I) are what the layer was given, `stored` the type of its scales.
+    `inputs` (T, I) are inputs of the layer, `settings` how it is rounded, `stored` the dtype of quantisation scales.
+    The scales are found among powers of the mean input, RATIOS being the exponents.
     """
     weight = weight.astype(mx.float32)
     mean = _shared(mx.abs(inputs).mean(axis=0), fold)
@@ -108,20 +114,20 @@ def search(weight: mx.array, inputs: mx.array, fold: Fold, settings: QuantConfig
 
 
 def _shared(columns: mx.array, fold: Fold) -> mx.array:
-    """A value per column (I,) -> the mean over the columns that one output of the source feeds."""
+    """A value per column (I,) -> its mean over the columns that one output of the source feeds."""
     return columns.reshape(-1, fold.repeat, fold.head).mean(axis=1).reshape(-1)
 
 
 def spread(scales: mx.array, fold: Fold) -> mx.array:
-    """Scales of a source's outputs -> one per column of the layer (I,)."""
+    """Scales of a source's outputs -> scales of the layer's columns (I,)."""
     return mx.repeat(scales.reshape(-1, 1, fold.head), fold.repeat, axis=1).reshape(-1)
 
 
 def apply_fold(model: nn.Module, fold: Fold, scales: mx.array, stored: mx.Dtype) -> None:
-    """Scale the layer's columns, in place, and take that back in the source.
+    """Multiply the layer's columns by the scales, and divide the source's outputs by them, in place.
 
-    A source that is not quantised itself is stored in 16 bits: it is rounded to them here, and the layer takes what is
-    left.
+    A norm is stored in 16 bits (`stored`): it is rounded to them here, and the layer's columns take up the rounding
+    error.
     """
     layer, source = layer_at(model, fold.layer), layer_at(model, fold.source)
     dtype = layer.weight.dtype

@@ -1,12 +1,12 @@
-"""The network as a chain of steps over all examples at once, so that one step can be repeated, changed or looked into alone.
+"""The network as a chain of steps over all examples at once: one step can be repeated, changed or inspected alone.
 
-What passes along is a list of arrays: first pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image
-embeddings (1, N, D); from the decoder on one batch (B, L, D) of examples, filled up on the right (a causal decoder
-never looks there); at last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens
-of a batch, V vocabulary.
+What passes along is a list of arrays: pixels (1, S, S, 3) and maps (1, H, W, C) per picture, then image embeddings (1,
+N, D); in the decoder (B, L, D) per batch of examples, padded on the right (a causal decoder never attends there); at
+last the hidden states (T, D) that predict the answers of each batch. L tokens, T answer tokens of a batch, V
+vocabulary.
 
-All examples are in memory at one step. Steps nobody wants to look into are one, so that what lies between them (25 MB
-per picture in the first stage of FastViTHD at 1024 pixels) is there for one picture at a time.
+All examples are in memory at one step. Steps that nobody inspects are run as one, picture by picture, because what lies
+between them is large (25 MB per picture after the first stage of FastViTHD at 1024 pixels).
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -30,35 +30,36 @@ State = list[mx.array]
 
 @dataclass(frozen=True)
 class Step:
-    """A part of the network: the paths its layers begin with, what it does, and whether it does so item by item."""
+    """A part of the network: the paths of its layers, what it does, and whether it does so item by item."""
 
     paths: tuple[str, ...]
     run: Callable[[State], State]
     each: bool = True
 
     def among(self, layers: Collection[str]) -> list[str]:
-        """Those of the layers that lie in it."""
+        """The layers, of those given, that lie in this step."""
         return [layer for layer in layers for path in self.paths if layer == path or layer.startswith(f"{path}.")]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The logits along all answers, kept as the hidden states (T, D) of each batch and the head that makes logits of them."""
+    """The logits along all answers: the hidden states (T, D) of each batch, and the head that makes logits of them."""
 
     hidden: State
     head: Callable[[mx.array], mx.array]
 
     def rows(self) -> Iterator[mx.array]:
-        """Logits (up to MAX_LOGIT_ROWS, V), float32, of one token after another."""
+        """Yield logits (up to MAX_LOGIT_ROWS, V) in float32, token after token."""
         for states in self.hidden:
             for row in range(0, len(states), MAX_LOGIT_ROWS):
                 yield self.head(states[row : row + MAX_LOGIT_ROWS]).astype(mx.float32)
 
 
 class Chain:
-    """The steps of a model on some examples; each of the `layers` lies in a step that has none of the network before it.
+    """The steps of a model on some examples.
 
-    Raises PromptError for examples of another model's tokens.
+    Each of `layers` lies in a step that has no other block of the network before it. Raises PromptError where the
+    examples hold token ids that the model does not have.
     """
 
     def __init__(self, model: FastVLM, examples: Examples, layers: Collection[str] = ()):
@@ -76,11 +77,11 @@ class Chain:
         self.steps = list(_joined(self._steps(), layers))
 
     def start(self) -> State:
-        """What the first step takes: pixels (1, S, S, 3), uint8, per picture."""
+        """The input of the first step: pixels (1, S, S, 3), uint8, per picture."""
         return [mx.array(pixels[None]) for pixels in self.examples.pixels]
 
     def run(self, state: State, first: int = 0) -> Scores:
-        """The scores of every batch, from what step `first` takes."""
+        """The scores of every batch, from the input of step `first`."""
         for step in self.steps[first:]:
             state = step.run(state)
         return Scores(state, self.model.text.head)
@@ -108,7 +109,10 @@ class Chain:
         yield Step(("text.lm_head",), self._answers, each=False)
 
     def _splice(self, shown: State) -> State:
-        """Image embeddings (1, N, D) per picture -> embeddings (B, L, D) per batch: prompt, then answer but for its last token."""
+        """Image embeddings (1, N, D) per picture -> embeddings (B, L, D) per batch.
+
+        These are the prompt's, followed by those of the answer's tokens but the last.
+        """
         state = []
         for batch in self.batches:
             rows = []
@@ -122,7 +126,7 @@ class Chain:
         return state
 
     def _answers(self, state: State) -> State:
-        """Hidden states (B, L, D) per batch -> those (T, D) that the head makes the logits of an answer's tokens from."""
+        """Hidden states (B, L, D) per batch -> the states (T, D) from which the head predicts the answers' tokens."""
         every = []
         for batch, x in zip(self.batches, state, strict=True):
             rows = [row for row, item in enumerate(batch) for _ in item.ids]
@@ -133,7 +137,7 @@ class Chain:
 
 
 def _joined(steps: Iterator[Step], layers: Collection[str]) -> Iterator[Step]:
-    """The steps, those in a row that go item by item and have none of the `layers` as one."""
+    """The steps, with neighbouring ones that go item by item and have none of `layers` joined into one."""
     for alone, some in groupby(steps, lambda step: not step.each or bool(step.among(layers))):
         if alone:
             yield from some
@@ -155,7 +159,7 @@ def _one(steps: list[Step]) -> Step:
 
 
 def _batches(items: list[Example]) -> Iterator[list[Example]]:
-    """Examples in order, as many together as MAX_BATCH_POSITIONS allow."""
+    """The examples in order, in batches of up to MAX_BATCH_POSITIONS padded positions."""
     batch: list[Example] = []
     for item in items:
         longest = max(_length(each) for each in [*batch, item])

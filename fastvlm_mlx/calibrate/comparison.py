@@ -1,4 +1,4 @@
-"""One model against another, or against itself in every recipe: how near the answers are."""
+"""One model compared with another, or with itself in every recipe: how near the answers are."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +23,11 @@ def compare(
     agree: Agree | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Sequence[Quality]:
-    """How `first` does, the reference, and then how near `second` comes to its answers about `pictures`.
+    """Measure `second` against `first` on questions about `pictures`; the first result is the reference's own.
 
-    `second` is a model, or ALL_RECIPES. `pictures` is a folder, see `examples.read_questions`; the built-in model has
-    its own. `agree` is asked before a first download, `say` is told what is being measured. One model is in memory at a
-    time. Raises FastVLMError.
+    `second` is a model, or ALL_RECIPES for `first` quantised by every recipe. `pictures` is a folder (see
+    `examples.read_questions`); the built-in model has its own. `agree` is asked before a first download, `say` is told
+    what is being measured. One model is in memory at a time. Raises FastVLMError.
     """
     if first == ALL_RECIPES:
         raise OptionError("The first model of `quality` is the one to compare with; name a model.")

@@ -1,4 +1,4 @@
-"""What every recipe makes of a model, worked out from its shapes: bytes in a folder, and in memory while it answers."""
+"""Estimates, from a model's shapes, of what every recipe would make of it: bytes in a folder and in memory."""
 
 import os
 import re
@@ -25,7 +25,10 @@ GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes: of the weights in a folder, then in a GPU's memory: weights, cache of `context` positions, activations, and all."""
+    """Sizes in bytes by one recipe: the weights in a folder (`stored`), and what is in a GPU's memory while it answers.
+
+    `cache` holds `context` positions; `total` is the sum of weights, cache and activations.
+    """
 
     recipe: str
     stored: int
@@ -37,10 +40,11 @@ class Estimate:
 
 
 def of(model: str, *, tokenizer: str | None = None, resolution: int | None = None) -> list[Estimate]:
-    """One estimate as the model is and one per recipe; `model` is one on this machine, a published size (see `random_model`), or
-    the name of a published model, of which nothing is downloaded.
+    """Estimates for a model as it is and by each recipe.
 
-    Raises HubError where it is none of these, and OptionError where it is quantised already.
+    `model` is a model on this machine, a published size ("0.5b", see `random_model`), or the name of a published model,
+    of which nothing is downloaded. Raises HubError where it is none of these, and OptionError where it is quantised
+    already.
     """
     if model in random_model.SIZES and not os.path.isdir(model):  # noqa: PTH112
         config = _of_size(model, resolution)
@@ -72,7 +76,7 @@ def _published(model: str) -> str | None:
 
 
 def _estimate(config: ModelConfig, name: str, recipe: Recipe | None = None) -> Estimate:
-    """`mixed` takes its target, whichever way it is spent, and that is what four bits in groups of 64 take: those are counted."""
+    """The estimate of one recipe; `mixed` is counted at its target, which is what four bits in groups of 64 take."""
     if recipe is not None:
         same = recipe if recipe.target_bits is None else replace(recipe, target_bits=None, careful=recipe.bits)
         config = replace(config, quantization=plan(FastVLM(config), same)[0])
@@ -85,7 +89,7 @@ COLUMNS = ("recipe", "folder", "of it", "weights", "cache", "activations", "in u
 
 
 def table(estimates: Sequence[Estimate]) -> str:
-    """One line per recipe, for people."""
+    """The estimates as aligned text, one line per recipe."""
     whole = estimates[0].stored
     rows: list[tuple[str, ...]] = [COLUMNS]
     for each in estimates:

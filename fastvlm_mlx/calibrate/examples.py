@@ -1,7 +1,7 @@
 """Pictures, questions and, where they are known, right answers: what a model is calibrated on and measured with.
 
-Enters: a folder of pictures, with a questions.jsonl that has one {"image", "question", "answer"} a line, or without
-one. Leaves: questions ready for the network, each followed by the answer the model itself gives.
+Enters: a folder of pictures, with or without a questions.jsonl that has one {"image", "question", "answer"} a line.
+Leaves: questions ready for the network, each followed by the answer the model itself gives.
 """
 
 import hashlib
@@ -43,7 +43,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Example:
-    """A question ready for the network: its picture's number, the prompt, the ids of the model's own greedy answer, its text."""
+    """A question ready for the network, with the model's own greedy answer.
+
+    `picture` is an index into `Examples.pixels`, `pieces` the prompt, `ids` and `text` the answer, and `label` the
+    right answer where one is known.
+    """
 
     picture: int
     pieces: list[Piece]
@@ -54,18 +58,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Questions about pictures, whose prepared pixels (S, S, 3) are kept once each."""
+    """Questions about pictures; the prepared pixels (S, S, 3) of each picture are stored once."""
 
     pixels: list[Pixels]
     items: list[Example]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all answers."""
+        """Number of tokens in all answers."""
         return sum(len(item.ids) for item in self.items)
 
     def fingerprint(self) -> str:
-        """What identifies them: every pixel, every prompt, every answer."""
+        """A digest of every pixel, every prompt and every answer."""
         digest = hashlib.blake2b(digest_size=16)
         for pixels in self.pixels:
             digest.update(repr(pixels.shape).encode() + pixels.tobytes())
@@ -74,7 +78,10 @@ class Examples:
 
 
 def read_questions(folder: Path) -> list[Question]:
-    """The questions of a folder; without a questions.jsonl, each picture is to be described. Raises ImageError, PromptError."""
+    """The questions of a folder; without a questions.jsonl, one that asks to describe each picture.
+
+    Raises ImageError where there is no folder or nothing in it, and PromptError for a line that cannot be used.
+    """
     folder = Path(paths.find(folder))
     if not folder.is_dir():
         raise ImageError(
@@ -115,7 +122,10 @@ def _question(folder: Path, line: bytes, where: str) -> Question:
 
 
 def questions_for(opened: OpenModel, pictures: Path | None) -> list[Question]:
-    """The questions to calibrate a model on: those of the folder `pictures`, or the built-in model's own; raises OptionError."""
+    """The questions to calibrate a model on: those of the folder `pictures`, or the built-in model's own.
+
+    Raises OptionError where `pictures` is None for any other model.
+    """
     if pictures is not None:
         return read_questions(pictures)
     if not opened.built_in:
@@ -126,7 +136,7 @@ def questions_for(opened: OpenModel, pictures: Path | None) -> list[Question]:
 
 
 def answered(engine: Engine, questions: Sequence[Question], progress: Progress | None = None) -> Examples:
-    """The questions as examples: every one is answered by the model, greedily; raises ImageError and PromptError."""
+    """Have the model answer every question, greedily; raises ImageError and PromptError."""
     indices: dict[int | str, int] = {}
     pixels: list[Pixels] = []
     items = []
@@ -145,6 +155,6 @@ def answered(engine: Engine, questions: Sequence[Question], progress: Progress |
 
 
 def answer(engine: Engine, pixels: Pixels, pieces: list[Piece]) -> tuple[tuple[int, ...], str]:
-    """Ids and text of the greedy answer to one prepared question."""
+    """Token ids and text of the greedy answer to one prepared question."""
     given = finish(stream(engine, Request([pixels], pieces, 0.0), Options(MAX_ANSWER_TOKENS)))
     return tuple(given.token_ids), given.text.strip()

@@ -31,14 +31,14 @@ Progress = Callable[[str, float], None]  # what is being done, and how much of e
 
 @dataclass(frozen=True)
 class Quantized:
-    """A folder that was written: its config, what was left alone and why, and how good it is where that was measured."""
+    """The result of `quantize`: the folder's config, layers left alone with the reason, and its quality if measured."""
 
     config: ModelConfig
     left: dict[str, str]
     qualities: list[quality.Quality]
 
     def lines(self) -> list[str]:
-        """What was done and what was left alone, for people: layers by their bits, and by the reason."""
+        """What was done and what was left alone, as lines of text: layers by their bits, and by the reason."""
         counts = Counter(
             f"{q.bits} bits in groups of {q.group_size} ({q.mode})" for q in self.config.quantization.values()
         )
@@ -53,7 +53,7 @@ class Quantized:
 
 
 def state_file(out: Path) -> Path:
-    """Where an interrupted calibration keeps what it has found."""
+    """The file in which a calibration that writes to `out` keeps its state."""
     return out.with_name(f"{out.name}{STATE_SUFFIX}")
 
 
@@ -70,12 +70,13 @@ def quantize(
     force: bool = False,
     progress: Progress = lambda label, share: None,
 ) -> Quantized:
-    """Write a model opened from `folder`, of any accepted layout, quantised as a folder of ours at `out`.
+    """Quantise a model opened from `folder`, of any accepted layout, and write it as a folder of ours at `out`.
 
     A recipe with a budget is calibrated on `questions`, by default those about the folder `pictures` (see
-    `examples.questions_for`); with `measure`, the result is compared with the source on them and its card says how it
-    did. `dtype` is the type of everything that is not quantised, by default the source's. Raises CheckpointError,
-    OptionError and OutputError; nothing is left half-written, but for the state of a calibration.
+    `examples.questions_for`). With `measure`, the result is compared with the source on them, and its model card has
+    the figures. `dtype` is the dtype of everything that is not quantised, by default the source's. `progress` is told
+    what is being done and the share of everything that is done, 0-1. Raises CheckpointError, OptionError and
+    OutputError; nothing is left half-written, but for the state of an interrupted calibration.
     """
     from ..convert.card import licence_text, model_card
 
@@ -146,7 +147,7 @@ def quantize(
 
 
 def trial(opened: OpenModel, recipe: Recipe, questions: Sequence[Question]) -> Engine:
-    """A model quantised in memory; a recipe with a budget is calibrated on `questions`."""
+    """A model quantised in memory and ready to answer; a recipe with a budget is calibrated on `questions`."""
     config = opened.resolve()
     chosen, _ = plan(FastVLM(config), recipe)
     if recipe.target_bits is not None:
@@ -161,7 +162,7 @@ def trial(opened: OpenModel, recipe: Recipe, questions: Sequence[Question]) -> E
 
 
 def _in_phases(recipe: Recipe, measure: bool, progress: Progress) -> Callable[[str, int, int], None]:
-    """What is told, in each phase of the work, how many of its steps are done, and passes on how much of everything is."""
+    """A function that is told (phase, steps done, steps in all), and reports the share of the whole work done."""
     calibrated = recipe.target_bits is not None
     phases = ["Answering"] * (calibrated or measure) + ["Calibrating"] * calibrated + ["Writing"]
 
@@ -188,7 +189,7 @@ def _calibrated(
 def _stored(
     weights: Named, config: ModelConfig, origin: str, progress: Callable[[int], None]
 ) -> Iterator[tuple[str, mx.array]]:
-    """Every tensor as the folder holds it, one at a time."""
+    """Every tensor as it is stored in the folder, one at a time."""
     dtype: mx.Dtype = getattr(mx, config.dtype)
     for done, (name, array) in enumerate(weights, start=1):
         settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None

@@ -1,7 +1,7 @@
-"""A model against the one it replaces: along the answers of the reference, and where right answers are known, by them.
+"""A model measured against a reference: along the reference's answers, and by right answers where they are known.
 
 Enters: questions, a reference and a candidate. Leaves: how far the candidate's probabilities are from the reference's
-(KL divergence, in nats per token of an answer), how often it would say the same, accuracy, bytes, memory and speed.
+(KL divergence, in nats per answer token), how often both choose the same, accuracy, bytes, memory and speed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ SPEED_TOKENS = 24
 
 @dataclass(frozen=True)
 class Quality:
-    """A candidate beside its reference. `kl` is in nats per answer token; `top1`, `top5`, `same_answers` and accuracies, 0-1.
+    """The figures of one candidate.
 
-    `top5` is how many of the reference's five likeliest tokens are among the candidate's. `bytes` are those of the
-    stored weights, `bits_per_weight` counts the quantised layers and their scales. Memory and speed are of this
-    machine.
+    `kl` is in nats per answer token; `top1`, `top5`, `same_answers` and the accuracies are shares, 0-1. `top5` is the
+    share of the reference's five likeliest tokens that are among the candidate's five. `bytes` counts the stored
+    weights, `bits_per_weight` the quantised layers with their scales. Memory and speed are this machine's.
     """
 
     name: str
@@ -59,20 +59,23 @@ class Reference:
 
 
 def reference(engine: Engine, questions: Sequence[Question], name: str, progress: Progress | None = None) -> Reference:
-    """Answer the questions with a model whose weights are loaded, and remember how sure it was."""
+    """Answer the questions with a model whose weights are loaded, and keep its logits along the answers."""
     examples = answered(engine, questions, progress)
     scores = Chain(engine.model, examples).scores()
     right = _accuracy([item.text for item in examples.items], examples)
     memory, speed = _pace(engine, questions)
     own = Quality(
-        name, sum(weight_bytes(engine.config).values()), bits_per_weight(engine.model), 0.0, 1.0, 1.0, 1.0, right, right,
-        len(examples.items), examples.tokens, memory, speed,
+        name, sum(weight_bytes(engine.config).values()), bits_per_weight(engine.model), 0.0, 1.0, 1.0, 1.0, right,
+        right, len(examples.items), examples.tokens, memory, speed,
     )  # fmt: skip
     return Reference(engine.config, examples, scores, own)
 
 
 def compare(engine: Engine, to: Reference, questions: Sequence[Question], name: str) -> Quality:
-    """Measure a model whose weights are loaded; raises OptionError where it cannot be compared."""
+    """Measure a model whose weights are loaded against a reference.
+
+    Raises OptionError where the two have different vocabularies or picture sizes.
+    """
     ours, theirs = engine.config, to.config
     if (ours.text.vocab_size, ours.image, ours.eos_token_ids) != (
         theirs.text.vocab_size,
@@ -110,7 +113,7 @@ def compare(engine: Engine, to: Reference, questions: Sequence[Question], name: 
 
 
 def divergence(reference: Scores, candidate: Scores) -> float:
-    """Mean KL(reference || candidate) per token of an answer, in nats."""
+    """Mean KL(reference || candidate) in nats per answer token."""
     total, count = 0.0, 0
     for theirs, ours in zip(reference.rows(), candidate.rows(), strict=True):
         theirs = theirs - mx.logsumexp(theirs, axis=-1, keepdims=True)
@@ -126,7 +129,7 @@ def _likeliest(logits: mx.array) -> mx.array:
 
 
 def _texts(engine: Engine, examples: Examples, same: list[bool]) -> Iterator[str]:
-    """The candidate's answers. One that agrees with the reference on every token of its answer gives that answer."""
+    """The candidate's answers; where it agrees with the reference on every token, its answer is the reference's."""
     place = 0
     for item in examples.items:
         agreed = all(same[place : place + len(item.ids)])
@@ -141,14 +144,14 @@ def _accuracy(texts: Sequence[str], examples: Examples) -> float | None:
 
 
 def _pace(engine: Engine, questions: Sequence[Question]) -> tuple[int, float]:
-    """Peak memory of MLX in bytes, and tokens per second, of one long answer."""
+    """MLX's peak memory in bytes, and tokens per second, of one long answer."""
     first = questions[0]
     result = bench.measure(engine, [first.image], prompt=first.text, max_tokens=SPEED_TOKENS, rounds=3)
     return result.mlx_peak_memory_bytes, result.decode_tokens_per_second
 
 
 def bits_per_weight(model: FastVLM) -> float | None:
-    """Mean over the weights of the quantised layers, scales counted; None where there are none."""
+    """Mean bits per weight of the quantised layers, scales counted; None where there are none."""
     layers = packed_layers(model).values()
     sizes = [layer.scales.size * layer.group_size for layer in layers]
     bits = [recipes.bits_per_weight(QuantConfig(layer.bits, layer.group_size, layer.mode)) for layer in layers]

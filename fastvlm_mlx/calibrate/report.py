@@ -1,4 +1,4 @@
-"""What quantising cost: a table for people, Markdown for the model card, JSON, and a picture of quality against size."""
+"""The cost of quantising, reported as text, as Markdown for a model card, as JSON, and as a chart."""
 
 import json
 import math
@@ -19,7 +19,7 @@ LEGEND = (
 
 
 def table(qualities: Sequence[Quality]) -> str:
-    """Aligned columns; the first line of figures is the reference."""
+    """The figures as aligned text; the first line of figures is the reference's."""
     rows = [COLUMNS, *(row(quality) for quality in qualities)]
     widths = [max(len(line[i]) for line in rows) for i in range(len(COLUMNS))]
     lines = [
@@ -30,7 +30,7 @@ def table(qualities: Sequence[Quality]) -> str:
 
 
 def markdown(qualities: Sequence[Quality]) -> str:
-    """Qualities as a Markdown table, the reference first, with what the columns mean below."""
+    """The figures as a Markdown table, the reference first, with what the columns mean below."""
     lines = [COLUMNS, ("---",) * len(COLUMNS), *(row(quality) for quality in qualities)]
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     first = qualities[0]
@@ -38,7 +38,7 @@ def markdown(qualities: Sequence[Quality]) -> str:
 
 
 def row(quality: Quality) -> tuple[str, ...]:
-    """The cells of one line."""
+    """The cells of one line of the table."""
     return (
         quality.name,
         f"{quality.bytes / 1e6:,.1f}",
@@ -54,7 +54,7 @@ def row(quality: Quality) -> tuple[str, ...]:
 
 
 def write_picture(path: Path, qualities: Sequence[Quality], title: str) -> None:
-    """Write `picture` to a file; raises OutputError."""
+    """Write `picture` to an SVG file; raises OutputError."""
     try:
         path.write_text(picture(qualities, title), encoding="utf-8")
     except OSError as error:
@@ -62,20 +62,24 @@ def write_picture(path: Path, qualities: Sequence[Quality], title: str) -> None:
 
 
 def to_json(qualities: Sequence[Quality], **about: object) -> str:
-    """Every figure, and whatever `about` the run is worth keeping."""
+    """Every figure as a JSON object, with `about` as further entries."""
     return json.dumps({**about, "qualities": [asdict(quality) for quality in qualities]}, indent=2) + "\n"
 
 
 LEFT, TOP, WIDTH, HEIGHT = 80, 60, 520, 280
 LABEL_PIXELS, LINE_PIXELS = 180, 12  # about the width of a point's name, and the height of a line
 STYLE = (
-    "<style>text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}.title{font-size:15px;font-weight:600}"
+    "<style>text{font:13px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
+    ".title{font-size:15px;font-weight:600}"
     "@media(prefers-color-scheme:dark){text{fill:#ddd}.small{fill:#999}}</style>"
 )
 
 
 def picture(qualities: Sequence[Quality], title: str) -> str:
-    """Divergence (logarithmic) against bytes as SVG, one point per recipe with its accuracy; the reference is a dashed line."""
+    """An SVG chart of divergence (logarithmic) against bytes, one point per recipe with its accuracy.
+
+    The reference is a dashed line.
+    """
     own, points = qualities[0], [quality for quality in qualities if quality.kl > 0]
     right = max(quality.bytes for quality in qualities) * 1.05
     exponents = [math.log10(quality.kl) for quality in points] or [0.0]

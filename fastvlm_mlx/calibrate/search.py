@@ -1,9 +1,9 @@
-"""The recipe `mixed`: a model's own answers about pictures -> scales folded in, the inputs of every layer, bits per layer.
+"""The recipe `mixed`: a model's own answers about pictures -> scales folded into it, and bits for each layer.
 
-Three passes, one step of the network at a time, each result kept in a file so that a broken-off run goes on where it
-was: scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In
-memory are the model, the examples at one step, one layer more and the logits of a few tokens. Deterministic: the same
-examples give the same plan.
+Three passes, one step of the network at a time; each result is written to a file, so that an interrupted run continues:
+scales are searched and folded in (awq.py), layers are rounded one by one (sensitivity.py), the budget is spent. In
+memory are the model, the examples at one step, one layer more and the logits of a few tokens. The same examples always
+give the same plan.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Report = Callable[[], None]  # called after every step
 
 @dataclass
 class SearchState:
-    """What has been found so far, in a file beside the result, or nowhere (`path` None)."""
+    """What a calibration has found so far, in a file beside the result; with `path` None, in memory only."""
 
     path: Path | None
     fingerprint: str
@@ -44,7 +44,7 @@ class SearchState:
 
     @classmethod
     def open(cls, path: Path | None, fingerprint: str) -> "SearchState":
-        """Go on with the file where there is one of the same run, start an empty one otherwise."""
+        """Read the state of an interrupted calibration with this fingerprint; else start an empty one."""
         found = cls(path, fingerprint)
         if path is None or not path.exists():
             return found
@@ -65,7 +65,7 @@ class SearchState:
         return found
 
     def save(self) -> None:
-        """Write everything; the file is always whole. Raises OutputError."""
+        """Write the state atomically; raises OutputError."""
         if self.path is None:
             return
         partial = self.path.with_name(f".{self.path.name}.safetensors")
@@ -80,13 +80,13 @@ class SearchState:
             ) from error
 
     def remove(self) -> None:
-        """Take the file away, once its work is done."""
+        """Remove the file."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
 
 def steps(engine: Engine, examples: Examples, recipe: Recipe) -> int:
-    """How often `calibrate` calls its `report`."""
+    """The number of times that `calibrate` will call its `report`."""
     chosen, _ = plan(engine.model, recipe)
     return len(Chain(engine.model, examples, chosen).steps) + len(chosen)
 
@@ -94,7 +94,10 @@ def steps(engine: Engine, examples: Examples, recipe: Recipe) -> int:
 def calibrate(
     engine: Engine, examples: Examples, recipe: Recipe, found: SearchState, report: Report = lambda: None
 ) -> Plan:
-    """Fold scales into the model, in place, and decide on every layer's bits; raises OptionError for a budget too small."""
+    """Fold scales into the model, in place, and choose the bits of every layer within the recipe's budget.
+
+    `found` is what an interrupted run has found already. Raises OptionError for a budget that is too small.
+    """
     model, stored = engine.model, scale_type(engine.config.dtype)
     chosen, _ = plan(model, recipe)
     budget = budget_bytes(model, chosen, recipe)
@@ -110,7 +113,7 @@ def calibrate(
 
 
 def fingerprint(engine: Engine, examples: Examples, recipe: Recipe) -> str:
-    """What identifies a calibration: the model's weights, the examples and the recipe."""
+    """A digest of what a calibration depends on: the model's weights, the examples and the recipe."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(repr((engine.config, recipe)).encode() + examples.fingerprint().encode())
     for name, array in engine.model.flat_parameters().items():
@@ -119,12 +122,12 @@ def fingerprint(engine: Engine, examples: Examples, recipe: Recipe) -> str:
 
 
 def probe(chosen: Plan, path: str) -> QuantConfig:
-    """The setting a layer is rounded to when it is rounded alone."""
+    """The setting that a layer is rounded to when it is measured alone."""
     return QuantConfig(sensitivity.PROBE_BITS, chosen[path].group_size)
 
 
 def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
-    """Bytes for all chosen layers; raises OptionError where even the fewest bits take more."""
+    """The bytes that all chosen layers may take; raises OptionError where even the fewest bits take more."""
     weights = {path: layer_at(model, path).weight for path in chosen}
     size = sum(weight.size for weight in weights.values())
     least = (
@@ -138,7 +141,7 @@ def budget_bytes(model: nn.Module, chosen: Plan, recipe: Recipe) -> float:
 
 
 def _fold(chain: Chain, chosen: Plan, found: SearchState, dtype: mx.Dtype, stored: mx.Dtype, report: Report) -> None:
-    """Record the inputs of every layer that can be scaled, find the scales and fold them in."""
+    """Record the inputs of every layer that can be scaled, search its scales and fold them in."""
     model, state = chain.model, chain.start()
     for step in chain.steps:
         folds = []
@@ -166,7 +169,7 @@ def _fold(chain: Chain, chosen: Plan, found: SearchState, dtype: mx.Dtype, store
 
 
 def _probe(chain: Chain, chosen: Plan, found: SearchState, exact: Scores, stored: mx.Dtype, report: Report) -> None:
-    """Round every layer alone and note the divergence of the answers from the `exact` scores."""
+    """Round every layer alone and note how far the answers diverge from the `exact` scores."""
     state = chain.start()
     for number, step in enumerate(chain.steps):
         for path in step.among(chosen):

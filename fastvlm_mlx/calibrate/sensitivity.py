@@ -1,7 +1,7 @@
-"""What rounding one layer does to the answers, and how a budget of bytes is spent on all of them.
+"""How much rounding each layer changes the answers, and how a budget of bytes is spent on all layers.
 
-Each layer is rounded alone to PROBE_BITS bits and the KL divergence of the answers' logits is measured. For other
-widths it grows in proportion to the squared error of the weights, which costs no pass through the network.
+Each layer is rounded alone to PROBE_BITS bits, and the KL divergence of the answers' logits is measured. For other bits
+it is taken to grow in proportion to the squared error of the weights, which needs no pass through the network.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ PROBE_BITS = 4  # bits
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store a layer: its bytes, and the divergence it is expected to cause, in nats per token."""
+    """One way to store a layer: its setting, its bytes, and the divergence expected of it in nats per answer token."""
 
     settings: QuantConfig
     bytes: float
@@ -26,12 +26,12 @@ class Choice:
 
 
 def rounding_error(weight: mx.array, settings: QuantConfig, stored: mx.Dtype) -> float:
-    """Summed squared error of a rounded weight (O, I)."""
+    """Sum of squared errors of a rounded weight (O, I)."""
     return float(mx.square(rounded(weight, settings, stored) - weight.astype(mx.float32)).sum().item())  # type: ignore[arg-type]
 
 
 def settings_for(width: int) -> Iterator[QuantConfig]:
-    """Every affine setting a layer of this width can take."""
+    """Every affine setting that a layer of `width` inputs can have."""
     for bits in BITS:
         for group in GROUP_SIZES:
             if width % group == 0:
@@ -39,7 +39,10 @@ def settings_for(width: int) -> Iterator[QuantConfig]:
 
 
 def choices(weight: mx.array, probe: QuantConfig, kl: float, stored: mx.Dtype) -> list[Choice]:
-    """The ways to store a layer that are worth it, from the smallest up: each more byte gives less than the one before."""
+    """The ways to store a layer that are worth their bytes, smallest first.
+
+    `kl` is the divergence measured at `probe`, `stored` the dtype of the scales.
+    """
     base = rounding_error(weight, probe, stored)
     every = []
     for settings in settings_for(weight.shape[1]):
@@ -50,7 +53,7 @@ def choices(weight: mx.array, probe: QuantConfig, kl: float, stored: mx.Dtype) -
 
 
 def hull(every: list[Choice]) -> list[Choice]:
-    """The lower left hull of choices over bytes and divergence."""
+    """The lower left convex hull of the choices over bytes and divergence."""
     best: list[Choice] = []
     for choice in sorted(every, key=lambda c: (c.bytes, c.kl)):
         if best and choice.kl >= best[-1].kl:
@@ -66,7 +69,7 @@ def _gain(small: Choice, large: Choice) -> float:
 
 
 def spend(layers: dict[str, list[Choice]], budget: float) -> Plan:
-    """A setting for every layer that together take at most `budget` bytes: bytes go where they save most, one step at a time."""
+    """A setting for every layer, together at most `budget` bytes; they go where they reduce the divergence most."""
     place = dict.fromkeys(layers, 0)
     left = budget - sum(every[0].bytes for every in layers.values())
     while True:

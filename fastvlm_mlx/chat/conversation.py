@@ -255,7 +255,7 @@ class Chat:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the conversation's keys and values in bytes; picture embeddings are counted by `vlm.images.nbytes`."""
+        """Memory of the conversation's keys and values in bytes; `vlm.images.nbytes` counts the picture embeddings."""
         return self._prefix.nbytes
 
     @property

@@ -99,15 +99,12 @@ class LeftOut:
         )
 
     def beyond(self, before: "LeftOut") -> str:
-        """What this leaves out that `before` did not, as a phrase ("the oldest 2 questions with their answers"), or ""."""
+        """What this leaves out that `before` did not, as a phrase: "the oldest picture", or "" for nothing."""
         questions, pictures = self.exchanges - before.exchanges, self.pictures - before.pictures
         parts = []
         if questions > 0:
-            parts.append(
-                "the oldest question with its answer"
-                if questions == 1
-                else f"the oldest {questions} questions with their answers"
-            )
+            some = f"{questions} questions with their answers" if questions > 1 else "question with its answer"
+            parts.append(f"the oldest {some}")
         if pictures > 0:
             parts.append("the oldest picture" if pictures == 1 else f"the oldest {pictures} pictures")
         return " and ".join(parts)

@@ -1,9 +1,9 @@
 """The command line: one file per command, each of which parses, calls the library and prints.
 
-Enters: the arguments of `fastvlm-mlx`, stdin. Leaves: the answer on stdout, everything else on stderr, an exit code.
+Enters: the arguments of `fastvlm-mlx`, stdin.
+Leaves: the answer on stdout, everything else on stderr, an exit code.
 May import: errors, version, config, progress, files, backend, quantize, inputs, storage, hub, convert, decoding, chat,
-diagnostics,
-    calibrate.
+diagnostics, calibrate.
 """
 
 from .entry import main

@@ -1,4 +1,4 @@
-"""The commands put together: one file per command, each of which parses, calls the library and prints."""
+"""The commands as one application; only the command that is asked for is imported."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -8,19 +8,16 @@ import typer
 
 from .options import TakesPictures
 
-OTHERWISE_NAMED = {
-    "tokenizer": "tokenizer_path",
-    "agree": "yes",
-    "size": "random",
-}  # argument of the library -> of a command
+# Argument of the library -> argument of a command.
+OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}
 WITH_PICTURES = ("generate", "chat", "bench")
 COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench", "doctor")
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:
-    """The command line: the one command that `arguments` begin with, or all of them, for help, completion and mistakes.
+    """The application with the one command that `arguments` begin with, or with all commands for help and completion.
 
-    A command takes a millisecond to import and to put together.
+    Importing a command and building it takes a millisecond.
     """
     app = typer.Typer(
         name="fastvlm-mlx",
@@ -37,7 +34,10 @@ def build(arguments: Sequence[str] = ()) -> typer.Typer:
 
 
 def flags(command: str) -> dict[str, str]:
-    """The flag for each argument of the library: of a command and, for what that lacks, of `generate` or `convert`."""
+    """Argument of the library -> flag of a command, such as "max_tokens" -> "--max-tokens".
+
+    Arguments that the command does not have are looked up in `generate` and `convert`.
+    """
     found: dict[str, str] = {}
     for name in dict.fromkeys((command, "generate", "convert")):
         group: Any = typer.main.get_command(build([name]))

@@ -1,4 +1,4 @@
-"""`fastvlm-mlx bench`: what each stage takes here."""
+"""`fastvlm-mlx bench`: times and memory of each stage on this machine."""
 
 import os
 import sys
@@ -109,7 +109,7 @@ def bench(
 
 
 def _compare(first: str, second: str, pictures: str | None, chart: str | None, yes: bool, json: bool) -> None:
-    """Print how near the second model is to the first, as a table or as JSON, and draw it."""
+    """Print the second model's figures against the first's, as a table or as JSON, and draw the chart."""
     from dataclasses import asdict
     from pathlib import Path
 

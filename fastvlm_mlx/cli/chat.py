@@ -51,8 +51,8 @@ def chat(
     bits: Annotated[
         int | None,
         typer.Option(
-            help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8; 0 leaves it as stored. By default 8 below a billion "
-            "weights, 4 above; as stored on a CPU, and where it is small or quantised already."
+            help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8; 0 leaves it as stored. By default 8 below a "
+            "billion parameters, 4 above; as stored on a CPU, and where it is small or quantised already."
         ),
     ] = None,
     load_4bit: Load4Bit = False,
@@ -120,7 +120,7 @@ def chat(
 
 
 def _front(plain: bool) -> "Plain":
-    """What this process can talk through."""
+    """The kind of terminal or pipe that this process talks through."""
     from .conversation.plain import Plain
 
     typing = sys.stdin is not None and sys.stdin.isatty()

@@ -1,4 +1,4 @@
-"""`fastvlm-mlx convert`: a checkpoint as published -> a folder of ours."""
+"""`fastvlm-mlx convert`: a checkpoint as published -> a folder of ours, or of transformers'."""
 
 import sys
 from typing import Annotated
@@ -24,14 +24,14 @@ def convert(
     layout: Annotated[
         str | None,
         typer.Option(
-            help="Take the checkpoint to be llava, llava-training, transformers, transformers-training, mlx-vlm or apple-mlx "
-            "instead of recognising it."
+            help="Treat the checkpoint as llava, llava-training, transformers, transformers-training, mlx-vlm or "
+            "apple-mlx instead of recognising its layout."
         ),
     ] = None,
     vision_from: Annotated[
         str | None,
         typer.Option(
-            help="For Apple's MLX exports, which lack it: take the image encoder from this checkpoint (folder or Hub name)."
+            help="Take the image encoder from this folder or Hub name; for Apple's MLX exports, which lack it."
         ),
     ] = None,
     fit: Annotated[

@@ -1,4 +1,4 @@
-"""`fastvlm-mlx doctor`: whether answers are right on this machine."""
+"""`fastvlm-mlx doctor`: checks whether answers are right on this machine."""
 
 import sys
 from typing import Annotated

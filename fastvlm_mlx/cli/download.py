@@ -1,4 +1,4 @@
-"""`fastvlm-mlx download`: fetch a model into the local cache, from the Hub or from Apple's archives."""
+"""`fastvlm-mlx download`: download a model into the local cache, from the Hub or from Apple's archives."""
 
 from typing import Annotated
 

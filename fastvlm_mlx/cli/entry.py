@@ -1,7 +1,7 @@
-"""The command line's outermost layer: every way a command can end becomes an exit code and at most one line on stderr.
+"""The entry point: however a command ends, it ends with an exit code and at most one line on stderr.
 
 stdout carries the answer; everything else goes to stderr. Exit codes: 0 done, 1 an error (one sentence, no traceback),
-2 wrong usage, 130 interrupted. For developers FASTVLM_TRACEBACK=1 shows where an error came from.
+2 wrong usage, 130 interrupted. FASTVLM_TRACEBACK=1 shows where an error came from.
 """
 
 import os
@@ -16,7 +16,7 @@ REPORT = "please report it with the command at the project's page (FASTVLM_TRACE
 
 
 def main() -> NoReturn:
-    """Entry point of `fastvlm-mlx` and `python -m fastvlm_mlx`."""
+    """Run `fastvlm-mlx` and end the process with its exit code."""
     try:
         process.watch()
         startup.spare_threads()
@@ -50,7 +50,7 @@ def _run() -> int:
 
 
 def _explain(error: BaseException) -> int:
-    """Print what went wrong; returns the exit code."""
+    """Print what went wrong in one line; returns the exit code."""
     from ..backend import address_space, failures
     from ..errors import FastVLMError
 

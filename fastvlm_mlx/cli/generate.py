@@ -138,7 +138,7 @@ def generate(
 
 
 def note_of_a_cut(tokens: int, limit: int) -> str:
-    """What to say of an answer that was cut after so many tokens, `limit` being the option's."""
+    """The note about an answer that was cut after `tokens` tokens; `limit` is the option's value."""
     if tokens < limit:
         return f"Note: the answer was cut after {counted(tokens, 'token')}, where the model's context is full."
     return f"Note: the answer was cut at its limit of {counted(tokens, 'token')}; a larger `max_tokens` lets it go on."

@@ -1,4 +1,4 @@
-"""`fastvlm-mlx info`: what a model is and takes, or what this machine computes with and keeps."""
+"""`fastvlm-mlx info`: describe a model and the memory it takes, or this machine and what is kept on it."""
 
 from typing import Annotated
 
@@ -25,8 +25,8 @@ def info(
         bool,
         typer.Option(
             "--estimate",
-            help="What every recipe of 'quantize' would make of MODEL, which may also be a published one that is not here, or a "
-            "size (0.5b, 1.5b, 7b).",
+            help="Estimate what every recipe of 'quantize' would make of MODEL; it may also be a published model that "
+            "is not on this machine, or a size (0.5b, 1.5b, 7b).",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
@@ -83,7 +83,7 @@ def info(
 
 
 def _print(lines: list[tuple[str, str]], table: dict[str, object] | None) -> None:
-    """The lines or, where there is one, the table as JSON; names come from outside, so no line has control characters."""
+    """Print `table` as JSON, or else the lines. Names come from outside, so control characters are escaped."""
     import json
 
     if table is not None:

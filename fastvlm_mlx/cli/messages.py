@@ -1,8 +1,8 @@
-"""What the command line says beside the answer: one line on stderr, in which the library's arguments stand as flags.
+"""Messages on stderr: one line each, in which the library's arguments appear as flags.
 
-Messages of the library name arguments as Python does, in backquotes (`errors`): "`max_tokens` is 0" becomes
+The library's messages name arguments as Python does, in backquotes (see `errors`): "`max_tokens` is 0" becomes
 "--max-tokens is 0", "`dtype='bfloat16'`" becomes "--dtype bfloat16", and "`force=True`" becomes "--force". An argument
-that no flag stands for stays as it is.
+without a flag stays as it is.
 """
 
 import re
@@ -25,25 +25,25 @@ _flags: Callable[[], Mapping[str, str]] = dict
 
 
 def use_flags(flags: Callable[[], Mapping[str, str]]) -> None:
-    """Put these flags in the place of arguments, by name, from the next message on; asked for when there is one."""
+    """Set the function that gives argument -> flag; it is called when there is a message."""
     global _flags
     _flags = flags
 
 
 def say(message: str) -> None:
-    """One line on stderr, whatever the message holds: no line ends, no control characters, no thousands of characters."""
+    """Print a message on stderr as one line of at most MAX_MESSAGE_CHARS characters, without control characters."""
     note(f"fastvlm-mlx: {one_line(with_flags(message))}")
 
 
 def note(line: str) -> None:
-    """A line on stderr, on a line of its own whatever bar is being drawn there."""
+    """Print a line on stderr, after erasing a progress bar that is drawn there."""
     progress.make_way()
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def bar(label: str) -> Iterator[Any]:
-    """A progress bar (typer's) of BAR_STEPS steps on a terminal's stderr, which makes way for notes."""
+    """A context manager with typer's progress bar of BAR_STEPS steps on stderr, which is erased for notes."""
     import typer
 
     seen = sys.stderr.isatty()
@@ -56,30 +56,28 @@ def bar(label: str) -> Iterator[Any]:
 
 
 def one_line(text: str) -> str:
-    """A text that may come from outside as one line for a terminal."""
+    """A text from outside as one line that a terminal can show."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in line)
-    return (
-        line
-        if len(line) <= MAX_MESSAGE_CHARS
-        else f"{line[: MAX_MESSAGE_CHARS * 3 // 4]} ... {line[-MAX_MESSAGE_CHARS // 4 :]}"
-    )
+    if len(line) <= MAX_MESSAGE_CHARS:
+        return line
+    return f"{line[: MAX_MESSAGE_CHARS * 3 // 4]} ... {line[-MAX_MESSAGE_CHARS // 4 :]}"
 
 
 def printable(text: str) -> str:
-    """Text without the characters that would steer a terminal; what a model or a file says is never a command to it."""
+    """Text in which every character that could steer a terminal is replaced by U+FFFD."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in BLANKS else "\ufffd" for c in text)
 
 
 def for_stdout(text: str) -> str:
-    """What a model says as stdout takes it: made printable on a terminal, as it is into a file or a pipe."""
+    """A model's text for stdout: `printable` on a terminal, unchanged in a file or a pipe."""
     return printable(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
 def with_flags(message: str) -> str:
-    """A message of the library as the command that is running says it."""
+    """A message of the library with its arguments replaced by the flags of the command that is running."""
     return ARGUMENT.sub(_as_flag, message) if "`" in message else message
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, so that each is described once."""
+"""Options that several commands share, and what is done with them."""
 
 import sys
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ Pictures = Annotated[
         "--image",
         "-i",
         "--image-file",
-        help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; HEIC, but on Linux with an extra), a folder of them or a pattern. "
-        "Several may follow one another.",
+        help="A picture (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC; on Linux HEIC needs an extra), a folder of them "
+        "or a pattern. Several may follow one another.",
     ),
 ]
 PICTURES = ("--image", "-i", "--image-file")
@@ -108,17 +108,17 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to a first downloa
 
 
 def one_of_bits(bits: int | None, load_4bit: bool, load_8bit: bool) -> int | None:
-    """The bits that were asked for in one of three ways; raises OptionError for several at once."""
+    """The bits that --bits, --load-4bit or --load-8bit ask for; raises OptionError where several are given."""
     if sum((bits is not None, load_4bit, load_8bit)) > 1:
         raise OptionError("--bits, --load-4bit and --load-8bit were given together; choose one.")
     return 4 if load_4bit else 8 if load_8bit else bits
 
 
 class TakesPictures(TyperCommand):
-    """A command whose --image takes all the words up to the next option: "--image before.jpg after.jpg"."""
+    """A command whose --image takes every following word up to the next option: "--image before.jpg after.jpg"."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option for each of them."""
+        """Repeat the option before each of its words, as click expects."""
         every: list[str] = []
         pictures = given = False  # whether pictures may follow, and whether the option has its first
         for place, word in enumerate(args):
@@ -140,7 +140,10 @@ class TakesPictures(TyperCommand):
 
 
 def pictures_named(images: Sequence[str] | None, *, stdin_is_free: bool = True) -> "list[Source]":
-    """The pictures that --image names: paths, those of folders and patterns, and the bytes of one on stdin; raises ImageError."""
+    """The pictures that --image names: paths, the pictures of a folder or a pattern, and "-" for the bytes on stdin.
+
+    Raises ImageError, and OptionError where stdin is taken by something else.
+    """
     from ..inputs import folder
     from ..inputs.imagefile import read_open
 
@@ -171,9 +174,9 @@ def schema_named(schema: str | None) -> "str | Path | None":
 
 
 def agree_to_download(yes: bool, pictures: "Sequence[Source]" = (), max_pixels: int = MAX_PIXELS) -> Agree:
-    """Ask on the terminal before a first download; without a terminal only --yes counts as agreement.
+    """A function that asks on the terminal before a first download; without a terminal only --yes agrees.
 
-    Before gigabytes are fetched, `pictures` are opened: raises ImageError for one that cannot be.
+    `pictures` are loaded before anything is downloaded: raises ImageError for one that cannot be used.
     """
 
     def agree(notice: str) -> bool:

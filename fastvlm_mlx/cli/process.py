@@ -1,7 +1,7 @@
-"""The process made usable, however it was started: interrupts that are noticed, and stdin, stdout and stderr that take any text.
+"""Signals and standard streams of the process: interrupts are noticed, and stdin, stdout and stderr take any text.
 
-What an interrupt (Ctrl-C) becomes on its way is not always known: a compiled module that is being imported makes it an
-ImportError. So whoever meets an exception asks here whether there was one.
+An interrupt (Ctrl-C) does not always arrive as a KeyboardInterrupt: a compiled module that is being imported turns it
+into an ImportError. Whoever catches an exception asks `take` whether it was an interrupt.
 """
 
 import io
@@ -15,21 +15,20 @@ from types import FrameType
 from ..errors import FastVLMWarning, OutputError
 from .messages import say
 
-IMPORTING = (
-    "<frozen importlib"  # Python's own code of an import, which compiled modules call and print the exceptions of
-)
+# Python's own code of an import; compiled modules that call it print its exceptions.
+IMPORTING = "<frozen importlib"
 RETRY_SECONDS = 0.01  # seconds; what an interrupt that comes too early is put off by
 
 _seen = False
 
 
 def watch() -> None:
-    """Make every interrupt a KeyboardInterrupt that is remembered until it is taken."""
+    """Remember every interrupt until `take` is called, and raise KeyboardInterrupt for it."""
     signal.signal(signal.SIGINT, _interrupt)
 
 
 def take() -> bool:
-    """Whether there was an interrupt since the last call; it counts as dealt with then."""
+    """Whether there was an interrupt since the last call."""
     global _seen
     seen, _seen = _seen, False
     return seen
@@ -45,13 +44,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _mlx_begins() -> bool:
-    """Whether MLX is just being imported, which ends the process with a page of its own where an exception gets in the way."""
+    """Whether MLX is being imported right now.
+
+    An exception would then make it print a report of its own and end the process.
+    """
     spec = getattr(sys.modules.get("mlx.core"), "__spec__", None)
     return bool(getattr(spec, "_initializing", False))
 
 
 def open_streams() -> None:
-    """Open what was closed, let no character fail, and turn the package's warnings into one line each."""
+    """Open standard streams that are closed, let no character fail, and print this package's warnings as lines."""
     for number in range(3):
         try:
             os.fstat(number)

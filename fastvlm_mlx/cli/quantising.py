@@ -1,4 +1,4 @@
-"""What `quantize` and `convert --bits` share: their options, the bar, and what is said of the result."""
+"""The shared part of `quantize` and `convert --bits`: options, progress bar, and the report of the result."""
 
 import sys
 from pathlib import Path
@@ -17,8 +17,8 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="4bit or 8bit (decoder; embeddings and projector at 8), small (image encoder at 8, too), mixed (calibrated: bits "
-        "go where they matter), plain (everything but the image encoder alike).",
+        help="4bit or 8bit (decoder; embeddings and projector at 8), small (image encoder at 8, too), mixed "
+        "(calibrated: bits go where they matter), plain (everything but the image encoder alike).",
     ),
 ]
 Bits = Annotated[int | None, typer.Option(help="The decoder's bits instead of a recipe: 2, 3, 4, 5, 6 or 8.")]
@@ -47,7 +47,7 @@ def run(
     report: bool = False,
     force: bool = False,
 ) -> None:
-    """Quantise with a progress bar, and say what was done and what was left alone."""
+    """Quantise with a progress bar, and print what was done and what was left alone."""
     from ..calibrate import pipeline
     from ..calibrate.report import table
 
@@ -59,8 +59,8 @@ def run(
 
         try:
             result = pipeline.quantize(
-                opened, source, target, recipe, dtype=dtype, pictures=Path(pictures) if pictures else None, measure=report,
-                force=force, progress=progress,
+                opened, source, target, recipe, dtype=dtype, pictures=Path(pictures) if pictures else None,
+                measure=report, force=force, progress=progress,
             )  # fmt: skip
         except KeyboardInterrupt:
             state = pipeline.state_file(target)

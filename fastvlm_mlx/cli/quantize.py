@@ -1,4 +1,4 @@
-"""`fastvlm-mlx quantize`: a model -> a smaller one, with what each bit costs."""
+"""`fastvlm-mlx quantize`: a model -> a smaller one, and a report of what that costs."""
 
 from typing import TYPE_CHECKING, Annotated, cast
 

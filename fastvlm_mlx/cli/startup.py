@@ -1,11 +1,12 @@
-"""What lets a short command begin and end sooner; nothing else may count on it.
+"""Measures that let a short command begin and end sooner; everything works without them.
 
-An answer of `tiny` without each of these took, of what it takes with it (CPU seconds, and seconds on the clock; medians
-of 30 pairs on two cores of an AMD EPYC):
+What an answer of `tiny` takes without each, relative to with it (CPU time, and elapsed time; medians of 30 pairs on two
+cores of an AMD EPYC):
 
-    spare_threads       1.15  0.99   NumPy's threads look for work while they have none; it shows where no core is free
-    for them without_collector   1.02  1.03 leave               1.03  1.04 OpenBLAS's threads begin after the imports
-    (`backend.blas`): 1.02  0.99
+    spare_threads       1.15  0.99   NumPy's idle threads look for work; it matters where no core is free for them
+    without_collector   1.02  1.03
+    leave               1.03  1.04
+    OpenBLAS's threads begin after the imports (`backend.blas`): 1.02  0.99
 """
 
 import atexit
@@ -20,13 +21,13 @@ from ..backend import blas
 
 
 def spare_threads() -> None:
-    """Have NumPy's own OpenBLAS, which only very slim pictures are resized with, start without threads."""
+    """Have NumPy's own OpenBLAS start without threads; only very narrow pictures are resized with it."""
     blas.spare_numpy()
 
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Import without Python's garbage collector, which would look sixty times through what imports make and find nothing."""
+    """A context manager for imports with Python's garbage collector off, which would find nothing to free."""
     gc.disable()
     try:
         yield
@@ -36,7 +37,7 @@ def without_collector() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process at once; freeing every module and array first, one by one, is what takes time."""
+    """End the process at once; freeing every module and array first is what takes time."""
     with suppress(Exception):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

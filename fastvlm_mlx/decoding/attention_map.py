@@ -1,7 +1,7 @@
 """Where an answer looked: how much of its attention went to each place of a picture.
 
-Computed afterwards, by going over the finished sequence once more: answering itself is not slowed. Attention says what the
-decoder read from, not why it answered as it did (arXiv:1902.10186).
+Computed afterwards, by going over the finished sequence once more: answering itself is not slowed. Attention says what
+the decoder read from, not why it answered as it did (arXiv:1902.10186).
 """
 
 import math
@@ -70,9 +70,10 @@ def attention_map(
 ) -> AttentionMap:
     """Attention of the answer to a request to the positions of its pictures, averaged over tokens, layers and heads.
 
-    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half, where
-    what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all. Raises
-    OptionError for one that the model does not have, ImageError without a picture, PromptError for what is no answer.
+    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half,
+    where what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all.
+    Raises OptionError for one that the model does not have, ImageError without a picture, PromptError for what is no
+    answer.
     """
     if not isinstance(answer, Answer):
         raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
@@ -148,7 +149,9 @@ def _attention_map(
 
 
 def attention_weights(queries: mx.array, keys: mx.array) -> mx.array:
-    """Attention (heads, T, L) of the last T positions: queries (1, heads, T, head_dim), keys (1, kv_heads, L, head_dim)."""
+    """Attention (heads, T, L) of the last T positions: queries (1, heads, T, head_dim), keys (1, kv_heads, L,
+    head_dim).
+    """
     _, heads, T, head_dim = queries.shape
     _, kv_heads, L, _ = keys.shape
     grouped = queries.astype(mx.float32).reshape(kv_heads, heads // kv_heads, T, head_dim)

@@ -1,7 +1,8 @@
-"""Many questions, each answered as if alone, in less time than one by one and in memory that does not grow with their number.
+"""Many questions, each answered as if alone, in less time than one by one and in memory that does not grow with their
+number.
 
-Enters: requests, prepared as they are needed. Leaves: answers, in order or as they are finished. `rows` says how they go on
-together; here the calling thread takes the turns.
+Enters: requests, prepared as they are needed. Leaves: answers, in order or as they are finished. `rows` says how they
+go on together; here the calling thread takes the turns.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +26,8 @@ def answer_in_order(
 ) -> Answers[Answer]:
     """The answers to requests in the order of these, with a progress bar of `count` steps where it takes long.
 
-    The first error ends everything, one that stands in the place of a request before anything is computed if it is among the
-    first MAX_PREPARED.
+    The first error ends everything, one that stands in the place of a request before anything is computed if it is
+    among the first MAX_PREPARED.
     """
     found: dict[int, Answer] = {}
     with progress.bar("Answering", count) as track:
@@ -40,7 +41,9 @@ def answer_in_order(
 def answer_or_return(
     engine: Engine, requests: Iterable[Request | FastVLMError], options: Options, count: int | None = None
 ) -> Answers[Answer | FastVLMError]:
-    """`answer_in_order` where the error of a question stands in the place of its answer; but those of the device are raised."""
+    """`answer_in_order` where the error of a question stands in the place of its answer; but those of the device are
+    raised.
+    """
     found: dict[int, Answer | FastVLMError] = {}
     with progress.bar("Answering", count) as track:
         for index, answer in track(answer_all(engine, requests, options)):
@@ -55,8 +58,8 @@ def answer_all(
 ) -> Iterator[tuple[int, Answer | Exception]]:
     """Answer requests MAX_BATCH_ROWS at a time; each answer comes with its request's index, as soon as it is finished.
 
-    Requests are asked for as others are answered, so that no more than MAX_PREPARED wait. An error in the place of a request is
-    handed on, and what goes wrong with one is given in the place of its answer; the others are answered.
+    Requests are asked for as others are answered, so that no more than MAX_PREPARED wait. An error in the place of a
+    request is handed on, and what goes wrong with one is given in the place of its answer; the others are answered.
     """
     rows = Rows(engine, max_rows=max_rows or MAX_BATCH_ROWS, fill=True)
     coming, finished = enumerate(requests), _Finished()

@@ -10,8 +10,9 @@ from ..errors import BusyError, PromptError
 class Claim:
     """A lock that refuses instead of waiting, and counts how often what it guards has changed.
 
-    An answer is read piece by piece, and its reader may walk away. The thread that began it may begin another one, or change
-    the conversation, and the first answer ends there; other threads are refused until it has ended, or its thread has.
+    An answer is read piece by piece, and its reader may walk away. The thread that began it may begin another one, or
+    change the conversation, and the first answer ends there; other threads are refused until it has ended, or its
+    thread has.
     """
 
     def __init__(self) -> None:

@@ -16,12 +16,14 @@ from .text import AnswerText
 class Draft:
     """The tokens and the text of one answer so far, and the clock it is timed by.
 
-    Whoever computes sets `vision_seconds` and `prefill_seconds`; everything else is taken down here. `reason` is None until the
-    answer has ended, then "stop" or "length".
+    Whoever computes sets `vision_seconds` and `prefill_seconds`; everything else is taken down here. `reason` is None
+    until the answer has ended, then "stop" or "length".
     """
 
     def __init__(self, engine: Engine, request: Request, options: Options, sampler: Sampler, *, kept: int = 0):
-        """`sampler` draws the tokens, and has accepted each before it is added; `kept` positions were in a cache already."""
+        """`sampler` draws the tokens, and has accepted each before it is added; `kept` positions were in a cache
+        already.
+        """
         self.request = request
         self.limit = min(options.max_tokens, engine.context - request.prompt_tokens)  # tokens, the stop token included
         self.tokens: list[int] = []

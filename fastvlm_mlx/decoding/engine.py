@@ -1,7 +1,7 @@
 """What answers: a model's settings, its tokenizer, its network, and the pictures it has seen, in one object.
 
-Whatever asks a model takes an `Engine`: `VLM`, a conversation, a batch, a measurement. Questions are prepared (`prepare`) before
-the weights are needed, so that what is wrong with them is said before gigabytes are read.
+Whatever asks a model takes an `Engine`: `VLM`, a conversation, a batch, a measurement. Questions are prepared
+(`prepare`) before the weights are needed, so that what is wrong with them is said before gigabytes are read.
 """
 
 import copy
@@ -35,8 +35,8 @@ from .request import Options, Request
 class Engine:
     """A model that can be asked, once its weights are loaded (`load_weights`).
 
-    `config` and `tokenizer` are what it was opened with, `images` the embeddings of pictures seen before, `load_seconds` what
-    opening and loading took.
+    `config` and `tokenizer` are what it was opened with, `images` the embeddings of pictures seen before,
+    `load_seconds` what opening and loading took.
     """
 
     def __init__(self, opened: OpenModel):
@@ -90,7 +90,9 @@ class Engine:
         self.load_seconds += time.perf_counter() - started
 
     def at(self, resolution: int) -> "Engine":
-        """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are its own."""
+        """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are
+        its own.
+        """
         check_resolution(resolution)
         other = copy.copy(self)
         other.config = replace(self.config, image=replace(self.config.image, size=int(resolution)))
@@ -203,7 +205,9 @@ class Engine:
         return Request([pixels(source) for source in sources], pieces, time.perf_counter() - started)
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
-        """A conversation as the decoder's input; raises what `pieces` raises, and PromptError where it fills the context."""
+        """A conversation as the decoder's input; raises what `pieces` raises, and PromptError where it fills the
+        context.
+        """
         pieces = self.pieces(turns, system)
         tokens = sum(map(len, pieces))
         if tokens >= self.context:
@@ -217,8 +221,8 @@ class Engine:
     def pieces(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
         """A conversation of any length as the decoder's input.
 
-        Every token id is checked here: PromptError for one of an earlier answer that the model does not have, TokenizerError for
-        one that the tokenizer makes of a text.
+        Every token id is checked here: PromptError for one of an earlier answer that the model does not have,
+        TokenizerError for one that the tokenizer makes of a text.
         """
         vocabulary = self.config.text.vocab_size
         if foreign := outside([token for turn in turns for token in turn.answer or ()], vocabulary):

@@ -1,4 +1,6 @@
-"""From a prepared request to an answer, alone: pictures, one prefill, then token ids (`token_ids`) and their text (`draft`)."""
+"""From a prepared request to an answer, alone: pictures, one prefill, then token ids (`token_ids`) and their text
+(`draft`).
+"""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,9 +29,10 @@ def stream(
     """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context.
 
     What the engine's `images` and `prefix` hold already is not computed again; they are left holding what was. `prefix`
-    stays true to its caches also where the stream is closed early, or left standing while another one goes on: then it raises
-    PromptError when it is read on. `state` is the one that the prefix's claim gave, where the answer has begun there already.
-    Where MLX fails, neither the request's pictures nor any position is left, and what it means is raised (`failures`).
+    stays true to its caches also where the stream is closed early, or left standing while another one goes on: then it
+    raises PromptError when it is read on. `state` is the one that the prefix's claim gave, where the answer has begun
+    there already. Where MLX fails, neither the request's pictures nor any position is left, and what it means is raised
+    (`failures`).
     """
     model = engine.model
     if prefix is None:

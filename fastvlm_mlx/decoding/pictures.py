@@ -1,4 +1,5 @@
-"""The pictures of a request as the decoder reads them: encoded one after the other, waited for, and kept once they are sound.
+"""The pictures of a request as the decoder reads them: encoded one after the other, waited for, and kept once they are
+sound.
 
 Enters: pixels (S, S, 3), uint8. Leaves: embeddings (N, D), finite, in the engine's image cache as well.
 """
@@ -68,9 +69,11 @@ class Encoding:
             pass
 
     def wait(self) -> bool:
-        """Wait for the embeddings and keep them; returns whether any in `images` was replaced, having overflowed float16.
+        """Wait for the embeddings and keep them; returns whether any in `images` was replaced, having overflowed
+        float16.
 
-        Raises CheckpointError where numbers overflow otherwise. Before, no other thread sees them: it could not wait for them.
+        Raises CheckpointError where numbers overflow otherwise. Before, no other thread sees them: it could not wait
+        for them.
         """
         overflowed = [key for key, finite in self._finite.items() if not finite.item()]
         self._finite = {}

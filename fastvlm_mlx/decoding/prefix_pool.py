@@ -1,6 +1,7 @@
 """Caches of answers that are over, kept for questions that begin alike, up to a bounded number of bytes.
 
-Enters: the positions of a prompt. Leaves: a `Prefix` that holds as many of them as any answer, over or under way, has computed.
+Enters: the positions of a prompt. Leaves: a `Prefix` that holds as many of them as any answer, over or under way, has
+computed.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""The token ids of recent answers by their text: a tokenizer would often make others of it, whose positions no cache holds."""
+"""The token ids of recent answers by their text: a tokenizer would often make others of it, whose positions no cache
+holds.
+"""
 
 import threading
 from array import array

@@ -1,6 +1,7 @@
 """One of several answers that are under way together: from a request to its place in the steps of all, and to its end.
 
-A row begins piece by piece, so that the others go on in between: each of its pictures, and each chunk of its prompt, by itself.
+A row begins piece by piece, so that the others go on in between: each of its pictures, and each chunk of its prompt, by
+itself.
 """
 
 import time
@@ -23,7 +24,9 @@ Emit = Callable[[Chunk | Exception], None]
 
 
 class Row:
-    """A question and what has been computed for it. `emit` is given each chunk, the last with the answer, or what went wrong."""
+    """A question and what has been computed for it. `emit` is given each chunk, the last with the answer, or what went
+    wrong.
+    """
 
     def __init__(self, engine: Engine, request: Request, options: Options, emit: Emit, *, salt: bytes = b""):
         self.request, self.options, self.emit, self.salt = request, options, emit, salt
@@ -45,8 +48,8 @@ class Row:
     ) -> Iterator[mx.array | None]:
         """Encode a picture, or prefill as many positions as `chunk` says, each time this is advanced; evaluated.
 
-        Gives None, and with the last chunk the first token (1,). With `fixed`, chunks begin at multiples of that many positions,
-        whatever is there already.
+        Gives None, and with the last chunk the first token (1,). With `fixed`, chunks begin at multiples of that many
+        positions, whatever is there already.
         """
         model = engine.model
         self.entry = pool.take(model, self.known, self.salt, fixed or 1)

@@ -1,8 +1,8 @@
 """Answers under way together: in each turn one picture or one chunk of a prompt, and one token of every row.
 
-A step reads all weights, for one row or for many, so rows that go on together cost little more than one. Products are computed
-for all rows at once and attention for each on its own cache, so rows join and leave between any two steps, and nothing is padded
-or copied. Whoever has a loop of their own calls `turn` (`batch`); `Scheduler` does it in a thread.
+A step reads all weights, for one row or for many, so rows that go on together cost little more than one. Products are
+computed for all rows at once and attention for each on its own cache, so rows join and leave between any two steps, and
+nothing is padded or copied. Whoever has a loop of their own calls `turn` (`batch`); `Scheduler` does it in a thread.
 """
 
 from collections import deque
@@ -26,9 +26,9 @@ MAX_BATCH_ROWS = 16  # answers under way at a time; bounds the memory of their c
 class Rows:
     """Rows that wait, one that is beginning, and those that are being answered.
 
-    `exact` computes every step as wide as `max_rows`, and every chunk from a multiple of SHARED_PREFILL_CHUNK positions on, so
-    that the kernels that compute a row are the same whoever else is there. `fill` takes newcomers, whole, until no more have
-    room before each step: the most answers per second, where nobody waits for the next token.
+    `exact` computes every step as wide as `max_rows`, and every chunk from a multiple of SHARED_PREFILL_CHUNK positions
+    on, so that the kernels that compute a row are the same whoever else is there. `fill` takes newcomers, whole, until
+    no more have room before each step: the most answers per second, where nobody waits for the next token.
     """
 
     def __init__(
@@ -66,9 +66,11 @@ class Rows:
         self.waiting.append(row)
 
     def turn(self) -> None:
-        """Drop the rows that were cancelled, take a newcomer one piece further, and go one step with those being answered.
+        """Drop the rows that were cancelled, take a newcomer one piece further, and go one step with those being
+        answered.
 
-        What goes wrong with one row is given to that row; where the device fails in a step, to all that took part in it.
+        What goes wrong with one row is given to that row; where the device fails in a step, to all that took part in
+        it.
         """
         self._drop_cancelled()
         if self._newcomer:
@@ -146,8 +148,9 @@ class Rows:
         return self.engine.model.step(tokens, ragged(caches, width))[:rows]
 
     def _one_by_one(self, error: Exception) -> tuple[list[Row], mx.array]:
-        """After a step has failed, one for each row: those it fails for again are the ones to blame. Gives the rows left, and
-        their logits."""
+        """After a step has failed, one for each row: those it fails for again are the ones to blame. Gives the rows
+        left, and their logits.
+        """
         if isinstance(failures.explained(error), DeviceError):
             self._fail_all(error)
         self._read()
@@ -220,7 +223,9 @@ class Rows:
             self._fail(row, error)
 
     def _fail(self, row: Row, error: Exception) -> None:
-        """End a row with what went wrong; what was being computed for it when MLX failed is dropped, its pictures with it."""
+        """End a row with what went wrong; what was being computed for it when MLX failed is dropped, its pictures with
+        it.
+        """
         meant = failures.explained(error)
         if failures.spoils(error):
             self.engine.images.drop(row.digests)

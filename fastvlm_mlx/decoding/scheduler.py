@@ -29,9 +29,9 @@ Listener = Callable[[Chunk | FastVLMError], None]
 class Load:
     """What a scheduler is at, and what it has done since it was made.
 
-    `queued` questions wait; `rows` are beginning or being answered. `tokens` have been drawn and `answers` finished in all.
-    `pool_bytes` are held for questions that begin like earlier ones, `pool_hits` have found such a beginning and `pool_misses` none.
-    `image_bytes` are held of pictures seen before.
+    `queued` questions wait; `rows` are beginning or being answered. `tokens` have been drawn and `answers` finished in
+    all. `pool_bytes` are held for questions that begin like earlier ones, `pool_hits` have found such a beginning and
+    `pool_misses` none. `image_bytes` are held of pictures seen before.
     """
 
     queued: int
@@ -56,7 +56,9 @@ class Pending:
         self._cancelled = False
 
     def cancel(self) -> None:
-        """Break the answer off: its row is free within two steps, and whoever waits gets a CancelledError. Later it does nothing."""
+        """Break the answer off: its row is free within two steps, and whoever waits gets a CancelledError. Later it
+        does nothing.
+        """
         self._cancelled = True
         row = self._row() if self._row is not None else None
         if row is not None:
@@ -111,8 +113,8 @@ class Pending:
 class Scheduler:
     """One thread that answers whatever is submitted, up to `max_rows` at a time and in the order it came.
 
-    As a context manager, or until `close`. Every answer is the one that `generate` gives to its request alone, with its own
-    options; on a GPU up to the rounding of sums, which depends on how many are under way unless `exact`.
+    As a context manager, or until `close`. Every answer is the one that `generate` gives to its request alone, with its
+    own options; on a GPU up to the rounding of sums, which depends on how many are under way unless `exact`.
     """
 
     def __init__(
@@ -123,7 +125,8 @@ class Scheduler:
         pool_bytes: int | None = None,
         exact: bool = False,
     ):
-        """`engine` has its weights loaded. `pool_bytes` bounds what is kept of answers that are over, by default POOL_BYTES.
+        """`engine` has its weights loaded. `pool_bytes` bounds what is kept of answers that are over, by default
+        POOL_BYTES.
 
         Raises CheckpointError without weights, OptionError for fewer than one row or a negative number of bytes.
         """
@@ -149,8 +152,9 @@ class Scheduler:
     ) -> Pending:
         """Let a prepared request wait for its turn.
 
-        `listener` is called in the engine's thread with each chunk, the last of which has the answer, or with the error; it must
-        not block. Nothing computed for one `salt` is used for another. Raises FastVLMError once the scheduler is closed.
+        `listener` is called in the engine's thread with each chunk, the last of which has the answer, or with the
+        error; it must not block. Nothing computed for one `salt` is used for another. Raises FastVLMError once the
+        scheduler is closed.
         """
         pending = Pending(listener)
         emit = self._emit(pending, salt, self.engine.stop_tokens(options))

@@ -1,8 +1,8 @@
-"""What each stage takes on this machine: load, preprocess, vision, prefill, first token, decode, peak memory.
+"""The time of each stage on this machine: load, preprocess, vision, prefill, first token, decode; and peak memory.
 
-Enters: a loaded `Engine` and pictures. Leaves: medians over rounds that follow a warm-up, with the spread between them.
-All figures come from the same `generate.stream` that answers questions, except that nothing ends an answer early or is
-remembered.
+Enters: a loaded `Engine` and pictures. Leaves: medians over rounds after a warm-up, with the lowest and highest value.
+All figures come from the `generate.stream` that answers questions, except that nothing ends an answer early and that no
+picture is remembered.
 """
 
 import statistics
@@ -30,10 +30,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """One model at one resolution. Times are medians over `rounds`; `spread` has the lowest and highest of each.
+    """The figures of one model at one resolution: medians over `rounds`; `spread` has the lowest and highest of each.
 
-    `load_seconds` is None for random weights, which are made and not read. `peak_memory_bytes` is the most the process
-    held during the rounds, `mlx_peak_memory_bytes` the most MLX's allocator did.
+    `load_seconds` is None for random weights, which are not read. `peak_memory_bytes` is the process's peak during the
+    rounds, `mlx_peak_memory_bytes` that of MLX's allocator.
     """
 
     model: str
@@ -68,10 +68,10 @@ def measure(
     warmup: int = 1,
     progress: Progress | None = None,
 ) -> Result:
-    """Answer the same question about `images` `rounds` times, after `warmup` times that do not count.
+    """Answer one question about `images` `rounds` times, after `warmup` times that do not count.
 
-    `engine` has its weights. `resolution` is the side in pixels that pictures are brought to; `bits` only says how the
-    weights were quantised. Raises OptionError, ImageError and PromptError.
+    `engine` has its weights loaded. `resolution` is the side in pixels that pictures are brought to; `bits` is only
+    noted in the result. Raises OptionError, ImageError and PromptError.
     """
     if rounds < 1 or warmup < 0:
         raise OptionError(f"`rounds` is {rounds} and `warmup` {warmup}, expected at least 1 and at least 0.")
@@ -121,7 +121,7 @@ def measure_all(
 ) -> list[Result]:
     """Load and `measure` models in turn, one in memory at a time, each at all `resolutions`, by default its own.
 
-    `engines`, whose weights are not loaded, is emptied. `bits` and `dtype` as for `fastvlm_mlx.load`.
+    The list `engines`, whose weights are not loaded, is emptied. `bits` and `dtype` are those of `fastvlm_mlx.load`.
     """
     for resolution in resolutions:
         check_resolution(resolution)
@@ -131,8 +131,8 @@ def measure_all(
         engine.load_weights(bits=bits, dtype=dtype)
         for size in resolutions or [engine.config.image.size]:
             result = measure(
-                engine, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens, rounds=rounds, warmup=warmup,
-                progress=progress,
+                engine, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens, rounds=rounds,
+                warmup=warmup, progress=progress,
             )  # fmt: skip
             results.append(result)
     return results
@@ -143,7 +143,10 @@ def _answer(engine: Engine, images: Sequence[Source], prompt: str, options: Opti
 
 
 def made_photo(width: int = PHOTO_SIZE[0], height: int = PHOTO_SIZE[1], *, seed: int = 0) -> bytes:
-    """A JPEG of soft colours and some grain, the same for the same seed: about as much work to decode as a photograph."""
+    """A JPEG of soft colours with grain, about as much work to decode as a photograph.
+
+    The same `seed` gives the same picture.
+    """
     from PIL import Image
 
     rng = np.random.default_rng(seed)
@@ -159,17 +162,18 @@ def made_photo(width: int = PHOTO_SIZE[0], height: int = PHOTO_SIZE[1], *, seed:
 
 
 def to_dict(machine: Machine, results: Sequence[Result]) -> dict[str, object]:
-    """Everything measured, for JSON."""
+    """Everything measured, as a JSON object."""
     return {"machine": asdict(machine), "results": [asdict(result) for result in results]}
 
 
 COLUMNS = (
-    "model", "bits", "size", "tokens", "load", "preprocess", "vision", "prefill", "first token", "decode", "memory", "MLX",
+    "model", "bits", "size", "tokens", "load", "preprocess", "vision", "prefill", "first token", "decode", "memory",
+    "MLX",
 )  # fmt: skip
 
 
 def table(results: Sequence[Result]) -> str:
-    """One line per result, for people; memory is the process's peak and, beside it, MLX's own."""
+    """The results as aligned text, one line each; memory is the process's peak and, beside it, MLX's."""
     rows = [COLUMNS, *(_row(result) for result in results)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     return "\n".join(_line(row, widths) for row in rows)
@@ -199,7 +203,7 @@ def _row(result: Result) -> tuple[str, ...]:
 
 
 def seconds(value: float) -> str:
-    """A duration with three figures: "8.1 ms", "120 ms", "3.42 s"."""
+    """A duration with three digits: "8.1 ms", "120 ms", "3.42 s"."""
     if value < 0.1:
         return f"{value * 1e3:.1f} ms"
     return f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.2f} s"

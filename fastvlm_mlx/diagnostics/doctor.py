@@ -1,7 +1,7 @@
-"""Whether answers are right on this machine, and what is in the way of them: every check in turn, one report, one verdict.
+"""All checks of whether answers are right on this machine, as one report with one verdict.
 
-Enters: nothing but this machine, the built-in model and random weights. Leaves: a `Report`, as a table for people and
-as one object for programs, without paths or names of users.
+Enters: this machine, the built-in model and random weights. Leaves: a `Report`, as text, or as an object without paths
+and names of users.
 """
 
 import getpass
@@ -28,8 +28,8 @@ Progress = Callable[[str], None]
 
 CHECKS: Mapping[str, Check] = {
     "machine": machines.check, "install": install.check, "parity": parity.check, "operations": operations.check,
-    "threads": threads.check, "memory": memory.check, "recovery": recovery.check, "speed": speed.check, "start": start.check,
-    "desk": desk.check,
+    "threads": threads.check, "memory": memory.check, "recovery": recovery.check, "speed": speed.check, "start":
+    start.check, "desk": desk.check,
 }  # fmt: skip
 FORMAT_VERSION = 1  # of the object for programs; another one where a key changes its meaning
 MAX_FOUND_CHARS = 300  # characters of what was found, where it comes from outside
@@ -43,7 +43,7 @@ OURS = {"check", "status", "unit"}  # entries of a finding whose values are fixe
 
 @dataclass(frozen=True)
 class Report:
-    """What every check found, on which machine, in how many seconds."""
+    """The findings of all checks, the machine, and the seconds they took."""
 
     findings: Sequence[Finding]
     machine: Machine
@@ -57,12 +57,12 @@ class Report:
 
     @property
     def right(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether no finding is wrong."""
         return not self.wrong
 
     @property
     def verdict(self) -> str:
-        """The report in one line."""
+        """The report as one sentence."""
         counts = Counter(finding.status for finding in self.findings)
         took = f"{self.seconds:.0f} s{', quick' if self.quick else ''}, {self.machine.backend}"
         if self.right:
@@ -76,7 +76,7 @@ class Report:
         )
 
     def table(self) -> str:
-        """A line per finding, for people."""
+        """The report as aligned text, one line per finding."""
         rows = [("", "check", "what", "found", "expected")]
         rows += [(f.status, f.check, f.what, _line(f.found), _line(f.expected)) for f in self.findings]
         widths = [min(COLUMN_CHARS[i], max(len(row[i]) for row in rows)) for i in range(len(COLUMN_CHARS))]
@@ -86,11 +86,12 @@ class Report:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs: neither paths nor names of users or machines."""
+        """The report as a JSON object, without paths and without names of users or machines."""
         counts = Counter(finding.status for finding in self.findings)
         told: dict[str, Any] = private(
             {
-                "format": FORMAT_VERSION, "right": self.right, "verdict": self.verdict, "quick": self.quick, "seconds": self.seconds,
+                "format": FORMAT_VERSION, "right": self.right, "verdict": self.verdict, "quick": self.quick,
+                "seconds": self.seconds,
                 "counts": {status: counts[status] for status in ("right", "wrong", "note", "measured")},
                 "machine": asdict(self.machine), "findings": [finding.to_dict() for finding in self.findings],
             },
@@ -103,9 +104,10 @@ COLUMN_CHARS = (8, 10, 52, 72)  # characters of a table's columns at most, but f
 
 
 def examine(*, quick: bool = False, progress: Progress | None = None, checks: Mapping[str, Check] = CHECKS) -> Report:
-    """Run every check; a `quick` run leaves out what takes long. `progress` is told what is looked at.
+    """Run every check; a `quick` run leaves out what takes long. `progress` is told what is being checked.
 
-    Products of float32 are exact in this process from now on (TF32 is off), where MLX has not computed anything before.
+    From then on this process computes products of float32 exactly (TF32 is off), unless MLX has computed something
+    before.
     """
     started = time.perf_counter()
     found: list[Finding] = []
@@ -119,7 +121,7 @@ def examine(*, quick: bool = False, progress: Progress | None = None, checks: Ma
 
 
 def examined(name: str, check: Check, setting: Setting) -> list[Finding]:
-    """The findings of one check; what it raises ends it, and is the last of them."""
+    """The findings of one check; an exception ends it, and is its last finding."""
     found: list[Finding] = []
     try:
         for finding in check(setting):
@@ -149,7 +151,7 @@ def _exactly() -> Iterator[None]:
 
 
 def own_names() -> list[str]:
-    """Names that tell whose machine this is: the user's, the home folder's, the machine's."""
+    """Names that identify the machine: the user's, the home folder's, the machine's."""
     names = {Path.home().name, platform.node(), platform.node().partition(".")[0]}
     with suppress(OSError, KeyError):  # a user without a name
         names.add(getpass.getuser())
@@ -157,7 +159,7 @@ def own_names() -> list[str]:
 
 
 def private(value: Any, names: Sequence[str]) -> Any:
-    """A value for JSON with every path, and each of `names` where it stands as a word, taken out of its texts."""
+    """A JSON value with every path, and each of `names` as a whole word, replaced in its texts."""
     if isinstance(value, str):
         home = str(Path.home())  # which may hold blanks
         value = PATH.sub("<path>", value.replace(home, "<path>") if len(home) > 1 else value)
@@ -170,7 +172,7 @@ def private(value: Any, names: Sequence[str]) -> Any:
 
 
 def _line(text: str) -> str:
-    """A text, perhaps from outside, as a part of a line."""
+    """A text from outside, shortened and without control characters, as part of a line."""
     line = " ".join(text.split())
     line = "".join(c if c.isprintable() else "?" for c in line)
     return line if len(line) <= MAX_FOUND_CHARS else f"{line[:MAX_FOUND_CHARS]}..."

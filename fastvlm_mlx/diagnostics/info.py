@@ -1,4 +1,4 @@
-"""What a model is and takes, without reading its weights."""
+"""A description of a model, without reading its weights."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ COMFORTABLE_SHARE = 0.8  # of the memory there is; above, other programs may hav
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model as it lies in its folder, and as it would lie in this machine's memory."""
+    """A model as it is in its folder, and the memory it would take on this machine."""
 
     name: str
     folder: Path
@@ -36,12 +36,13 @@ class ModelInfo:
 
     @property
     def verdict(self) -> str:
-        """Whether the model fits into memory, in words, with what to do where it does not."""
+        """Whether the model fits into memory, as a phrase, with what to do where it does not."""
         there = f"of {in_bytes(self.usable)} usable"
         if self.memory.total <= COMFORTABLE_SHARE * self.usable:
             return f"yes, {in_bytes(self.memory.total)} {there}"
         if self.fits:
-            return f"barely, {in_bytes(self.memory.total)} {there}: close other programs, or use fewer bits or a lower resolution"
+            advice = "close other programs, or use fewer bits or a lower resolution"
+            return f"barely, {in_bytes(self.memory.total)} {there}: {advice}"
         for bits in (8, 4) if not self.config.quantization else ():
             fewer = _estimate(memory.with_decoder_bits(self.config, bits), self.memory.context)
             if fewer.total <= self.usable:
@@ -58,11 +59,11 @@ class ModelInfo:
 
     @property
     def quantization(self) -> dict[str, int]:
-        """Number of layers by bits and mode."""
+        """The number of quantised layers by bits and mode."""
         return dict(sorted(Counter(f"{q.bits} bits, {q.mode}" for q in self.config.quantization.values()).items()))
 
     def lines(self) -> Lines:
-        """Rows of a table for people."""
+        """The description as (name, text) rows of a table."""
         config, text, parts = self.config, self.config.text, memory.parameters(self.config)
         layers = (f"{counted(count, 'layer')} in {form}" for form, count in self.quantization.items())
         counts = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
@@ -91,16 +92,16 @@ class ModelInfo:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as a JSON object; sizes in bytes."""
+        """The description as a JSON object; sizes are in bytes."""
         parts, config = memory.parameters(self.config), self.config
         return {
             "model": self.name, "folder": str(self.folder), "disk_bytes": self.disk, "layout": config.source.layout,
-            "source": config.source.name, "licence": config.source.license, "terms": self.licence,
-            "image": {**asdict(config.image), "tokens": config.image.tokens}, "vision": asdict(config.vision),
-            "text": asdict(config.text), "parameters": {**parts, "total": sum(parts.values())}, "dtype": config.dtype,
-            "quantization": self.quantization, "tokenizer_tokens": self.tokens, "stop_tokens": list(config.eos_token_ids),
-            "memory": {**asdict(self.memory), "total": self.memory.total}, "usable_memory_bytes": self.usable,
-            "fits": self.fits, "verdict": self.verdict,
+            "source": config.source.name, "licence": config.source.license, "terms": self.licence, "image":
+            {**asdict(config.image), "tokens": config.image.tokens}, "vision": asdict(config.vision), "text":
+            asdict(config.text), "parameters": {**parts, "total": sum(parts.values())}, "dtype": config.dtype,
+            "quantization": self.quantization, "tokenizer_tokens": self.tokens, "stop_tokens":
+            list(config.eos_token_ids), "memory": {**asdict(self.memory), "total": self.memory.total},
+            "usable_memory_bytes": self.usable, "fits": self.fits, "verdict": self.verdict,
         }  # fmt: skip
 
     @property
@@ -110,7 +111,10 @@ class ModelInfo:
 
 
 def describe(model: str, *, tokenizer: str | None = None, resolution: int | None = None) -> ModelInfo:
-    """Describe a model that is on this machine; raises HubError where it is not, CheckpointError where it is not in order."""
+    """Describe a model that is on this machine; nothing is downloaded.
+
+    Raises HubError where it is not on this machine, and CheckpointError where its files are not in order.
+    """
     folder = find(model, cached_only=True).folder
     engine = Engine.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True)
     return ModelInfo(model, folder, engine.config, len(engine.tokenizer), _estimate(engine.config), usable_memory())

@@ -1,4 +1,4 @@
-"""This machine: what computes on it, how much memory it has and a process has taken, and what downloads have left on it."""
+"""This machine: what computes on it, its memory and a process's, and what downloads have left on it."""
 
 import platform
 import resource
@@ -25,7 +25,7 @@ Lines = list[tuple[str, str]]  # of a table for people: what, and how much
 
 @dataclass(frozen=True)
 class Machine:
-    """Where figures were taken: a figure without these says little."""
+    """The machine that figures were taken on, and the versions of what computed them."""
 
     date: str
     system: str
@@ -39,7 +39,7 @@ class Machine:
     libraries: dict[str, str]
 
     def describe(self) -> str:
-        """Two lines for people."""
+        """The machine as two lines of text."""
         libraries = ", ".join(f"{name} {number}" for name, number in self.libraries.items())
         return (
             f"{self.cpu}, {self.cores} cores, {self.memory_bytes / 2**30:.0f} GiB, {self.system}; "
@@ -48,7 +48,7 @@ class Machine:
 
 
 def machine() -> Machine:
-    """This machine and what computes on it."""
+    """This machine, and what computes on it."""
     device = mx.device_info()
     return Machine(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -65,7 +65,7 @@ def machine() -> Machine:
 
 
 def _cpu_name() -> str:
-    """The processor's name as the system gives it, but for the marks of its maker."""
+    """The processor's name as the system gives it, without trademark signs."""
     if sys.platform == "darwin":
         command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or platform.machine()
@@ -79,7 +79,7 @@ def _cpu_name() -> str:
 
 
 def _blas_name() -> str:
-    """`blas.status()`, with version and threads where it is OpenBLAS."""
+    """The BLAS in use; for OpenBLAS with its version and number of threads."""
     status = blas.status()
     if status != "OpenBLAS":
         return status
@@ -96,13 +96,13 @@ def _blas_name() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Start counting the process's peak memory anew, where the system can (Linux); elsewhere it only ever grows."""
+    """Reset the process's peak memory, where the system allows it (Linux); elsewhere it counts from the start."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory() -> int:
-    """The most memory the process has held, in bytes: since `reset_peak_memory` on Linux, since its start elsewhere."""
+    """The process's peak memory in bytes: since `reset_peak_memory` on Linux, since its start elsewhere."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
@@ -112,7 +112,10 @@ def peak_memory() -> int:
 
 
 def usable_memory() -> int:
-    """Bytes a model can take here: on a GPU what the system recommends, elsewhere the memory there is, or is allowed to us."""
+    """Bytes that a model can take on this machine.
+
+    On a GPU that is what the system recommends, elsewhere the machine's memory or what the process is allowed of it.
+    """
     device = mx.device_info()
     if ops.current() != "cpu":
         for key in ("max_recommended_working_set_size", "total_memory", "memory_size"):
@@ -140,7 +143,7 @@ class MachineInfo:
     caches: list[caches.Cache]
 
     def lines(self) -> Lines:
-        """Rows of a table for people."""
+        """The machine as (name, text) rows of a table."""
         sizes = f"{in_bytes(self.memory_bytes)} of memory, a model can take up to {in_bytes(self.usable)}"
         lines = [
             ("machine", f"{self.machine}, {sizes}"),
@@ -154,19 +157,20 @@ class MachineInfo:
         return lines if self.caches else [*lines, ("cache", "nothing is kept")]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as a JSON object; sizes in bytes."""
+        """The machine as a JSON object; sizes are in bytes."""
         kept = [
             {"name": c.name, "path": str(c.path), "bytes": c.nbytes, "partial_bytes": c.partial, "clear": c.clear}
             for c in self.caches
         ]
         return {
             "libraries": self.libraries, "machine": self.machine, "memory_bytes": self.memory_bytes,
-            "usable_memory_bytes": self.usable, "backend": self.backend, "device": self.device, "blas": self.blas, "caches": kept,
+            "usable_memory_bytes": self.usable, "backend": self.backend, "device": self.device, "blas": self.blas,
+            "caches": kept,
         }  # fmt: skip
 
 
 def machine_info() -> MachineInfo:
-    """This machine with what is kept on it."""
+    """This machine, with what is kept on its disk."""
     device = mx.device_info()
     return MachineInfo(
         libraries={
@@ -185,5 +189,5 @@ def machine_info() -> MachineInfo:
 
 
 def in_bytes(nbytes: int) -> str:
-    """A number of bytes for people, with three figures or so: "8.1 MB", "1.24 GB"."""
+    """A number of bytes with about three digits: "8.1 MB", "1.24 GB"."""
     return f"{nbytes / 1e6:.1f} MB" if nbytes < 1e8 else f"{nbytes / 1e9:.2f} GB"

@@ -1,7 +1,7 @@
-"""A model of a published size with random weights, for timing: what a stage takes does not depend on their values.
+"""Models of the published sizes with random weights, for measuring: what a stage takes does not depend on their values.
 
-Enters: the name of a size. Leaves: an `OpenModel` like one read from a folder, but for the tokenizer, which cuts text
-about as Qwen2's does and knows no words. Sizes: Qwen2's config.json in Apple's published FastVLM checkpoints.
+Enters: the name of a size. Leaves: an `OpenModel` as a folder gives, but with a tokenizer that cuts text about as
+Qwen2's does and has one id for every word. Sizes: Qwen2's config.json in Apple's published FastVLM checkpoints.
 """
 
 from collections.abc import Iterator
@@ -22,13 +22,8 @@ from ..network.model import FastVLM
 from ..storage.open import OpenModel
 
 SMALL_VISION = VisionConfig(depths=(1, 2, 2, 1, 1), widths=(32, 64, 128, 256, 512))
-PASSING = (
-    "token_mixer.weight",
-    "position.weight",
-)  # filters that what they get passes, and little more: a skip folded into them
-NOISE = (
-    1_000_003  # random values that all weights share, over and over; prime, so that no two rows of a matrix are equal
-)
+PASSING = ("token_mixer.weight", "position.weight")  # filters near the identity: a skip is folded into them
+NOISE = 1_000_003  # random values, repeated for all weights; a prime, so that no two rows of a matrix are equal
 
 
 def _text(hidden: int, layers: int, heads: int, kv: int, inner: int, vocab: int, tied: bool) -> TextConfig:
@@ -46,7 +41,7 @@ SIZES: dict[str, ModelConfig] = {
 
 
 def config(size: str, layers: int | None = None) -> ModelConfig:
-    """The config of a size of `SIZES`, with only the first `layers` decoder layers if given; raises OptionError."""
+    """The config of a size in SIZES, with only the first `layers` decoder layers if given; raises OptionError."""
     if size not in SIZES:
         raise OptionError(f"`size` is {size!r}, expected one of {listed(SIZES)}.")
     chosen = SIZES[size]
@@ -58,7 +53,7 @@ def config(size: str, layers: int | None = None) -> ModelConfig:
 
 
 def open_random(size: str, layers: int | None = None) -> OpenModel:
-    """A model of random weights, made when they are asked for and the same every time."""
+    """A model of random weights; they are made when they are asked for, and are the same every time."""
     chosen = config(size, layers)
     name = f"random {size}" + (f", {layers} decoder layers" if layers else "")
 
@@ -72,7 +67,10 @@ def open_random(size: str, layers: int | None = None) -> OpenModel:
 
 
 def _values(path: str, shape: tuple[int, ...], noise: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Norms around 1, biases small, matrices and filters such that activations keep about their size, whatever the depth."""
+    """Random values for a parameter, such that activations keep about their size at any depth.
+
+    Norms are around 1 and biases small.
+    """
     values = np.resize(noise, shape)
     if "norm" in path and path.endswith("weight"):
         return 1 + 0.1 * values
@@ -87,7 +85,7 @@ def _values(path: str, shape: tuple[int, ...], noise: npt.NDArray[np.float32]) -
 
 
 def word_counter() -> Tokenizer:
-    """A tokenizer that gives every word, sign and line end one and the same id, and has Qwen2's special tokens."""
+    """A tokenizer with one id for every word, sign and line break, and with Qwen2's special tokens."""
     tokenizer = AnyTokenizer(models.WordLevel({"?": 0}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n| ?\w+|[^\w\s]"), behavior="isolated")
     tokenizer.add_special_tokens([*ROLE_TOKENS, END_OF_TEXT])

@@ -1,4 +1,4 @@
-"""Folders that hold only part of a model: an adapter (LoRA), or the projector that the first stage of training saves."""
+"""Folders that hold only part of a model: an adapter (LoRA), or the projector that a first stage of training saves."""
 
 from pathlib import Path
 

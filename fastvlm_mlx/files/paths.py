@@ -14,7 +14,8 @@ from ..errors import OptionError, shown
 
 FILE_ADDRESS = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)  # one of this machine
 MAX_PATH_CHARS = 4096  # of a path that is looked for in other spellings
-COMPANION = "._"  # how the name begins that macOS gives a file's attributes where the disk (exFAT, a network's) cannot hold them
+# macOS keeps a file's attributes in a file whose name begins so, on disks (exFAT, a network's) that cannot hold them.
+COMPANION = "._"
 
 
 def local(path: str | os.PathLike[str]) -> str:

@@ -14,20 +14,13 @@ from . import regular as files
 from .jsonfile import parse_table
 
 DTYPE_BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8,
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64":
+    8,
 }  # fmt: skip
+# Dtypes of the format that MLX lacks.
 UNSUPPORTED_DTYPES = (
-    "F64",
-    "F8_E4M3",
-    "F8_E5M2",
-    "F8_E8M0",
-    "F8_E4M3FNUZ",
-    "F8_E5M2FNUZ",
-    "F4",
-    "F6_E2M3",
-    "F6_E3M2",
-    "C64",
-)  # MLX lacks them
+    "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "C64",
+)  # fmt: skip
 LFS_POINTER = b"version https://git-lfs"  # what lies in the place of a large file that Git LFS has not fetched
 MAX_HEADER_BYTES = 20_000_000  # bytes; 7B's takes a hundredth of that
 MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32

@@ -22,13 +22,9 @@ from .paths import is_companion
 MAX_FILES = 1000
 MAX_DEPTH = 4
 MAX_NAME_BYTES = 200  # bytes in UTF-8; file systems take 255
-MAX_RATIO, SLACK_BYTES = (
-    10,
-    100_000_000,
-)  # bytes unpacked per byte packed, for all files together, and bytes on top of that
-MAX_READ_BYTES = (
-    1 << 20
-)  # bytes read at once: more than a directory of MAX_FILES takes, so a larger one is not read at all
+MAX_RATIO = 10  # bytes unpacked per byte packed, for all files together
+SLACK_BYTES = 100_000_000  # allowed on top of that
+MAX_READ_BYTES = 1 << 20  # at once: more than a directory of MAX_FILES takes, so a larger one is not read at all
 CHUNK_BYTES = 1 << 20
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what desktop systems leave in archives, and "._" before a name
@@ -66,8 +62,7 @@ def read_contents(path: Path) -> Contents:
         )
     if nbytes > MAX_RATIO * size + SLACK_BYTES:
         raise CheckpointError(
-            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again from "
-            "another member."
+            f"{path}: it would unpack from {size:,} bytes to {nbytes:,}, which no weights do; fetch it again."
         )
     return Contents(path, files, sum(entry.file_size for entry in files.values()))
 

@@ -42,7 +42,7 @@ def root() -> Path:
 
 
 def every() -> Iterator[Cache]:
-    """What is in the caches of this machine: FastVLM repositories of the Hub, Apple's archives, MLX's compiled kernels."""
+    """Everything in this machine's caches: FastVLM repositories of the Hub, Apple's archives, MLX's kernels."""
     for folder in _folders(_hub_cache(), "models--*"):
         if "fastvlm" in folder.name.lower():
             name = folder.name.removeprefix("models--").replace("--", "/", 1)

@@ -10,8 +10,14 @@ from . import caches
 APPLE = "apple-amlr"  # as the Hub calls the licence
 FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")  # in a checkpoint's folder, the most particular first
 AGREEMENT = "https://github.com/apple/ml-fastvlm/blob/main/LICENSE_MODEL"
-ATTRIBUTION = "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License Agreement."
-NOTICE = f"These weights are Apple's, for research purposes only (licence {APPLE}); the agreement: {AGREEMENT}. This is said once."
+ATTRIBUTION = (
+    "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License "
+    "Agreement."
+)
+NOTICE = (
+    f"These weights are Apple's, for research purposes only (licence {APPLE}); the agreement: {AGREEMENT}. "
+    "This note appears once."
+)
 
 announced = False  # whether this process has begun to warn
 

@@ -12,15 +12,8 @@ ARCHIVE = re.compile(r"(llava-fastvithd_(?:0\.5b|1\.5b|7b)_stage[23])(?:\.zip)?"
 HUB_ADDRESS = re.compile(
     r"(?:https?://(?:www\.)?(?:huggingface\.co|hf\.co)/|(?:huggingface\.co|hf\.co)/|hf://)", re.IGNORECASE
 )
-OTHERS = (
-    "datasets",
-    "spaces",
-    "docs",
-    "collections",
-    "papers",
-    "blog",
-    "models",
-)  # what else the Hub has at such addresses
+# What else the Hub has at such addresses.
+OTHERS = ("datasets", "spaces", "docs", "collections", "papers", "blog", "models")
 REVISION = re.compile(r"[A-Za-z0-9][\w./+-]{0,199}")
 VIEWS = ("tree", "blob", "resolve", "raw", "commit")  # what stands before the revision in an address
 

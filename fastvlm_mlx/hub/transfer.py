@@ -107,9 +107,8 @@ def _only_one(part: Path) -> Iterator[IO[bytes]]:
             raise HubError(f"{part.stem} is being downloaded by another process; wait for it and try again.") from error
         except OSError:  # a file system without locks
             pass
-        if not part.exists() or not os.path.samestat(
-            os.fstat(file.fileno()), part.stat()
-        ):  # renamed before it was locked
+        # It may have been renamed before it was locked.
+        if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
             raise HubError(f"{part.stem} was downloaded by another process just now; try again.")
         yield file
 
@@ -206,7 +205,7 @@ def _length(text: str | None) -> int | None:
 
 
 def _tag(response: Any) -> str:
-    """The server's strong ETag, else the time of the last change, else "": then the download cannot be continued later."""
+    """The server's strong ETag, else the time of the last change, else "", without which nothing can be continued."""
     tag = response.headers.get("ETag", "")
     if tag and not tag.startswith("W/"):
         return str(tag)
@@ -290,7 +289,7 @@ def check_address(url: str, first: str) -> None:
 
 
 def _tls() -> ssl.SSLContext:
-    """Certificates are checked with the system's store; on macOS by the system itself, as Python may come without any."""
+    """Certificates are checked with the system's store; on macOS by the system, as Python may come without any."""
     if sys.platform == "darwin":
         try:
             import truststore

@@ -8,8 +8,8 @@ from ..files import paths
 
 # What a picture's name ends in: in a folder, all others are passed over.
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif", ".heic", ".heif",
-    ".hif",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".avif",
+    ".heic", ".heif", ".hif",
 )  # fmt: skip
 
 

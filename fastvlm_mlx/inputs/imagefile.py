@@ -88,7 +88,7 @@ def check_max_pixels(max_pixels: int) -> None:
 
 
 def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None:
-    """Raise ImageError for a picture without pixels, with more than `max_pixels`, or with a side of more than MAX_SIDE."""
+    """Raise ImageError for a picture without pixels, with more than `max_pixels`, or with a side over MAX_SIDE."""
     width, height = size
     if width < 1 or height < 1:
         raise ImageError(f"{name} is {width}x{height} pixels; expected at least one.")

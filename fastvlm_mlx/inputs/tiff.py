@@ -33,14 +33,8 @@ UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats; the last is f
 SAMPLE_FORMATS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, among the extra samples
 DECLARED_BITS = {1023: 10, 4095: 12, 16383: 14}  # greatest levels of what cameras put into 16 bits, and their bits
-PACKED = (
-    5,
-    8,
-    32773,
-    32946,
-    34925,
-    50000,
-)  # LZW, deflate, PackBits, LZMA and Zstandard: what unpacks to the samples' bytes
+# Compressions that unpack to the samples' bytes: LZW, deflate (two numbers), PackBits, LZMA and Zstandard.
+PACKED = (5, 8, 32946, 32773, 34925, 50000)
 MAX_SAMPLES = 64
 BAND_BYTES = 1 << 22  # bytes unpacked at a time
 MAX_PIECE_BYTES = 1 << 28  # bytes of one strip or tile, unpacked
@@ -285,7 +279,8 @@ def _described(layout: Layout) -> str:
     colours = {WHITE_IS_ZERO: "grey levels", BLACK_IS_ZERO: "grey levels", RGB: "RGB samples", CMYK: "CMYK samples"}
     bits = "/".join(str(bits) for bits in dict.fromkeys(layout.bits[:MAX_SAMPLES]))
     arranged = " in planes" if layout.planar else ""
-    return f"{SAMPLE_FORMATS.get(layout.sample_format, 'other')} {bits}-bit {colours.get(layout.photometric, 'samples')}{arranged}"
+    samples = colours.get(layout.photometric, "samples")
+    return f"{SAMPLE_FORMATS.get(layout.sample_format, 'other')} {bits}-bit {samples}{arranged}"
 
 
 def _alpha(layout: Layout) -> int | None:
@@ -299,7 +294,7 @@ def _alpha(layout: Layout) -> int | None:
 
 
 def _bands(layout: Layout, data: bytes, name: str) -> Iterator[tuple[int, int, int, int, Bytes]]:
-    """(plane, x, y, width in pixels, rows of bytes) for every strip or tile, or part of one, in the order of the file."""
+    """(plane, x, y, width in pixels, rows of bytes) for every strip or tile, or part of one, in file order."""
     width, height = layout.piece
     across, down = -(-layout.width // width), -(-layout.height // height)
     planes = layout.samples if layout.planar else 1

@@ -63,9 +63,7 @@ class Tokenizer:
         """One more than the largest token id."""
         dense = int(self.bpe.get_vocab_size(with_added_tokens=True))
         if all(map(self.bpe.id_to_token, range(dense))):
-            return (
-                dense  # so many tokens have as many ids, none of them larger; in less time than a table of them takes
-            )
+            return dense  # so many tokens have as many ids, none of them larger; a table of them takes longer to make
         return max(self.bpe.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:

@@ -47,7 +47,9 @@ class KVCache:
         self.length = min(self.length, length)
 
     def fork(self, length: int) -> "KVCache":
-        """Another cache that holds the first `length` positions. Both may go on: the buffer is copied at the first write."""
+        """Another cache that holds the first `length` positions. Both may go on: the buffer is copied at the first
+        write.
+        """
         other = KVCache()
         other.length = min(self.length, length)
         if other.length > 0:
@@ -67,7 +69,8 @@ class KVCache:
 
 
 class RaggedCache:
-    """One layer's caches of B rows of any lengths that go on together, a token each; every row attends to its own alone.
+    """One layer's caches of B rows of any lengths that go on together, a token each; every row attends to its own
+    alone.
 
     Nothing is padded, masked or copied: a row joins by its `KVCache` being among `rows`, and leaves by not being there.
     """
@@ -84,7 +87,8 @@ class RaggedCache:
 def ragged(rows: Sequence[Sequence[KVCache]], width: int | None = None) -> Sequence[KVCache] | list[RaggedCache]:
     """The caches of all layers for one step of several rows, given the caches (one per layer) of each row.
 
-    The products of the step are `width` rows wide, by default as many as there are; one row alone keeps the caches it has.
+    The products of the step are `width` rows wide, by default as many as there are; one row alone keeps the caches it
+    has.
     """
     width = len(rows) if width is None else width
     if width == 1:

@@ -93,7 +93,7 @@ def _check_free(out: Path, force: bool) -> None:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Undo a rename that a killed run left half done, and remove unfinished folders beside `out` that no run works on."""
+    """Undo a rename that a killed run left half done, and remove unfinished folders beside `out` not in use."""
     for old in out.parent.glob(f".*{REPLACED}"):
         home = old.with_name(old.name[1:].removesuffix(REPLACED))
         if not home.exists() and not old.is_symlink():

@@ -38,7 +38,7 @@ def test_an_export_for_apples_app(run: Run, apple: Path, photo: Path, tmp_path: 
 
 def test_what_had_to_be_unpacked_is_said(run: Run, apple: Path, tmp_path: Path) -> None:
     done = run("convert", layouts.mlx_vlm(apple, tmp_path / "theirs", layouts.alike()), "-o", tmp_path / "ours")
-    assert done.code == 0 and "are unpacked: 'mm_projector.0.weight'." in done.err
+    assert done.code == 0 and "are dequantised: 'mm_projector.0.weight'." in done.err
     run("generate", "-m", tmp_path / "ours", "-p", "Hi", "--max-tokens", 2).answered()
 
 

@@ -1,4 +1,6 @@
-"""Questions answered together: each answer is the one it gets alone, whoever joins, leaves, fails or is cancelled beside it."""
+"""Questions answered together: each answer is the one it gets alone, whoever joins, leaves, fails or is cancelled
+beside it.
+"""
 
 import gc
 import random

@@ -50,7 +50,7 @@ def test_from_any_layout(apple: Path, tmp_path: Path, layout: str) -> None:
     assert load(str(tmp_path / "theirs")).config.image.fit == "crop"
 
 
-@pytest.mark.filterwarnings("ignore:.*unpacked")
+@pytest.mark.filterwarnings("ignore:.*dequantised")
 def test_quantised_layers_are_written_as_their_values(apple: Path, tmp_path: Path) -> None:
     convert(layouts.mlx_vlm(apple, tmp_path / "quantised", layouts.alike(8)), tmp_path / "ours")
     with pytest.warns(FastVLMWarning, match="10 quantised layers"):

@@ -71,7 +71,7 @@ def test_the_stored_type_is_kept(apple: Path, tmp_path: Path) -> None:
 def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path, how: layouts.Bits) -> None:
     """Against a folder of Apple's that holds what mlx-vlm's quantised layers stand for."""
     theirs = layouts.mlx_vlm(source, tmp_path / "theirs", how)
-    with pytest.warns(FastVLMWarning, match="unpacked"):
+    with pytest.warns(FastVLMWarning, match="dequantised"):
         config = convert(theirs, tmp_path / "a", dtype="float32")
     tied = config.text.tie_word_embeddings
     kept = {"text.embed_tokens", "projector.linear_2"} | (set() if tied else {"text.lm_head"})
@@ -101,7 +101,7 @@ def test_quantised_layers_stand_for_the_same_values(source: Path, tmp_path: Path
 
 def test_a_quantised_folder_loaded_directly_and_converted(apple: Path, tmp_path: Path) -> None:
     theirs = layouts.mlx_vlm(apple, tmp_path / "theirs", layouts.alike(8))
-    with pytest.warns(FastVLMWarning, match=r"are unpacked: 'mm_projector\.0\.weight'\."):
+    with pytest.warns(FastVLMWarning, match=r"are dequantised: 'mm_projector\.0\.weight'\."):
         direct = load(str(theirs), dtype="float32")
         config = convert(theirs, tmp_path / "ours")
     assert config.dtype == "bfloat16"
@@ -162,7 +162,7 @@ def test_an_export_takes_its_tower_from_another_folder(source: Path, tmp_path: P
 
 def test_a_quantised_export(apple: Path, tmp_path: Path) -> None:
     export = layouts.apple_mlx(apple, tmp_path / "export", layouts.alike(8))
-    with pytest.warns(FastVLMWarning, match="unpacked"):
+    with pytest.warns(FastVLMWarning, match="dequantised"):
         config = convert(export, tmp_path / "ours", vision_from=apple)
     assert len(config.quantization) == 10
     load(str(tmp_path / "ours"), dtype="float32").generate(IMAGE, "What is it?", max_tokens=2)

@@ -115,7 +115,7 @@ def test_a_card_of_a_quantised_folder() -> None:
     )
     assert entries["tags"] == ["mlx", "fastvlm", "fastvlm-mlx", "4-bit", "8-bit"]
     assert "## Quality\n\n| bits | same answers |" in card and "2 layers were quantised" in card
-    assert "1 layers in 4 bits, 1 layers in 8 bits" in card and licence.ATTRIBUTION not in card
+    assert "1 layer in 4 bits, 1 layer in 8 bits" in card and licence.ATTRIBUTION not in card
 
 
 @pytest.mark.parametrize("odd", ["x\n---\nlicense: mit", 'a"b', "a: b", "- [", "\u2028", "né/é", "x" * 5000, ""])

@@ -110,7 +110,9 @@ def test_a_token_at_chats_eight_bits(graphs: dict[str, Graph]) -> None:
 
 
 def test_a_step_of_a_batch(graphs: dict[str, Graph]) -> None:
-    """Products as for one token; in every layer an attention and two writes for each row, the rows put together, and one copy."""
+    """Products as for one token; in every layer an attention and two writes for each row, the rows put together, and
+    one copy.
+    """
     one, four = (graphs[name].kernels for name in ("decode step", "batch step"))
     rows, layers = len(metal_graph.BATCH_POSITIONS), 24
     assert four["copy"] == layers and four["Attention"] == rows * layers and four["SliceUpdate"] == 2 * rows * layers

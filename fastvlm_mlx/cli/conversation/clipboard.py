@@ -1,4 +1,4 @@
-"""The picture on the clipboard, where there is one: a file copied in Finder, or the picture itself."""
+"""The picture on the clipboard: files copied in Finder, or the picture itself."""
 
 import subprocess
 import sys
@@ -12,7 +12,10 @@ MAX_SECONDS = 10.0  # until macOS answers
 
 
 def pictures() -> list[Source]:
-    """A picture that was copied, or the files that were; raises ImageError where there are none, or no way to ask."""
+    """The paths of copied files, or the copied picture.
+
+    Raises ImageError where there is none, or no tool to ask with.
+    """
     if sys.platform == "darwin" and (path := _copied_file()) is not None:
         return [path]
     from PIL import ImageGrab
@@ -23,7 +26,7 @@ def pictures() -> list[Source]:
         NotImplementedError,
         OSError,
         ValueError,
-    ) as error:  # Linux without wl-paste or xclip, or with something else on it
+    ) as error:  # without wl-paste or xclip, or with something else on it
         raise ImageError(
             f"The clipboard cannot be read ({error or 'no tool for it'}); save the picture and use /image."
         ) from error
@@ -33,7 +36,7 @@ def pictures() -> list[Source]:
 
 
 def _copied_file() -> str | None:
-    """The path of the (first) file that was copied in Finder; None where something else is on the clipboard, or nothing."""
+    """The path of the first file copied in Finder; None where something else, or nothing, is on the clipboard."""
     try:
         told = subprocess.run(
             OSASCRIPT, stdin=subprocess.DEVNULL, capture_output=True, timeout=MAX_SECONDS, check=True

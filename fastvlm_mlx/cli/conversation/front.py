@@ -1,4 +1,4 @@
-"""Where the lines of a chat come from and its answers go: what a terminal and a pipe have in common."""
+"""The interface of a chat's front: where its lines come from and its answers go, in a terminal or a pipe."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -7,22 +7,25 @@ from ...decoding.answer import Answer, Chunk
 
 
 class Front(Protocol):
-    """Lines in, answers and notes out. `typing` says whether a person types the lines, `failed` whether anything was wrong."""
+    """Gives lines, takes answers and notes.
+
+    `typing` says whether a person types the lines, `failed` whether a line could not be used.
+    """
 
     typing: bool
     failed: bool
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """The lines, until there are no more; `status` says in a few words how full the context is by now."""
+        """Yield lines until there are no more; `status()` says how full the context is."""
 
     def show(self, chunks: Iterator[Chunk]) -> Answer:
-        """Show an answer as it comes; returns it whole."""
+        """Show an answer as it arrives, and return it whole."""
 
     def full(self, text: str) -> str:
-        """A text with everything in it that the line only stood for."""
+        """A line's text with everything in it that was abbreviated on the screen."""
 
     def note(self, text: str) -> None:
-        """Show what is no answer."""
+        """Show something that is not an answer."""
 
     def complain(self, text: str) -> None:
         """Show what is wrong with a line."""

@@ -1,4 +1,4 @@
-"""Markdown shown while it comes: what is finished is printed for good, the block being written is drawn over and over."""
+"""Markdown shown as it arrives: finished blocks are printed once, the block being written is redrawn."""
 
 import time
 from types import TracebackType
@@ -13,7 +13,7 @@ REFRESH_SECONDS = 0.05
 
 
 class MarkdownWriter:
-    """Writes to a console between `with` and its end, where whatever was added last is there too."""
+    """A context manager that writes Markdown to a console; at its end everything added has been printed."""
 
     def __init__(self, console: Console):
         self._console = console
@@ -27,7 +27,7 @@ class MarkdownWriter:
         return self
 
     def add(self, text: str) -> None:
-        """The text goes on."""
+        """Add text to the end."""
         self._text += text
         while end := block_end(self._text):
             self._print(self._text[:end])
@@ -52,7 +52,7 @@ class MarkdownWriter:
 
 
 class _Tail:
-    """The last lines of a Markdown text, as many as the screen has room for."""
+    """The last lines of a Markdown text, as many as fit on the screen."""
 
     def __init__(self, text: str):
         self._markdown = Markdown(text, hyperlinks=False)
@@ -65,9 +65,9 @@ class _Tail:
 
 
 def block_end(text: str) -> int:
-    """Where the first finished block of a Markdown text ends, 0 while there is none.
+    """Index at which the first finished block of a Markdown text ends; 0 while there is none.
 
-    It ends at a blank line outside of fenced code, if a line follows that is neither indented nor may be a list's next
+    A block ends at a blank line outside fenced code, if the line after it is neither indented nor can be a list's next
     item.
     """
     fence, place, begun, blank = "", 0, False, False

@@ -1,4 +1,4 @@
-"""The chat without a terminal, or in one that can only write line after line: answers on stdout, everything else on stderr."""
+"""The chat in a pipe, or in a terminal without cursor movement: answers on stdout, everything else on stderr."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,15 +12,15 @@ MAX_LINE_BYTES = 4_000_000  # bytes, of up to as many characters as a prompt may
 
 
 class Plain:
-    """A `Front` of bare text."""
+    """A `Front` of plain text."""
 
     def __init__(self, *, typing: bool):
-        """A person at the other end of stdin, `typing`, wants a prompt; a program wants none."""
+        """With `typing`, a person types the lines, and gets a prompt."""
         self.typing = typing
         self.failed = False
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """The lines of stdin; one that is no text is complained of and passed over."""
+        """Yield the lines of stdin; one that is not text is reported and skipped."""
         while True:
             try:
                 if self.typing:
@@ -43,7 +43,7 @@ class Plain:
             yield line
 
     def show(self, chunks: Iterator[Chunk]) -> Answer:
-        """Write an answer as it comes, and a line's end."""
+        """Print an answer as it arrives, and a line break."""
         answer = None
         try:
             for chunk in chunks:
@@ -55,21 +55,21 @@ class Plain:
         return answer
 
     def full(self, text: str) -> str:
-        """Nothing is ever left out of a line."""
+        """The text unchanged: nothing is abbreviated here."""
         return text
 
     def note(self, text: str) -> None:
-        """Write what is no answer."""
+        """Print something that is not an answer."""
         print(printable(text), file=sys.stderr, flush=True)
 
     def complain(self, text: str) -> None:
-        """Write what is wrong with a line."""
+        """Print what is wrong with a line."""
         self.failed = True
         say(text)
 
 
 def _read() -> str | None:
-    """The next line of stdin, or None at its end; raises PromptError for one that is too long, or no UTF-8."""
+    """The next line of stdin, None at its end; raises PromptError for one that is too long or not UTF-8."""
     if sys.stdin is None:
         return None
     data = sys.stdin.buffer.readline(MAX_LINE_BYTES + 1)

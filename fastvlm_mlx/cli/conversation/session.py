@@ -1,7 +1,7 @@
-"""A conversation typed line by line: each line asks, or is a command that changes what has been said.
+"""A conversation typed line by line: each line asks a question, or is a command that changes the conversation.
 
-Lines come from a front (the terminal, or a pipe) and answers go back to it. Whatever is wrong with a line is one
-sentence, and the conversation goes on as it was.
+Lines come from a front (the terminal, or a pipe) and answers go back to it. An error about a line is one sentence, and
+the conversation goes on as it was.
 """
 
 import os
@@ -27,14 +27,14 @@ FREES = "/clear frees the memory of this conversation"
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, and the pictures shown with it."""
+    """A question and the pictures asked about."""
 
     prompt: str
     pictures: tuple[Picture, ...]
 
 
 class Session:
-    """The state of a typed conversation, beside what `Chat` keeps: pictures that wait for a question, and what to retry."""
+    """A typed conversation: what `Chat` keeps, the pictures that wait for a question, and what /retry asks again."""
 
     def __init__(self, engine: Engine, chat: Chat, front: Front, options: Options, max_pixels: int):
         self.engine, self.chat = engine, chat
@@ -46,7 +46,7 @@ class Session:
         self._file: Path | None = None
 
     def run(self) -> None:
-        """Take lines until they end or one says to quit."""
+        """Handle lines until they end or one says to quit."""
         for line in self._front.lines(lambda: self.status):
             try:
                 if not self.take(line):
@@ -58,7 +58,7 @@ class Session:
                 self._front.note("Stopped.")
 
     def take(self, line: str) -> bool:
-        """Do what a line says; returns whether to go on."""
+        """Handle one line; returns whether to go on."""
         try:
             said = typed.parse(line)
             if said.command in (None, "image"):
@@ -82,25 +82,28 @@ class Session:
 
     @property
     def status(self) -> str:
-        """The model and how much of its context is used."""
+        """The model, and how much of its context is used, as one line."""
         used, context = self.chat.tokens, self.chat.context
         waiting = f" · {_count(len(self.waiting), 'picture')} waiting" if self.waiting else ""
         name = self.engine.name.rstrip("/").rpartition("/")[2]
         return f"{name} · {used:,} of {context:,} tokens ({used / context:.0%}){waiting}"
 
     def show(self, *pictures: Picture) -> None:
-        """Let pictures wait for the next question."""
+        """Keep pictures for the next question."""
         self.waiting += pictures
 
     def ask(self, prompt: str, options: Options | None = None) -> None:
-        """Ask, showing the pictures that wait; an answer that is stopped is as if never begun."""
+        """Ask a question about the waiting pictures.
+
+        An answer that is interrupted leaves the conversation as it was.
+        """
         options = options or self._options
         question = Question(prompt, tuple(self.waiting))
         self._note_of_what_goes(question, options)
         chunks = self.chat.stream(
-            prompt, question.pictures, max_tokens=options.max_tokens, temperature=options.temperature, top_p=options.top_p,
-            seed=options.seed, top_k=options.top_k, min_p=options.min_p, repetition_penalty=options.repetition_penalty,
-            stop=options.stop,
+            prompt, question.pictures, max_tokens=options.max_tokens, temperature=options.temperature,
+            top_p=options.top_p, seed=options.seed, top_k=options.top_k, min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty, stop=options.stop,
         )  # fmt: skip
         self._stopped, said = question, len(self.chat.exchanges)
         try:
@@ -127,7 +130,7 @@ class Session:
             self._front.note(f"The context is full: the model no longer sees {self._going(cut)}; {self._staying(cut)}.")
 
     def _warn(self, question: Question, options: Options) -> None:
-        """Say beforehand what another question of this length will cost."""
+        """Say in advance what another question of this length will push out of the context."""
         with suppress(PromptError):
             cut = self.chat.crowded_out(question.prompt, max_tokens=options.max_tokens)
             if cut != self.chat.left_out:
@@ -138,7 +141,7 @@ class Session:
                 )
 
     def _going(self, cut: LeftOut) -> str:
-        """What leaving out this much takes from the model, in words."""
+        """What leaving out `cut` takes from the model, as a phrase."""
         before = self.chat.left_out
         questions, pictures = cut.exchanges - before.exchanges, cut.pictures - before.pictures
         parts = []
@@ -151,13 +154,13 @@ class Session:
         return " and ".join(parts)
 
     def _staying(self, cut: LeftOut) -> str:
-        """What it leaves."""
+        """What leaving out `cut` keeps, as a phrase."""
         pictures = pictures_in(self.chat.exchanges) - cut.pictures
         seen = f", {_count(pictures, 'picture')}" if pictures else ""
         return f"the system prompt{seen} and the question stay"
 
     def _image(self, said: typed.Typed) -> None:
-        """Pictures named in a line, and its question if it has one."""
+        """Handle pictures named in a line, and its question if it has one."""
         if not said.text and not said.pictures:
             raise ImageError("Name a picture: /image PATH; or drag it into the line.")
         pictures = [self.chat.look(path, max_pixels=self._max_pixels) for path in said.pictures]
@@ -203,9 +206,8 @@ class Session:
         question = self._stopped
         self._tries += 1
         if options.seed is not None:
-            options = replace(
-                options, seed=(options.seed + self._tries) % (1 << 64)
-            )  # another answer, and the same one every time
+            # Another answer, and the same one every time.
+            options = replace(options, seed=(options.seed + self._tries) % (1 << 64))
         waiting = [picture for picture in self.waiting if picture not in question.pictures]
         self.waiting = list(question.pictures)
         try:
@@ -267,7 +269,7 @@ class Session:
 
 
 def _is_transcript(path: Path) -> bool:
-    """Whether a file begins as those that are saved do."""
+    """Whether a file begins as saved conversations do."""
     try:
         size_of(path)
         with path.open("rb") as file:

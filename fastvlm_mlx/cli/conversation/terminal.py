@@ -1,4 +1,4 @@
-"""The chat in a terminal: a line to edit, with history and completion, and answers rendered from Markdown.
+"""The chat in a terminal: a line editor with history and completion, and answers rendered from Markdown.
 
 prompt_toolkit and rich are imported here and nowhere else; this module is imported when a chat begins in a terminal.
 """
@@ -45,7 +45,7 @@ MAX_COMPLETIONS = 200  # completions of a path
 
 
 class Terminal(Plain):
-    """A `Front` for a terminal that can move its cursor. `markdown` says whether to render it."""
+    """A `Front` for a terminal that can move its cursor; `markdown` says whether answers are rendered."""
 
     def __init__(self, *, markdown: bool):
         super().__init__(typing=True)
@@ -53,7 +53,7 @@ class Terminal(Plain):
         self._pastes: dict[str, str] = {}  # by what stands for them
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
-        """The lines typed."""
+        """Yield the lines typed."""
         prompt: PromptSession[str] = PromptSession(
             history=History(history_file()),
             completer=ThreadedCompleter(LineCompleter()),
@@ -73,7 +73,7 @@ class Terminal(Plain):
                 yield line
 
     def show(self, chunks: Iterator[Chunk]) -> Answer:
-        """Show an answer as it comes, Markdown rendered."""
+        """Show an answer as it arrives, with its Markdown rendered."""
         if not self._markdown:
             return super().show(chunks)
         answer = None
@@ -85,7 +85,7 @@ class Terminal(Plain):
         return answer
 
     def full(self, text: str) -> str:
-        """A text with long pastes in full."""
+        """A line's text with long pastes written out."""
         return PASTE.sub(lambda found: self._pastes.get(found[0], found[0]), text)
 
     def _keys(self) -> KeyBindings:
@@ -113,7 +113,7 @@ class Terminal(Plain):
         return keys
 
     def _paste(self, buffer: Buffer, text: str) -> None:
-        """Insert a text, a long one by what stands for it; the pieces of a long one come one after the other."""
+        """Insert pasted text; a long one is abbreviated, and pieces that follow each other are joined."""
         last = next(reversed(self._pastes), None)
         if last is not None and buffer.document.text_before_cursor.endswith(last):
             buffer.delete_before_cursor(len(last))
@@ -125,10 +125,10 @@ class Terminal(Plain):
 
 
 class Keyboard(Vt100Input):
-    """Keys that come too fast to be typed are a paste, also where the terminal does not say so."""
+    """Reads keys; more than MAX_TYPED_CHARS at once are taken as a paste, as some terminals do not mark pastes."""
 
     def read_keys(self) -> list[KeyPress]:
-        """The keys pressed since, long runs of characters as one paste."""
+        """The keys pressed since the last call, long runs of characters as one paste."""
         keys: list[KeyPress] = []
         for typed_text, run in groupby(super().read_keys(), key=lambda press: not isinstance(press.key, Keys)):
             presses = list(run)
@@ -140,7 +140,7 @@ class Keyboard(Vt100Input):
 
 
 class History(FileHistory):
-    """Lines of earlier runs too. Where the file cannot be read or written, those of this one."""
+    """Lines of this run and of earlier ones; only of this run where the file cannot be read or written."""
 
     def __init__(self, path: Path):
         super().__init__(str(path))
@@ -149,21 +149,21 @@ class History(FileHistory):
             path.touch(mode=0o600)  # what people ask is their own affair
 
     def load_history_strings(self) -> Iterable[str]:
-        """The latest first."""
+        """The lines of earlier runs, latest first."""
         try:
             return list(super().load_history_strings())
         except OSError:
             return []
 
     def store_string(self, string: str) -> None:
-        """Write a line down, unless it stands for a paste that no later run would know."""
+        """Store a line, unless it has an abbreviated paste that a later run could not write out."""
         if not PASTE.search(string):
             with suppress(OSError, UnicodeError):  # the latter for half a character
                 super().store_string(string)
 
 
 def history_file() -> Path:
-    """Where the lines are kept, after the XDG base directories; nowhere, where there is no home."""
+    """The file of earlier lines, after the XDG base directories; the null device where there is no home folder."""
     states = (os.environ.get("XDG_STATE_HOME", ""), os.path.expanduser("~/.local/state"))  # noqa: PTH111
     return next(
         (Path(state) / "fastvlm-mlx" / "chat_history" for state in states if state.startswith("/")), Path(os.devnull)
@@ -171,10 +171,10 @@ def history_file() -> Path:
 
 
 class LineCompleter(Completer):
-    """Commands at the beginning of a line, and paths where a command takes one or a word begins like one."""
+    """Completes commands at the beginning of a line, and paths where one is expected."""
 
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """What the text before the cursor may be completed to."""
+        """Completions of the text before the cursor."""
         line = document.text_before_cursor
         if COMMAND.fullmatch(line):
             for name, (argument, meaning) in typed.COMMANDS.items():
@@ -187,7 +187,7 @@ class LineCompleter(Completer):
 
 
 def _paths(word: str) -> Iterator[Completion]:
-    """The files and folders whose path begins like a word, with spaces escaped."""
+    """Completions of a path: the files and folders that begin like it, with spaces escaped."""
     head, begun = os.path.split(re.sub(r"\\(.)", r"\1", word))
     try:
         with os.scandir(os.path.expanduser(head) or ".") as entries:  # noqa: PTH111

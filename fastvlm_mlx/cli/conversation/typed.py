@@ -1,8 +1,7 @@
 """A typed line -> a command, or a question and the pictures whose paths were typed, pasted or dragged into it.
 
-Terminals write a dragged file in the shell's way (quotes, backslashes before spaces), as it is, or as a file://
-address. Only ASCII blanks separate words there: macOS has U+202F in the names of its screenshots, and no terminal
-escapes it.
+Terminals write a dragged file quoted for a shell, as it is, or as a file:// address. Only ASCII blanks separate paths:
+macOS has U+202F in the names of its screenshots, and no terminal escapes it.
 """
 
 import os
@@ -32,8 +31,8 @@ ALIASES = {"exit": "quit", "q": "quit", "?": "help", "images": "image", "reset":
 
 # What ends in one of these is meant as a picture, also where it will be refused, with the reason.
 PICTURE_SUFFIXES = (
-    *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw", ".mov",
-    ".mp4",
+    *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw",
+    ".mov", ".mp4",
 )  # fmt: skip
 PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
 MAX_PATH_CHARS = 1024  # characters of a path
@@ -55,7 +54,8 @@ ADDRESS = re.compile(
 )
 # One that ends as a picture does, scheme or not: "i.example.com/x.jpg". A relative path has no dot in its first folder.
 PICTURE_ADDRESS = re.compile(
-    rf"""(?:[a-z][a-z0-9+.-]*:/*|(?<![\w./~-])(?:[a-z0-9-]+\.)+[a-z]{{2,}}/)[^\s'"`]*(?:{"|".join(map(re.escape, PICTURE_SUFFIXES))})\b""",
+    r"""(?:[a-z][a-z0-9+.-]*:/*|(?<![\w./~-])(?:[a-z0-9-]+\.)+[a-z]{2,}/)[^\s'"`]*"""
+    rf"(?:{'|'.join(map(re.escape, PICTURE_SUFFIXES))})\b",
     re.IGNORECASE,
 )
 NAME_END = re.compile(
@@ -65,7 +65,7 @@ NAME_END = re.compile(
 
 @dataclass(frozen=True)
 class Typed:
-    """A line understood: a command of COMMANDS with its argument, or None and a question; and paths of pictures, in order."""
+    """A parsed line: a command of COMMANDS with its argument, or None and a question; and the paths of its pictures."""
 
     command: str | None
     text: str
@@ -73,7 +73,10 @@ class Typed:
 
 
 def parse(line: str) -> Typed:
-    """Raises PromptError for a command that does not exist, or has something after it that it does not take, and for a NUL."""
+    """Parse a line.
+
+    Raises PromptError for a command that does not exist, one with an argument it does not take, or a NUL.
+    """
     line = line.strip()
     if "\0" in line:
         raise PromptError("The line holds a NUL character; remove it.")
@@ -96,7 +99,7 @@ def parse(line: str) -> Typed:
 
 
 def check_addresses(text: str) -> None:
-    """Raise ImageError for a web address, which stands for a picture or a page that the model would not see."""
+    """Raise ImageError for a web address: nothing is downloaded, so the model would not see its picture or page."""
     if len(text) > MIN_PASTE_CHARS:
         return
     address = ADDRESS.search(text) or PICTURE_ADDRESS.search(text)
@@ -108,10 +111,10 @@ def check_addresses(text: str) -> None:
 
 
 def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]]:
-    """The text of a line without the paths of pictures at its beginning and end, and those paths.
+    """The text of a line without the paths of pictures at its beginning and end, and the paths of all its pictures.
 
-    A picture named in the middle of a sentence leaves its file name there. A relative path counts where there is such a
-    file; or always, if paths are `meant`.
+    A picture named in the middle of a sentence leaves its file name there. A relative path counts where the file
+    exists, or always with `meant`.
     """
     parts: list[str] = []  # text, path, text, ..., path, text
     place = begin = 0
@@ -133,14 +136,14 @@ def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]
 
 
 def path_of(text: str) -> str:
-    """The one path that an argument is, with or without quotes, backslashes and file://, spaces or not."""
+    """The path that a command's argument is, with or without quotes, backslashes, file:// and spaces."""
     word = WORD.fullmatch(text)
     plain = _unquoted(text) if word is not None else text
     return paths.find(text if os.path.exists(paths.find(text)) else plain)
 
 
 def _pictures_of_command(text: str) -> tuple[str, tuple[str, ...]]:
-    """What /image was given: one path, spaces or not, a folder, a pattern, or several, and perhaps a question."""
+    """The question and the pictures after /image: one path (with spaces or not), a folder, a pattern, or several."""
     path = path_of(text)
     if (found := folder.pictures(path)) != [path] or os.path.isfile(path):
         return "", tuple(found)
@@ -157,7 +160,7 @@ def _word_start(line: str, place: int) -> int:
 
 
 def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
-    """(the picture's path, or None; where the word ends) for the word that begins at `start`."""
+    """(path of the picture, or None; end of the word) for the word that begins at `start`."""
     words = [word.match(line, start, min(len(line), start + MAX_PATH_CHARS)) for word in WORDS]
     for raw in dict.fromkeys(word[0] for word in words if word is not None):
         for cut in (raw, raw.rstrip(SENTENCE_END)):
@@ -174,7 +177,10 @@ def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
 
 
 def _unescaped(line: str, start: int) -> tuple[str, int] | None:
-    """The picture whose path, with spaces as they are, begins at `start`, and where it ends: one that exists, or may be meant."""
+    """The picture whose path begins at `start` with its spaces unescaped, and where it ends.
+
+    None where no such file exists, and the path cannot be meant for a missing one either.
+    """
     if not line.startswith(("/", "~/"), start):
         return None
     ends = NAME_END.finditer(line, start, min(len(line), start + MAX_PATH_CHARS))
@@ -188,7 +194,7 @@ def _unescaped(line: str, start: int) -> tuple[str, int] | None:
 
 
 def _unquoted(word: str) -> str:
-    """A word as the shell reads it."""
+    """A word with the shell's quotes and backslashes resolved."""
     return "".join(
         escaped or single or re.sub(r'\\([\\"$`])', r"\1", double) or plain
         for escaped, single, double, plain in QUOTED.findall(word)

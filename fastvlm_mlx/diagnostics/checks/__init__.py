@@ -1,4 +1,4 @@
-"""What `doctor` looks at, a file for each: a function `check` takes a `Setting` and gives findings.
+"""The checks of `doctor`, one file each: a function `check` takes a `Setting` and yields findings.
 
-A check never ends the run: what it raises is a finding too (`doctor.examine`).
+A check never ends the run: an exception becomes a finding too (`doctor.examine`).
 """

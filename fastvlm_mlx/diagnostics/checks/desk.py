@@ -1,4 +1,4 @@
-"""The desk around it: pictures as a phone takes them (HEIC), the clipboard, the terminal."""
+"""What surrounds the command: pictures as a phone takes them (HEIC), the clipboard, the terminal."""
 
 import os
 import shutil
@@ -25,14 +25,14 @@ TOOL_SECONDS = 20.0  # seconds for a tool of the system
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """What a person at this machine brings along."""
+    """Findings about HEIC pictures, the clipboard and the terminal."""
     yield heic()
     yield clipboard()
     yield terminal()
 
 
 def heic() -> Finding:
-    """A HEIC picture, made here and read as any other; a fault on a Mac, whose cameras take nothing else."""
+    """Whether a HEIC picture can be read; wrong on a Mac where not, as its cameras take no others."""
     data = made_heic()
     if data is None:
         found = "nothing here makes a HEIC picture, so none was tried"
@@ -58,7 +58,7 @@ def heic() -> Finding:
 
 
 def made_heic() -> bytes | None:
-    """A HEIC picture of one colour, by what the system or the environment has; None where that is nothing."""
+    """A HEIC picture of one colour, made by a tool of the system or a library; None where there is neither."""
     picture = Image.new("RGB", (64, 64), COLOUR)
     try:
         import pillow_heif  # type: ignore[import-not-found, unused-ignore]
@@ -79,7 +79,7 @@ def _by_sips(picture: Image.Image) -> bytes | None:
 
 
 def clipboard() -> Finding:
-    """Whether there is a way to the clipboard; what lies on it is not looked at."""
+    """Whether there is a way to the clipboard; its content is not read."""
     if sys.platform == "darwin":
         remote = "SSH_CONNECTION" in os.environ  # then there may be no desktop to ask
         try:
@@ -101,7 +101,7 @@ def clipboard() -> Finding:
 
 
 def terminal() -> Finding:
-    """Where answers are printed: what it calls itself, and whether it takes any character."""
+    """Where answers are printed: the terminal's name, and whether it takes any character."""
     encoding = (getattr(sys.stdout, "encoding", None) or "unknown").lower()
     at = "a terminal" if sys.stdout is not None and sys.stdout.isatty() else "no terminal"
     names = [os.environ[name] for name in ("TERM_PROGRAM", "TERM", "COLORTERM") if os.environ.get(name)]

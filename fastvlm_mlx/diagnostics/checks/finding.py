@@ -1,4 +1,4 @@
-"""One line of doctor's report: what was looked at, what was found, what was expected, and whether that is right."""
+"""One line of doctor's report: what was checked, what was found, what was expected, and whether that is right."""
 
 import math
 from collections.abc import Mapping
@@ -11,9 +11,10 @@ Status = Literal["right", "note", "measured", "wrong"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found. `found` and `expected` are for people; `value` and `limit`, in `unit`, are for programs.
+    """The result of one check.
 
-    `details` are the figures that a finding is made of, by name. `check` is the check that made it, set by who runs it.
+    `found` and `expected` are texts; `value` and `limit`, in `unit`, are their figures. `details` are the figures that
+    the finding is made of, by name. `check` is the name of the check, set by `doctor.examined`.
     """
 
     what: str
@@ -27,35 +28,35 @@ class Finding:
     check: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """For programs; a figure that is not finite is None, since JSON has no other word for it."""
+        """The finding as a JSON object; a figure that is not finite is None."""
         return {
-            "check": self.check, "what": self.what, "status": self.status, "found": self.found, "expected": self.expected,
-            "value": finite(self.value), "limit": finite(self.limit), "unit": self.unit,
-            "details": {name: finite(value) if isinstance(value, float) else value for name, value in self.details.items()},
+            "check": self.check, "what": self.what, "status": self.status, "found": self.found, "expected":
+            self.expected, "value": finite(self.value), "limit": finite(self.limit), "unit": self.unit, "details":
+            {name: finite(value) if isinstance(value, float) else value for name, value in self.details.items()},
         }  # fmt: skip
 
 
 def finite(value: float | None) -> float | None:
-    """The value, or None where it is no finite number."""
+    """The value, or None where it is not a finite number."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def at_most(
     what: str, value: float, limit: float, *, found: str, expected: str, unit: str = "", **details: Any
 ) -> Finding:
-    """A figure that is right up to a limit; one that is no number is wrong."""
+    """A finding that is right where `value` is at most `limit`; NaN is wrong."""
     return Finding(what, "right" if value <= limit else "wrong", found, expected, value, limit, unit, details)
 
 
 def at_least(
     what: str, value: float, limit: float, *, found: str, expected: str, unit: str = "", **details: Any
 ) -> Finding:
-    """A figure that is right from a limit on; one that is no number is wrong."""
+    """A finding that is right where `value` is at least `limit`; NaN is wrong."""
     return Finding(what, "right" if value >= limit else "wrong", found, expected, value, limit, unit, details)
 
 
 def holds(
     what: str, condition: bool, found: str, expected: str, *, otherwise: Status = "wrong", **details: Any
 ) -> Finding:
-    """Something that is so or is not."""
+    """A finding that is right where `condition` holds, and has the status `otherwise` where not."""
     return Finding(what, "right" if condition else otherwise, found, expected, details=details)

@@ -1,4 +1,4 @@
-"""What is installed: the versions and wheels of MLX, its settings in the environment, and what multiplies matrices."""
+"""The installation: MLX's versions and wheels, its settings in the environment, and the library for products."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ HARMLESS = {"MLX_ENABLE_TF32"}  # set by doctor itself
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """Versions, wheels, settings, BLAS."""
+    """Findings about versions, wheels, settings and BLAS."""
     found = {"fastvlm-mlx": __version__, "python": platform.python_version()}
     found |= {name: number for name in (*MEASURED, *PARTS) if (number := number_of(name))}
     yield Finding(
@@ -45,7 +45,7 @@ def check(setting: Setting) -> Iterator[Finding]:
 
 
 def number_of(name: str) -> str | None:
-    """The version of an installed package."""
+    """The version of an installed package, None where it is not installed."""
     try:
         return distribution(name).version
     except PackageNotFoundError:
@@ -53,14 +53,17 @@ def number_of(name: str) -> str | None:
 
 
 def mlx_version(number: str) -> Finding:
-    """Whether MLX comes back from running out of memory; before, it ended the process on Metal."""
+    """Whether MLX survives running out of memory; earlier releases ended the process on Metal."""
     parts = tuple(int(part) for part in number.split(".")[:3] if part.isdigit())
     expects = f"{'.'.join(map(str, FIRST))} or later: earlier ones may end the process where memory runs out"
     return holds("mlx", parts >= FIRST, number, expects)
 
 
 def wheel(*, system: str | None = None, name: str | None = None, tags: list[str] | None = None) -> Finding:
-    """Whether the wheel of MLX's Metal backend has the kernels for this chip and macOS; the arguments stand in for this machine."""
+    """Whether the wheel of MLX's Metal backend has the kernels for this chip and macOS.
+
+    The arguments stand in for this machine's values, for tests.
+    """
     system = platform.mac_ver()[0] if system is None else system
     name = chip() if name is None else name
     tags = wheel_tags() if tags is None else tags
@@ -72,7 +75,7 @@ def wheel(*, system: str | None = None, name: str | None = None, tags: list[str]
 
 
 def wheel_tags() -> list[str]:
-    """The tags of the wheels that hold MLX's backends here."""
+    """The tags of the installed wheels that hold MLX's backends."""
     found = []
     for name in PARTS:
         try:

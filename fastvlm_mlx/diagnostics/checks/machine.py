@@ -1,4 +1,4 @@
-"""The machine: chip, system, memory, and what may slow it down or change what is found on it."""
+"""The machine: chip, system, memory, and what may slow it down or change what is measured on it."""
 
 import platform
 import re
@@ -19,7 +19,7 @@ TOOL_SECONDS = 20.0  # seconds for a tool of the system
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """What is here, and what is in the way."""
+    """Findings about the machine and its load."""
     here = machine()
     yield Finding("machine", "measured", f"{here.cpu}, {here.cores} cores, {in_bytes(here.memory_bytes)}", "")
     yield Finding("compared", "measured", f"{setting.subject.name} with {setting.reference.name}", "")
@@ -52,7 +52,7 @@ def check(setting: Setting) -> Iterator[Finding]:
 
 
 def of_macos(setting: Setting) -> Iterator[Finding]:
-    """What only a Mac has."""
+    """Findings that only a Mac has."""
     system = platform.mac_ver()[0]
     version = tuple(int(part) for part in system.split(".")[:2] if part.isdigit())
     yield holds("macOS", version >= FIRST_SYSTEM, system, "14 or later")
@@ -74,12 +74,12 @@ def of_macos(setting: Setting) -> Iterator[Finding]:
 
 
 def chip() -> str:
-    """The name of a Mac's chip; nothing elsewhere."""
+    """The name of a Mac's chip; "" elsewhere."""
     return sysctl("machdep.cpu.brand_string") if sys.platform == "darwin" else ""
 
 
 def swap_used() -> int | None:
-    """Bytes of memory that were moved to the disk, where the system says."""
+    """Bytes of swap in use, None where the system does not say."""
     if sys.platform == "darwin":
         found = re.search(r"used = ([\d.]+)M", sysctl("vm.swapusage"))
         return round(float(found[1]) * 2**20) if found else None
@@ -92,7 +92,7 @@ def swap_used() -> int | None:
 
 
 def is_virtual() -> bool:
-    """Whether the processor is shared out by a hypervisor, as far as the system says."""
+    """Whether a hypervisor shares out the processor, as far as the system says."""
     if sys.platform == "darwin":
         return sysctl("kern.hv_vmm_present") == "1"
     try:
@@ -105,12 +105,12 @@ def is_virtual() -> bool:
 
 
 def sysctl(name: str) -> str:
-    """A setting of macOS's kernel; empty where there is none."""
+    """A value of macOS's kernel; "" where there is none."""
     return output("/usr/sbin/sysctl", "-n", name)
 
 
 def output(*command: str) -> str:
-    """What a tool of the system prints; empty where it fails."""
+    """What a command prints; "" where it fails."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=TOOL_SECONDS, check=False).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""The memory that answers take: more pictures take no more at a time, many questions leave nothing behind, estimates hold."""
+"""The memory that answers take: with several pictures, after many questions, and compared with the estimate."""
 
 import gc
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ MIN_PEAK_RATIO, MAX_PEAK_RATIO = 0.9, 1.25  # what the estimate was seen to be o
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """Several pictures, many questions, and the estimate."""
+    """Findings about several pictures, many questions, and the estimate."""
     setting.say(f"{PICTURES} pictures")
     yield pictures_together(
         setting.subject.engine(setting.model if not setting.quick else "small").at(IMAGE_SIDE), setting
@@ -36,7 +36,7 @@ def check(setting: Setting) -> Iterator[Finding]:
 
 
 def ask(engine: Engine, pictures: int, seed: int = 0) -> Stats:
-    """What a question about so many new pictures took."""
+    """The statistics of an answer about `pictures` new pictures."""
     rng = np.random.default_rng(seed)
     side = engine.config.image.size
     shown = [rng.integers(0, 256, (side, side, 3), dtype=np.uint8) for _ in range(pictures)]
@@ -45,7 +45,7 @@ def ask(engine: Engine, pictures: int, seed: int = 0) -> Stats:
 
 
 def peak(engine: Engine, pictures: int) -> int:
-    """The most that a question about so many new pictures took, in bytes beyond what was held before."""
+    """The peak memory of an answer about `pictures` new pictures, in bytes above what was in use before."""
     engine.images.clear()
     gc.collect()
     mx.clear_cache()
@@ -54,7 +54,10 @@ def peak(engine: Engine, pictures: int) -> int:
 
 
 def pictures_together(engine: Engine, setting: Setting) -> Finding:
-    """The peak of several pictures shown together, against the highest of as many alone: MLX runs ahead, now more, now less."""
+    """The peak of several pictures in one question, against the highest peak of one alone.
+
+    MLX runs ahead of what is waited for, by amounts that vary from run to run.
+    """
     with setting.subject.here():
         ask(engine, 1)
         one = max(peak(engine, 1) for _ in range(PICTURES))
@@ -68,7 +71,10 @@ def pictures_together(engine: Engine, setting: Setting) -> Finding:
     embeddings = (PICTURES - 1) * engine.image_tokens * engine.config.text.hidden_size * 4
     more = embeddings + max(0, of_several.total - of_one.total)
     limit = MAX_PEAK_RATIO * (one + more)
-    expects = f"at most {in_bytes(round(limit))}: one picture's highest peak, the others' embeddings, a longer prompt, and a quarter"
+    expects = (
+        f"at most {in_bytes(round(limit))}: one picture's highest peak, the others' embeddings, a longer prompt, and a "
+        "quarter"
+    )
     shown = f"{in_bytes(several)}, one alone {in_bytes(one)}"
     return at_most(
         f"{PICTURES} pictures at {IMAGE_SIDE} together",
@@ -82,7 +88,7 @@ def pictures_together(engine: Engine, setting: Setting) -> Finding:
 
 
 def left_behind(engine: Engine) -> Finding:
-    """What is in memory after many questions, against that after a few; the limit is what one answer's cache holds."""
+    """The memory in use after many questions, against that after a few; the limit is one answer's cache."""
     picture = np.full((96, 128, 3), (40, 160, 60), np.uint8)
     request = engine.prepare(picture, "What is this?")
     held = []
@@ -101,7 +107,7 @@ def left_behind(engine: Engine) -> Finding:
 
 
 def estimated(engine: Engine, setting: Setting) -> Finding:
-    """The estimate of `info`, in parts of the peak that MLX saw."""
+    """The memory that `info` estimates, as a share of the peak that MLX measured."""
     dtype = str(engine.model.dtype).removeprefix("mlx.core.")
     gc.collect()
     mx.clear_cache()

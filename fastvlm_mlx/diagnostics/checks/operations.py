@@ -1,7 +1,7 @@
-"""Single operations of both sides, in every shape that chooses another kernel on a GPU: float32, and 16 bits.
+"""Single operations on both sides, in every shape that selects another kernel on a GPU, in float32 and 16 bits.
 
-Inputs are drawn from a normal distribution and rounded to the type before either side sees them; the second side
-computes in float32. What has no form of the CPU's own is held against its definition.
+Inputs are normally distributed and rounded to the dtype before either side gets them; the reference computes in
+float32. Operations without a form of the CPU's own are compared with their definition.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,9 +26,7 @@ from .setting import Setting, Side
 Figures = npt.NDArray[np.float32]
 Form = Callable[..., mx.array]
 
-EXPONENTIAL = (
-    64  # the error of a fast exponential, 5 + |2x| units in the last place up to |x| = 5, as that of so many terms
-)
+EXPONENTIAL = 64  # terms whose sum is off as a fast exponential is: 5 + |2x| units in the last place up to |x| = 5
 SIGMAS = 8  # a sum of n terms is off by about sqrt(n) / 2 units in the last place: so many times as much is no accident
 EPSILON = 2.0**-24  # half a unit in the last place of float32, as a part of the value
 MAP_SIDES = (18, 17)  # pixels of a map: an even and an odd side
@@ -38,7 +36,7 @@ QUANTISED = "quantised product"
 
 @dataclass(frozen=True)
 class Case:
-    """An operation in one shape: `form` takes the `inputs`, and sums up to `terms` products per value."""
+    """An operation in one shape: `form` is called with `inputs`, and sums up to `terms` products per value."""
 
     name: str
     form: Form
@@ -46,19 +44,19 @@ class Case:
     terms: int
 
     def run(self, side: Side, dtype: Dtype, compute: Dtype) -> Figures:
-        """Its values on a side, from inputs rounded to `dtype`, computed in `compute`."""
+        """The operation's values on a side, from inputs rounded to `dtype`, computed in `compute`."""
         with side.here():
             given = [mx.array(each).astype(getattr(mx, dtype)).astype(getattr(mx, compute)) for each in self.inputs]
             return as_numpy(self.form(*given))
 
 
 def rounding(terms: int) -> float:
-    """What a sum of so many terms in float32 may be off by, in parts of the largest."""
+    """The error allowed for a float32 sum of `terms` terms, relative to the largest value."""
     return SIGMAS * float(np.sqrt(terms)) * EPSILON
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """Every family of operations in every type, then what is held against a definition."""
+    """Findings for every family of operations in every dtype, then for those that are compared with a definition."""
     for family, cases in families(setting.quick, setting.on_gpu).items():
         setting.say(family)
         # MLX's loop for a quantised product on a CPU adds up in 16 bits where it is given them; no GPU does, and no
@@ -74,7 +72,7 @@ def check(setting: Setting) -> Iterator[Finding]:
 
 
 def compare(setting: Setting, family: str, cases: Sequence[Case], dtype: Dtype) -> Finding:
-    """The cases of a family on both sides; the worst counts."""
+    """The cases of a family on both sides; the worst of them decides."""
     title = f"{family}, {dtype}: {len(cases)} forms"
     pairs = []
     for case in cases:
@@ -103,12 +101,12 @@ def compare(setting: Setting, family: str, cases: Sequence[Case], dtype: Dtype) 
 
 
 def wrong_ones(shares: dict[str, float], limit: float) -> dict[str, Any]:
-    """Those above the limit, by name."""
+    """The entries above the limit, by name."""
     return {name: share for name, share in shares.items() if not share <= limit}
 
 
 def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
-    """Every operation with its shapes; a few of them where it has to be `quick`, wider ones `on_gpu`."""
+    """Cases by family: every operation in its shapes; fewer where `quick`, larger ones `on_gpu`."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> Figures:
@@ -193,7 +191,7 @@ def _quantised(matrix: QuantizedLinear, x: mx.array) -> mx.array:
 
 
 class _Typed:
-    """A quantised matrix whose scales are of the type that is computed in, as they are in a network."""
+    """A quantised matrix with its scales in the dtype that is computed in, as a network has them."""
 
     def __init__(self, matrix: QuantizedLinear, dtype: mx.Dtype):
         self.weight, self.bits, self.group_size, self.mode = matrix.weight, matrix.bits, matrix.group_size, matrix.mode
@@ -208,7 +206,7 @@ def settings_of_every_kind() -> dict[str, QuantConfig]:
 
 
 def matrices(weight: Figures) -> dict[str, QuantizedLinear]:
-    """A matrix (O, I) quantised in every form, by the form's name; scales hold no more bits than bfloat16 has."""
+    """A matrix (O, I) quantised in every form, by name; its scales are exact in bfloat16."""
     found = {}
     for name, settings in settings_of_every_kind().items():
         rows, width = weight.shape
@@ -221,7 +219,7 @@ def matrices(weight: Figures) -> dict[str, QuantizedLinear]:
 
 
 def rope() -> Finding:
-    """Rotary positions against their definition in float64, from the start, far on, and of rows that are elsewhere each."""
+    """Rotary positions against their definition in float64: from the start, far on, and with another offset per row."""
     rng = np.random.default_rng(1)
     farthest, details = 30_000, {}
     for width in (64, 128):
@@ -232,7 +230,8 @@ def rope() -> Finding:
             details[f"{width} wide, from {name}"] = distance(as_numpy(y), turned(x, offsets))
     worst = max(details, key=lambda name: details[name])
     limit = (farthest + 8) * 2 * EPSILON + rounding(2)
-    expects = f"at most {limit:.1e} of the largest value: an angle of {farthest + 8} radians rounded to float32, {farthest + 8} * 2**-23"
+    angle = farthest + 8
+    expects = f"at most {limit:.1e} of the largest value: an angle of {angle} radians in float32, {angle} * 2**-23"
     shown = f"{details[worst]:.1e} at {worst}"
     return at_most(
         "rotary positions", details[worst], limit, found=shown, expected=expects, unit="of the largest value", **details
@@ -240,7 +239,10 @@ def rope() -> Finding:
 
 
 def turned(x: Figures, offsets: Sequence[int]) -> Figures:
-    """x (B, heads, L, width) turned by its positions, which begin at each row's offset: Qwen2's rotary embedding, theta 1e6."""
+    """x (B, heads, L, width) rotated by its positions, which begin at each row's offset.
+
+    Qwen2's rotary embedding with theta 1e6, in float64.
+    """
     half = x.shape[-1] // 2
     frequencies = 1e6 ** (-np.arange(half) / half)
     angles = (np.array(offsets)[:, None] + np.arange(x.shape[2]))[..., None] * frequencies
@@ -250,7 +252,7 @@ def turned(x: Figures, offsets: Sequence[int]) -> Figures:
 
 
 def top_p(vocabulary: int) -> Finding:
-    """Tokens drawn from a vocabulary of so many: all from the nucleus, and each as often as it should be."""
+    """Tokens drawn by top-p from `vocabulary` logits: none outside the nucleus, each as often as it should be."""
     rng = np.random.default_rng(2)
     logits = rng.standard_normal(vocabulary, np.float32)
     likeliest = rng.choice(logits.size, 8, replace=False)
@@ -267,9 +269,8 @@ def top_p(vocabulary: int) -> Finding:
     expected = draws * chances[nucleus] / chances[nucleus].sum()
     found = np.array([drawn.count(int(token)) for token in nucleus])
     surprise = float(((found - expected) ** 2 / expected).sum())
-    limit = (count - 1) + SIGMAS * float(
-        np.sqrt(2 * (count - 1))
-    )  # chi squared: its mean and so many standard deviations
+    # Chi squared: its mean and so many standard deviations.
+    limit = (count - 1) + SIGMAS * float(np.sqrt(2 * (count - 1)))
     shown = f"{outside} of {draws} outside the nucleus of {count}, chi squared {surprise:.1f}"
     expects = f"0 outside; chi squared at most {limit:.1f}, {SIGMAS} standard deviations above its mean"
     value = float("inf") if outside else surprise
@@ -277,7 +278,7 @@ def top_p(vocabulary: int) -> Finding:
 
 
 def packing(*, quick: bool) -> Finding:
-    """Weights quantised and packed, taken apart again bit by bit, and by MLX: each within rounding of what it was."""
+    """Weights quantised, packed and unpacked, bit by bit and by MLX; each within rounding of the original."""
     weight = np.random.default_rng(3).standard_normal((16, 896), np.float32)
     details: dict[str, float] = {}
     limits: dict[str, float] = {}
@@ -293,13 +294,16 @@ def packing(*, quick: bool) -> Finding:
         limits[f"{bits} bits"] = 1 + 2 * (2**bits - 1) * 2.0**-11
         limits[f"{bits} bits by MLX"] = 2**bits * 2.0**-22
     worst = max(details, key=lambda name: details[name] / limits[name])
-    expects = f"at most {limits[worst]:.3f} steps: one at the end that is cut so that zero is met, and scale and offset in float16"
+    expects = (
+        f"at most {limits[worst]:.3f} steps: one at the end that is cut so that zero is exact, and scale and offset in "
+        "float16"
+    )
     shown = f"{details[worst]:.3f} steps at {worst}"
     return at_most("packing", details[worst], limits[worst], found=shown, expected=expects, unit="steps", **details)
 
 
 def unpacked(packed: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
-    """Words (O, I * bits / 32) of 32 bits -> the integers (O, I) in them, the lowest bit first."""
+    """uint32 words (O, I * bits / 32) -> the integers (O, I) in them, the lowest bit first."""
     every = (packed[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
     groups = every.reshape(len(packed), -1, bits).astype(np.int64)
     return np.asarray((groups << np.arange(bits)).sum(axis=-1))

@@ -34,9 +34,9 @@ QUESTIONS = ("How many shapes are there?", "Describe the image.", "What does the
 
 @dataclass(frozen=True)
 class Passage:
-    """What a network computed for one prompt with a picture: every stage's values by name, and the tokens it chose.
+    """What a network computed for one prompt with a picture: each stage's values by name, and the tokens it chose.
 
-    The last stages are the prefill's logits, and those of every step (GREEDY_TOKENS - 1, V).
+    The last stages are the logits of the prefill (1, V) and of every step (GREEDY_TOKENS - 1, V).
     """
 
     stages: Mapping[str, Figures]
@@ -44,7 +44,10 @@ class Passage:
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """Both sides with the same weights: float32, then 16 bits against the same weights rounded, in float32."""
+    """Findings for both sides with equal weights, in float32 and in 16 bits.
+
+    In 16 bits the reference has the same rounded weights, in float32.
+    """
     held, weights = "", dict[str, mx.array]()
     for name, size in setting.models:
         opened = open_model(name)
@@ -85,7 +88,10 @@ def picture(size: int) -> npt.NDArray[np.uint8]:
 def stages(
     model: FastVLM, pixels: npt.NDArray[np.uint8], pieces: Sequence[Piece], cache: list[KVCache]
 ) -> Iterator[tuple[str, mx.array]]:
-    """Every stage of a network by name, in order, from pixels (1, S, S, 3) to the logits (1, V) of the first token."""
+    """Yield every stage of a network by name, in order.
+
+    They lead from pixels (1, S, S, 3) to the logits (1, V) of the first token.
+    """
     x = mx.array(LEVELS).astype(model.dtype)[mx.array(pixels)]
     yield "pixels", x
     x = model.vision.patch_embed(x)
@@ -107,7 +113,7 @@ def passage(
     pieces: Sequence[Piece],
     given: Sequence[int] | None = None,
 ) -> Passage:
-    """What a network computes for a prompt on a side; the tokens that go in after it are its own, or those `given`."""
+    """Run a network for a prompt on a side; the tokens fed after it are the network's own, or those `given`."""
     found: dict[str, Figures] = {}
     with side.here():
         cache = model.text.make_cache()
@@ -125,12 +131,12 @@ def passage(
 
 
 def as_numpy(x: mx.array) -> Figures:
-    """An array's values in float32, off the device."""
+    """An array's values in float32, as NumPy's."""
     return np.array(x.astype(mx.float32))
 
 
 def distance(found: Figures, expected: Figures) -> float:
-    """The largest difference, in parts of the largest value expected; infinite where something is not finite."""
+    """The largest difference, relative to the largest value expected; infinite where something is not finite."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
     scale = float(np.abs(expected).max()) or 1.0
@@ -147,7 +153,7 @@ def cosine(found: Figures, expected: Figures) -> float:
 
 
 def compare(title: str, found: Passage, expected: Passage, dtype: Dtype) -> Finding:
-    """Every stage of two passages: the first that is wrong is named, or else the farthest off."""
+    """Every stage of two passages; the finding names the first that is wrong, or else the one farthest off."""
     if dtype == "float32":
         details = {name: distance(x, expected.stages[name]) for name, x in found.stages.items()}
         limits = {name: 0.0 if name == "pixels" else FLOAT32 for name in details}
@@ -164,18 +170,24 @@ def compare(title: str, found: Passage, expected: Passage, dtype: Dtype) -> Find
     wrong = [name for name in details if not details[name] >= MIN_COSINE]
     worst = wrong[0] if wrong else min(details, key=lambda name: details[name])
     shown = f"cosine {details[worst]:.6f} ({'first ' if wrong else ''}in {worst})"
-    expects = f"every stage at least {MIN_COSINE} (eight bits, 500 steps: 1 - 0.044**2 / 2), the same rounded weights in float32"
+    expects = (
+        f"every stage at least {MIN_COSINE} (eight bits, 500 steps: 1 - 0.044**2 / 2), against the same rounded "
+        "weights in float32"
+    )
     return at_least_cosine(title, details, worst, shown, expects)
 
 
 def at_least_cosine(title: str, details: Mapping[str, float], worst: str, found: str, expected: str) -> Finding:
-    """A finding of cosines by name, of which the `worst` counts."""
+    """A finding about cosines by name, decided by the `worst`."""
     right = details[worst] >= MIN_COSINE
     return Finding(title, "right" if right else "wrong", found, expected, details[worst], MIN_COSINE, "cosine", details)
 
 
 def same_tokens(title: str, found: Passage, expected: Passage) -> Finding:
-    """Given the same tokens, each side's next one; another is right only where the expected logits are nearly equal."""
+    """Whether both sides choose the same next tokens, given the same ones before.
+
+    Another token is right only where the expected logits of both are nearly equal.
+    """
     logits = np.concatenate([expected.stages["prefill"], expected.stages["steps"]])
     gaps = []
     for row, ours, theirs in zip(logits, found.tokens, expected.tokens, strict=True):
@@ -189,7 +201,7 @@ def same_tokens(title: str, found: Passage, expected: Passage) -> Finding:
 
 
 def largest(title: str, expected: Passage) -> Finding:
-    """How near float16 is to overflowing."""
+    """How near the values of each stage come to the largest that float16 holds."""
     details = {name: float(np.abs(x).max()) for name, x in expected.stages.items()}
     worst = max(details, key=lambda name: details[name])
     shown = f"{details[worst]:.1f} in {worst}, {details[worst] / MAX_FLOAT16:.2%} of what float16 holds"
@@ -197,7 +209,7 @@ def largest(title: str, expected: Passage) -> Finding:
 
 
 def same_answers(setting: Setting) -> Finding:
-    """The built-in model's whole answers, from the picture's pixels to text, on both sides."""
+    """Whether the built-in model's answers, from pixels to text, are the same on both sides."""
     sources = [picture(256)[0], np.full((96, 128, 3), (250, 220, 40), np.uint8)]
     texts = []
     for side in (setting.subject, setting.reference):

@@ -1,4 +1,4 @@
-"""A fresh Python that has this package, for what has to begin anew or may not come back."""
+"""A new Python process with this package, for checks that need a fresh start or may end the process."""
 
 import os
 import subprocess
@@ -11,7 +11,10 @@ MAX_SECONDS = 120.0  # seconds; what is run takes a few
 
 
 def python(arguments: Sequence[str]) -> str:
-    """What Python prints with these arguments; raises RuntimeError with its last words where it fails."""
+    """Run Python with these arguments and return what it prints.
+
+    Raises RuntimeError, with its last line, where it fails.
+    """
     path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, *arguments],

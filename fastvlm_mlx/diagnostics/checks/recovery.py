@@ -1,7 +1,7 @@
-"""After an allocation that no machine can make: one sentence, and the next answers are what they would have been.
+"""Recovery from an allocation that no machine can make: one sentence is raised, and later answers are right.
 
-On a GPU the allocation is a real one, in a process of its own, so that one that does not come back takes nobody along.
-On a CPU, where MLX itself ends the process, the error that Metal raises stands in for it.
+On a GPU the allocation is real, in a process of its own, in case that process does not survive. On a CPU, where MLX
+would end the process, the error that Metal raises stands in for it.
 """
 
 import json
@@ -29,13 +29,20 @@ ENCODER = "image encoder"
 PARTS = (ENCODER, "decoder")
 QUESTIONS = ("How many shapes are there?", "Describe the image.")
 CODE = f"from {__name__} import main; main()"
-STAND_IN = "[metal::malloc] Attempting to allocate 1125899906842624 bytes which is greater than the maximum allowed buffer size"
+STAND_IN = (
+    "[metal::malloc] Attempting to allocate 1125899906842624 bytes which is greater than the maximum "
+    "allowed buffer size"
+)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it in one part of a network: the error's type and words, whether they are this package's, what the failed
-    answer has left behind (pictures, and positions beyond those that were there before), and the answer after it."""
+    """What an allocation that fails in one part of a network leads to.
+
+    `kind` and `message` are the error's type and text, `ours` says whether it is this package's; `pictures` and
+    `positions` count what the failed answer left in the caches; `after` is the next answer, `alone` the answer without
+    a failure.
+    """
 
     part: str
     kind: str
@@ -48,7 +55,7 @@ class Outcome:
 
 
 class Overloaded(nn.Module):
-    """A network's part that asks for more memory than there is; what it computes is what the part does."""
+    """A part of a network that also asks for more memory than there is; its values are the part's."""
 
     def __init__(self, part: nn.Module, allocate: Callable[[], mx.array]):
         super().__init__()
@@ -56,23 +63,23 @@ class Overloaded(nn.Module):
         self._allocate = allocate
 
     def __call__(self, x: mx.array) -> mx.array:
-        """The part's values, and the allocation beside them."""
+        """The part's values, with the allocation added to the computation."""
         y: mx.array = self.part(x)
         return y + self._allocate().astype(y.dtype)
 
 
 def a_petabyte() -> mx.array:
-    """More than any address space of today holds, unevaluated."""
+    """More memory than any address space holds, unevaluated."""
     return mx.zeros((1 << 30, 1 << 18)).sum()
 
 
 def as_metal_does() -> mx.array:
-    """Raise what MLX raises on Metal for it."""
+    """Raise the error that MLX raises on Metal for such an allocation."""
     raise RuntimeError(STAND_IN)
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """The sentence, what is kept, and the answers after it."""
+    """Findings about the error, about what it leaves behind, and about the answers after it."""
     if setting.on_gpu:
         yield from findings(in_a_process())
         return
@@ -82,7 +89,7 @@ def check(setting: Setting) -> Iterator[Finding]:
 
 
 def overload(engine: Engine, part: str, allocate: Callable[[], mx.array]) -> Outcome:
-    """Two questions of a conversation; the second, with a new picture, is first asked while `allocate` is in a part's way."""
+    """Ask two questions of a conversation, the second one first with a failing allocation in `part`."""
     one, two = (np.full((96, 128, 3), colour, np.uint8) for colour in ((240, 240, 90), (20, 20, 30)))
     first, second = engine.prepare(one, QUESTIONS[0]), engine.prepare([one, two], QUESTIONS[1])
     engine.images.clear()
@@ -112,19 +119,19 @@ def overload(engine: Engine, part: str, allocate: Callable[[], mx.array]) -> Out
 
 
 def in_a_process() -> list[Outcome]:
-    """The outcomes of `main` in a process of its own; raises RuntimeError where that process ends without any."""
+    """The outcomes of `main` in a new process; raises RuntimeError where it prints none."""
     return [Outcome(**each) for each in json.loads(python(["-c", CODE]).splitlines()[-1])]
 
 
 def main() -> None:
-    """Print the outcomes on this machine as a line of JSON; on a CPU, those of the stand-in."""
+    """Print the outcomes on this machine as one line of JSON; on a CPU, those of the stand-in."""
     setting = here()
     engine, allocate = setting.subject.engine(), a_petabyte if setting.on_gpu else as_metal_does
     print(json.dumps([asdict(overload(engine, part, allocate)) for part in PARTS]))
 
 
 def findings(outcomes: Sequence[Outcome]) -> Iterator[Finding]:
-    """What the outcomes mean; the first that is wrong is named."""
+    """The outcomes as findings, which name the first one that is wrong."""
     one = next((each for each in outcomes if not each.ours), outcomes[0])
     said = (
         one.message

@@ -1,8 +1,8 @@
-"""What is held against what: the side that is examined, and the side it has to agree with.
+"""The two sides that are compared: the subject, which is checked, and the reference it has to agree with.
 
-With a GPU, the first computes on it and the second on the CPU. Without one, the first is the graph that a GPU gets, run
-by MLX's general operations on the CPU, so that every check can be run (and tested) anywhere. The second side always has
-the CPU's own forms, which the tests hold against PyTorch.
+With a GPU, the subject computes on it and the reference on the CPU. Without one, the subject is the graph that a GPU
+gets, run by MLX's general operations on the CPU, so that every check can run (and be tested) anywhere. The reference
+always has the CPU's own forms, which the tests compare with PyTorch.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -36,14 +36,17 @@ class Side:
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """Within the block, in this thread, MLX computes on this side's device, by its backend's forms."""
+        """The setting of this machine."""
         with mx.stream(self.device), ops.forms_of(self.backend):
             yield
 
     def network(
         self, opened: OpenModel, weights: Mapping[str, mx.array], dtype: Dtype, rounded: Dtype | None = None
     ) -> FastVLM:
-        """A network of these weights (float32), `rounded` before to a type or not, for this side, computing in `dtype`."""
+        """A network of these float32 weights on this side, computing in `dtype`.
+
+        With `rounded`, the weights are rounded to that dtype first.
+        """
 
         def read() -> Iterator[tuple[str, mx.array]]:
             for name, array in weights.items():
@@ -68,7 +71,7 @@ def _silent(_: str) -> None:
 
 @dataclass(frozen=True)
 class Setting:
-    """A run of doctor: both sides, whether it is to be quick, and whom to tell what is being looked at."""
+    """A run of doctor: both sides, whether it is to be quick, and a function that is told what is being checked."""
 
     subject: Side
     reference: Side
@@ -77,28 +80,28 @@ class Setting:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the side examined is a GPU."""
+        """Whether the subject is a GPU."""
         return self.subject.device.type == mx.DeviceType.gpu
 
     @property
     def local(self) -> Side:
-        """The side that answers here, for everybody."""
+        """The side on which models answer on this machine."""
         return self.subject if self.on_gpu else self.reference
 
     @property
     def model(self) -> str:
-        """The random model to examine: of a published size on a GPU, small elsewhere."""
+        """The size of the random model to check: a published one on a GPU, "small" elsewhere."""
         return "0.5b" if self.on_gpu else "small"
 
     @property
     def models(self) -> list[tuple[str, int]]:
-        """The models to examine, each with a side in pixels."""
+        """The models to check, each with the side of its pictures in pixels."""
         sizes: Iterable[int] = (256, 1024, 1088) if self.on_gpu else (256, 320)
         return [("tiny", TINY_SIDE), *([] if self.quick else [(self.model, size) for size in sizes])]
 
     @property
     def dtypes(self) -> tuple[Dtype, ...]:
-        """The types to compute in."""
+        """The dtypes to compute in."""
         return ("float32", "bfloat16") if self.quick else ("float32", "bfloat16", "float16")
 
 
@@ -112,7 +115,7 @@ def here(*, quick: bool = False, say: Callable[[str], None] = _silent) -> Settin
 
 
 def open_model(name: str) -> OpenModel:
-    """The built-in model, or a random one by its size; without weights yet."""
+    """The built-in model, or a random one by its size; its weights are not read yet."""
     if name == "tiny":
         return Engine.open("tiny").opened
     return open_random(name, FEW_LAYERS if name != "small" and usable_memory() < ROOMY_BYTES else None)

@@ -1,8 +1,8 @@
-"""Speed: what this machine can do, then what each stage makes of it.
+"""Speed: the machine's own rates, and the share of them that each stage reaches.
 
-First the bytes that can be moved in a second and the products that can be summed; from these, the least time a stage
-could take (its products, or its bytes, whichever takes longer). A stage's share is that time over the time it takes. No
-figure of another machine is needed, and none is shown.
+First the bytes that can be moved and the products that can be summed in a second; from these, the least time that a
+stage could take (for its products or its bytes, whichever is longer). A stage's share is that time divided by the time
+it takes. No figure of another machine is involved.
 """
 
 import time
@@ -23,26 +23,24 @@ from .finding import Finding, at_least
 from .setting import Setting, open_model
 
 ROUNDS = 3
-PLAIN_LOOPS_FACTOR = (
-    45  # times as long is what products take in plain loops (`blas`), in place of the kernels meant for them
-)
-MIN_SHARE = 1 / PLAIN_LOOPS_FACTOR  # so that a stage left to them stays below, however near to the bound it would come
+PLAIN_LOOPS_FACTOR = 45  # products take that many times as long in plain loops (`blas`) as by their kernels
+MIN_SHARE = 1 / PLAIN_LOOPS_FACTOR  # a stage in plain loops stays below it, however near its kernels come to the bound
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage has to do at least: floating-point operations of its products, and bytes to read and write."""
+    """The least work of a stage: floating-point operations of its products, and bytes to read and write."""
 
     operations: float
     nbytes: float
 
     def seconds(self, per_second: float, bytes_per_second: float) -> float:
-        """The least time it takes."""
+        """The least time it takes at these rates."""
         return max(self.operations / per_second, self.nbytes / bytes_per_second)
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """The machine's own figures, then every stage as a share of them."""
+    """Findings with the machine's rates, then with every stage's share of them."""
     side = setting.local
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float16") if setting.on_gpu else ("float32",)
     with side.here():
@@ -75,7 +73,7 @@ def _rate(what: str, rate: float, unit: str, scale: float) -> Finding:
 
 
 def seconds_of(run: Callable[[], mx.array], rounds: int = ROUNDS) -> float:
-    """The shortest time of computing an array, after a first time that does not count; other programs only add to it."""
+    """The shortest time of computing an array, after one time that does not count; other programs only lengthen it."""
     mx.eval(run())
     taken = []
     for _ in range(rounds):
@@ -87,7 +85,7 @@ def seconds_of(run: Callable[[], mx.array], rounds: int = ROUNDS) -> float:
 
 
 def copy_rate(elements: int) -> float:
-    """Bytes per second, read and written, of adding one to an array of float32."""
+    """Bytes read and written per second when one is added to `elements` float32 elements."""
     x = mx.zeros((elements,))
     mx.eval(x)
     return 2 * x.nbytes / seconds_of(lambda: x + 1)
@@ -100,7 +98,10 @@ def product_rate(side: int, dtype: Dtype) -> float:
 
 
 def row_rate() -> float:
-    """Bytes of a matrix per second as a row is multiplied with it: on a CPU every core reads, where a copy takes one."""
+    """Bytes of a matrix per second when one row is multiplied with it.
+
+    On a CPU every core reads then, and only one for a copy.
+    """
     weight = mx.random.normal((8192, 2048))
     x = mx.random.normal((1, 2048))
     mx.eval(weight, x)
@@ -108,7 +109,7 @@ def row_rate() -> float:
 
 
 def share(what: str, taken: float, work: Work, per_second: float, bytes_per_second: float) -> Finding:
-    """A stage's time, as a share of the least it could take here."""
+    """A finding with a stage's time, as a share of the least time it could take here."""
     least = work.seconds(per_second, bytes_per_second)
     bound = "products" if work.operations / per_second >= work.nbytes / bytes_per_second else "bytes"
     shown = f"{in_words(taken)}, {least / taken:.0%} of this machine's bound ({bound})"
@@ -121,7 +122,7 @@ def share(what: str, taken: float, work: Work, per_second: float, bytes_per_seco
 def tower(
     network: FastVLM, config: ModelConfig, size: int, item: int
 ) -> Iterator[tuple[str, Callable[[], mx.array], Work]]:
-    """The stages of the image encoder and the projector for one picture: name, what to run, and its work."""
+    """The stages of the image encoder and the projector for one picture: name, function to run, work."""
     pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
     x = mx.array(pixels).astype(network.dtype) / 255
     mx.eval(x)
@@ -161,7 +162,7 @@ def tower(
 def decoder(
     network: FastVLM, config: ModelConfig, length: int, item: int
 ) -> Iterator[tuple[str, Callable[[], mx.array], Work]]:
-    """The prefill of so many positions, and a step after it: name, what to run, and its work."""
+    """The prefill of `length` positions, and a step after it: name, function to run, work."""
     text = config.text
     head = text.vocab_size * text.hidden_size
     counts = memory.parameters(config)

@@ -1,4 +1,4 @@
-"""Cold start: the command in two fresh processes, one after the other; the first may compile kernels or read from disk."""
+"""Cold start: the command in two new processes; the first may compile kernels or read from disk."""
 
 import json
 import tempfile
@@ -17,7 +17,7 @@ COMMAND = "fastvlm-mlx generate --model tiny --json --image"
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """How long each process took, and whether both gave the same answer."""
+    """Findings with the time of each process, and whether both gave the same answer."""
     texts = []
     with tempfile.TemporaryDirectory() as folder:
         picture = Path(folder) / "picture.jpg"

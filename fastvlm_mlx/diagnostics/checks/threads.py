@@ -1,4 +1,4 @@
-"""Answers of several threads: what one has cached another uses, any thread may read a stream on, and one may end before it does."""
+"""Answers in several threads: caches are shared, any thread may read a stream on, and a thread may end early."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ QUESTION = "Describe the image."
 
 
 class _Watched(ImageCache):
-    """Keeps the thread that caches the first picture waiting until another has used it."""
+    """A cache that makes the thread that caches the first picture wait until another thread has used it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _Watched(ImageCache):
 
 
 def check(setting: Setting) -> Iterator[Finding]:
-    """Each way of sharing a model among threads, by its answers."""
+    """Findings for each way of sharing a model among threads, decided by the answers."""
     engine = setting.subject.engine()
     with setting.subject.here():
         request = engine.prepare(np.full((96, 128, 3), (40, 90, 220), np.uint8), QUESTION)
@@ -48,7 +48,7 @@ def check(setting: Setting) -> Iterator[Finding]:
 
 
 def outcome(work: Callable[[], str]) -> str:
-    """The answer of some work, or what went wrong in words."""
+    """The answer that `work` returns, or its exception as text."""
     try:
         return work()
     except Exception as error:
@@ -56,7 +56,7 @@ def outcome(work: Callable[[], str]) -> str:
 
 
 def in_thread(work: Callable[[], str]) -> Callable[[], str]:
-    """Start work in a thread of its own; gives a function that waits for its answer, or for what went wrong in words."""
+    """Start `work` in a new thread; returns a function that waits for its `outcome`."""
     result = [f"no answer after {ANSWER_SECONDS:.0f} s"]
 
     def run() -> None:
@@ -73,7 +73,7 @@ def in_thread(work: Callable[[], str]) -> Callable[[], str]:
 
 
 def cached_by_one(engine: Engine, request: Request) -> list[str]:
-    """Two threads ask about a picture: the second uses its embeddings in the moment the first has cached them."""
+    """Two threads ask about one picture: the second uses its embeddings as soon as the first has cached them."""
     shared = engine.at(engine.config.image.size)
     images = shared.images = _Watched()
 
@@ -89,7 +89,7 @@ def cached_by_one(engine: Engine, request: Request) -> list[str]:
 
 
 def read_in_turns(engine: Engine, request: Request) -> list[str]:
-    """One answer, as a server's pool of threads reads it."""
+    """One answer, each chunk of which is read by a new thread, as a server's thread pool does."""
     chunks = stream(engine, request, OPTIONS)
     text, ended = "", False
 
@@ -108,7 +108,7 @@ def read_in_turns(engine: Engine, request: Request) -> list[str]:
 
 
 def left_in_the_middle(engine: Engine, request: Request) -> list[str]:
-    """An answer whose thread ends after the first chunk; then the question again, in another thread and here."""
+    """An answer whose thread ends after the first chunk; then the question again, in another thread and in this one."""
     chunks = stream(engine, request, OPTIONS)
     in_thread(lambda: next(chunks).text)()
     chunks.close()
