@@ -123,7 +123,7 @@ def changes(engine: Engine, count: int, rounds: int) -> tuple[float, float, floa
 
 
 def gaps(engine: Engine, count: int, arrivals: int) -> Gaps:
-    """Time between tokens of `count` long answers while `arrivals` questions with new pictures join one after another."""
+    """Time between tokens of `count` long answers while `arrivals` questions with new pictures join in turn."""
     model = engine.model
     rows = full(engine, count)
     step = statistics.median(timed_turn(rows) for _ in range(5))
@@ -149,9 +149,8 @@ def gaps(engine: Engine, count: int, arrivals: int) -> Gaps:
         while row in rows.waiting or row is rows.beginning or row in rows.decoding:
             waited.append(timed_turn(rows))
     ordered = sorted(waited)
-    return Gaps(
-        picture_seconds, chunk_seconds, step, statistics.median(waited), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-    )  # fmt: skip
+    p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return Gaps(picture_seconds, chunk_seconds, step, statistics.median(waited), p99)
 
 
 def main() -> None:

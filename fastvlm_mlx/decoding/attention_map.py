@@ -89,7 +89,7 @@ def attention_map(
 
 
 def _ids(engine: Engine, request: Request, answer: Answer) -> list[int]:
-    """The answer's token ids; raises PromptError unless this model has them, and had room for them after the request."""
+    """The answer's token ids; raises PromptError unless this model has them, and room for them after the request."""
     vocabulary, given = engine.config.text.vocab_size, answer.token_ids
     ids = given.tolist() if isinstance(given, (np.ndarray, mx.array)) else given
     if not isinstance(ids, (list, tuple)):
@@ -100,14 +100,14 @@ def _ids(engine: Engine, request: Request, answer: Answer) -> list[int]:
         raise PromptError("The answer holds no tokens; give the Answer that this question was given.")
     if foreign := outside(ids, vocabulary):
         raise PromptError(
-            f"The answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was given by "
-            "another model; give the Answer that this model gave to the question."
+            f"The answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: "
+            "it was given by another model; give the Answer that this model gave to the question."
         )
     tokens = request.prompt_tokens + len(ids)
     if tokens > engine.context:
         raise PromptError(
-            f"The question and its answer take {tokens} tokens, and the model has room for {engine.context}, so it was given by "
-            "another model; give the Answer that this model gave to the question."
+            f"The question and its answer take {tokens} tokens, and the model has room for {engine.context}, so it was "
+            "given by another model; give the Answer that this model gave to the question."
         )
     return [int(token) for token in ids]
 

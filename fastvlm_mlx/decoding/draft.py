@@ -1,4 +1,4 @@
-"""An answer while it is being written: token ids in, pieces of text out, and at the end the `Answer` with what it took."""
+"""An answer while it is being written: token ids in, pieces of text out, at the end the `Answer` and what it took."""
 
 import time
 

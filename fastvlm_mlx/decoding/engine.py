@@ -213,8 +213,8 @@ class Engine:
         if tokens >= self.context:
             images = sum(turn.images for turn in turns)
             raise PromptError(
-                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, and the "
-                f"model has room for {self.context}; shorten the text or show fewer images."
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, "
+                f"and the model has room for {self.context}; shorten the text or show fewer images."
             )
         return pieces
 
@@ -227,14 +227,14 @@ class Engine:
         vocabulary = self.config.text.vocab_size
         if foreign := outside([token for turn in turns for token in turn.answer or ()], vocabulary):
             raise PromptError(
-                f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was "
-                "given by another model; ask again."
+                f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to "
+                f"{vocabulary - 1}: it was given by another model; ask again."
             )
         pieces = render(self.tokenizer, turns, self.image_tokens, system)
         if foreign := outside([token for piece in pieces if isinstance(piece, list) for token in piece], vocabulary):
             raise TokenizerError(
-                f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those from 0 to "
-                f"{vocabulary - 1}, so it belongs to another model; name the right one as `tokenizer`."
+                f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those "
+                f"from 0 to {vocabulary - 1}, so it belongs to another model; name the right one as `tokenizer`."
             )
         return pieces
 
@@ -244,7 +244,8 @@ class Engine:
 
     def __repr__(self) -> str:
         text = self.config.text
-        return f"Engine({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size}, images at {self.config.image.size})"
+        layers = f"{text.num_hidden_layers} layers of {text.hidden_size}"
+        return f"Engine({self.name!r}, {layers}, images at {self.config.image.size})"
 
 
 def _pair(number: int, question: object) -> tuple[Images, str]:

@@ -1,6 +1,4 @@
-"""From a prepared request to an answer, alone: pictures, one prefill, then token ids (`token_ids`) and their text
-(`draft`).
-"""
+"""From a prepared request to its answer, alone: pictures, one prefill, then token ids and the text they spell."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -74,7 +72,7 @@ def _ids(
         logits = model.prefill(model.embed(request.pieces, pictures.images, kept), cache)
         return token_ids(model, cache, logits, sampler, draft.limit)
 
-    # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from a queue, and chunks wait in between anyway.
+    # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from that, and chunks wait anyway.
     queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
     if not queue:
         pictures.wait()

@@ -77,7 +77,7 @@ def read_weights(
 
 
 def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
-    """Say beforehand where a GPU's share of the memory is too small for the model and a conversation about one picture."""
+    """Warn where a GPU's share of the memory is too small for the model and a conversation about one picture."""
     working_set = residency.working_set() if backend != "cpu" else None
     if working_set is None:
         return

@@ -45,7 +45,7 @@ class Encoding:
             kept = max(0, kept - len(piece))
 
     def begin(self) -> Iterator[int]:
-        """Look up one picture after another, or begin to encode it; gives the index of each that is being encoded now."""
+        """Look up each picture, or begin to encode it; gives the index of each one that is being encoded now."""
         for index, pixels in self._wanted:
             key = self._digests[index]
             found = self._new.get(key)
@@ -124,7 +124,7 @@ def encode_again(engine: Engine, pictures: Sequence[Pixels]) -> list[mx.array]:
 
 @contextmanager
 def forgetting(images: ImageCache, digests: Sequence[bytes]) -> Iterator[None]:
-    """Within the block these pictures are answered about; what fails in MLX meanwhile leaves none of them in the cache."""
+    """A context manager for an answer about pictures: none of them stays in the cache where MLX fails in the block."""
     try:
         yield
     except BaseException as error:

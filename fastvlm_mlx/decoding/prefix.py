@@ -104,7 +104,7 @@ class Prefix:
         return kept
 
     def fork(self, length: int) -> "Prefix":
-        """Another prefix that holds the first `length` positions, on buffers that are copied when either is written to."""
+        """Another prefix that holds the first `length` positions; buffers are copied when either is written to."""
         other = Prefix()
         other.held, other._model = self.held[:length], self._model
         other.layers = [layer.fork(length) for layer in self.layers]

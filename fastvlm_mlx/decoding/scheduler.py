@@ -45,7 +45,7 @@ class Load:
 
 
 class Pending:
-    """An answer on its way. Iterate over its chunks, once, or wait for its `result`; from any thread but the engine's."""
+    """An answer under way: iterate over its chunks, once, or wait for its `result`, in any thread but the engine's."""
 
     def __init__(self, listener: Listener | None = None):
         self._listener = listener
@@ -80,7 +80,7 @@ class Pending:
                 return
 
     def result(self, timeout: float | None = None) -> Answer:
-        """Wait for the answer, at most `timeout` seconds; raises TimeoutError, or the FastVLMError of what went wrong."""
+        """Wait for the answer, at most `timeout` seconds; raises TimeoutError, or the FastVLMError that ended it."""
         if not self._over.wait(timeout):
             raise TimeoutError(f"There was no answer within {timeout} s.")
         if isinstance(self._last, Answer):
@@ -190,7 +190,7 @@ class Scheduler:
         )
 
     def close(self) -> None:
-        """End what waits and what is under way with a CancelledError, and wait for the thread; what was kept is let go."""
+        """End every answer that waits or is under way with a CancelledError, free what was kept, end the thread."""
         with self._lock:
             self._closed = True
             self._incoming.put(None)
