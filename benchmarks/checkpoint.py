@@ -115,7 +115,9 @@ def _write(folder: Path, checkpoint: Path, config: dict[str, object], weights: d
 
 def _cast(checkpoint: Path, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
     for file in sorted(checkpoint.glob("*.safetensors")):
-        for name, array in mx.load(str(file)).items():
+        arrays = mx.load(str(file))
+        assert isinstance(arrays, dict)
+        for name, array in arrays.items():
             yield name, array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 

@@ -57,7 +57,7 @@ def measure(engine: Engine, questions: int, rounds: int, answer_tokens: int) -> 
 
 def _bare(engine: Engine, chat: Chat, own: list[int]) -> float:
     started = time.perf_counter()
-    int(mx.argmax(engine.model.prefill(engine.model.embed([own], {}), chat._prefix.layers)).item())
+    mx.eval(mx.argmax(engine.model.prefill(engine.model.embed([own], {}), chat._prefix.layers)))
     return time.perf_counter() - started
 
 

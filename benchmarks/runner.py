@@ -42,6 +42,7 @@ class Ours:
         self.vlm.images.clear()  # a picture seen before would not be encoded again
         options = Options(tokens, stop_tokens=())  # nothing ends an answer early
         *_, last = stream(engine, engine.prepare(image, prompt), options)
+        assert last.answer is not None, "the last chunk carries the answer"
         stats = last.answer.stats
         return _figures(
             stats.prompt_tokens,
@@ -55,7 +56,9 @@ class Ours:
         """Image embeddings (N, D)."""
         import mlx.core as mx
 
-        return np.array(self.vlm.encode_image(image).astype(mx.float32))
+        embeddings = self.vlm.encode_image(image)
+        assert isinstance(embeddings, mx.array)
+        return np.array(embeddings.astype(mx.float32))
 
     def photo(self, image: str) -> object:
         """The tensor of a picture, whatever its size."""
@@ -142,7 +145,8 @@ class Transformers:
 
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype="auto").to(self.device).eval()
+        from_pretrained: Any = FastVlmForConditionalGeneration.from_pretrained
+        self.model = from_pretrained(folder, dtype="auto").to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.processor = CLIPImageProcessor.from_pretrained(folder)
         self.model.generation_config.eos_token_id = None
@@ -204,14 +208,18 @@ class Transformers:
             out = self.model.model.get_image_features(
                 pixel_values=self._pixels(image).to(self.model.dtype), return_dict=True
             )
-        return out.pooler_output[0].float().cpu().numpy()
+        return np.array(out.pooler_output[0].float().cpu())
 
     def photo(self, image: str) -> object:
         """The tensor of a picture, whatever its size."""
         return self._pixels(image)
 
 
-RUNTIMES = {"ours": Ours, "mlx-vlm": MLXVLM, "transformers": Transformers}
+RUNTIMES: dict[str, type[Ours] | type[MLXVLM] | type[Transformers]] = {
+    "ours": Ours,
+    "mlx-vlm": MLXVLM,
+    "transformers": Transformers,
+}
 
 
 def _text(prompt: str) -> str:

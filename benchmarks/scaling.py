@@ -60,7 +60,8 @@ def measure(
 ) -> dict[str, Any]:
     """Results by resolution with one picture, and by number of pictures at `side` pixels."""
     photos = [bench.made_photo(seed=number) for number in range(max(counts))]  # no two alike: a picture is encoded once
-    sizes, several = [], []
+    sizes: list[dict[str, Any]] = []
+    several: list[dict[str, Any]] = []
     for resolution, images, into in [
         *((size, 1, sizes) for size in resolutions),
         *((side, count, several) for count in counts),
@@ -76,7 +77,7 @@ def measure(
 
 def growth(vision: VisionConfig, results: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
     """Per result: the tower's work in GMAC, attention's share of it, and vision time per MAC against the first result's."""
-    rows = []
+    rows: list[dict[str, float]] = []
     for result in results:
         linear, attention = tower_work(vision, result["resolution"])
         work = (linear + attention) * result["images"]

@@ -83,16 +83,23 @@ def save(path: Path, weights: Arrays) -> None:
 
 def read(folder: Path) -> Arrays:
     """The weights of a folder written by `write`, all in memory."""
-    weights = dict(mx.load(str(folder / "model.safetensors")))
+    weights = load(folder / "model.safetensors")
     mx.eval(weights)
     return weights
+
+
+def load(path: Path) -> Arrays:
+    """The arrays of a safetensors file, read when they are used."""
+    arrays = mx.load(str(path))
+    assert isinstance(arrays, dict)
+    return arrays
 
 
 def shard(folder: Path, count: int) -> None:
     """Split model.safetensors into shards with an index."""
     weights = read(folder)
     names = sorted(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(count):
         file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
         part = names[len(names) * i // count : len(names) * (i + 1) // count]

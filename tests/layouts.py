@@ -10,8 +10,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from fastvlm_mlx.convert.key_map import APPLE_TOWER
+
 from . import checkpoint
-from .checkpoint import APPLE_TOWER, Arrays
+from .checkpoint import Arrays
 
 Bits = Callable[[str], dict[str, Any] | None]  # a layer's path -> how it is quantised, if it is
 

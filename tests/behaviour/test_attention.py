@@ -80,7 +80,7 @@ def test_layers_and_heads_are_averaged(small: VLM) -> None:
         ({"heads": []}, "at least one"),
     ):
         with pytest.raises(OptionError, match=says):
-            seen(**options)  # type: ignore[arg-type]
+            seen(**options)
     with pytest.raises(ImageError, match="no picture"):
         small.attention_map(None, "Hi", answer)
     with pytest.raises(PromptError, match="The answer is a str, expected the Answer"):
@@ -129,7 +129,8 @@ def cells(scene: Scene, shape: Shape, size: int, side: int) -> npt.NDArray[np.bo
 
 def pairs(count: int, size: int, side: int, seed: int) -> list[tuple[Scene, Shape, Shape]]:
     """Scenes with the first two shapes that are alone of their kind and share no cell."""
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[tuple[Scene, Shape, Shape]] = []
     while len(found) < count:
         scene = draw(rng, Options(image_size=size, only="shapes"))
         kinds = [shape.kind for shape in scene.shapes]

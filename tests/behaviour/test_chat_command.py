@@ -289,7 +289,7 @@ def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
         for found, pictures in ((picture, [picture]), ([str(photo)], [str(photo)])):
             monkeypatch.setattr(ImageGrab, "grabclipboard", lambda found=found: found)
             assert clipboard.pictures() == pictures
-    for nothing in (None, []):
+    for nothing in (None, list[Image.Image]()):
         monkeypatch.setattr(ImageGrab, "grabclipboard", lambda nothing=nothing: nothing)
         with pytest.raises(ImageError, match="no picture on the clipboard"):
             clipboard.pictures()

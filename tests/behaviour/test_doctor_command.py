@@ -77,8 +77,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
         yield from findings
 
     for name in list(doctor.CHECKS):
-        monkeypatch.delitem(doctor.CHECKS, name)  # type: ignore[arg-type]
-    monkeypatch.setitem(doctor.CHECKS, "stand-in", check)  # type: ignore[arg-type]
+        monkeypatch.delitem(doctor.CHECKS, name)
+    monkeypatch.setitem(doctor.CHECKS, "stand-in", check)
     return findings
 
 

@@ -85,7 +85,7 @@ def test_an_error_that_shows_at_the_end_only(fresh: VLM, monkeypatch: pytest.Mon
     """An array can be read although what should have written it has failed; what is waited for last tells."""
     with monkeypatch.context() as patch:
         patch.setattr(generate, "check_device", failing(TIMED_OUT))
-        chunks = []
+        chunks: list[Any] = []
         with pytest.raises(DeviceError, match="GPU Timeout"):
             chunks += fresh.stream(PICTURES[0], "What is it?", max_tokens=3)
         assert not any(chunk.answer for chunk in chunks) and len(fresh.images) == 0
@@ -112,7 +112,7 @@ def test_a_batch_that_fails_leaves_no_picture(fresh: VLM, monkeypatch: pytest.Mo
         with monkeypatch.context() as patch:
             patch.setattr(fresh.model, "step", failing(NO_MEMORY, after=1, calls=fresh.model.step))
             with pytest.raises(OutOfMemoryError):
-                fresh.batch(questions, max_tokens=6, on_error=on_error)  # type: ignore[call-overload]
+                fresh.batch(questions, max_tokens=6, on_error=on_error)
         assert len(fresh.images) == 0
 
 
@@ -316,7 +316,7 @@ def test_nothing_is_kept_of_a_prefill_whose_picture_was_interrupted(
 
 def test_embeddings_go_into_numpy_whatever_the_model_computes_in(apple: Path) -> None:
     for dtype in ("bfloat16", "float16", "float32"):
-        vlm = load(str(apple), dtype=dtype)  # type: ignore[arg-type]
+        vlm = load(str(apple), dtype=dtype)
         one, two = vlm.encode_image(PICTURES[:2])
         assert np.array(one).dtype == np.float32 and np.asarray(two).shape == (4, 64)
         decoder = vlm.model.encode(mx.array(vlm.engine.pixels(PICTURES[0])[None]))[0]
@@ -359,7 +359,7 @@ def test_a_model_larger_than_the_gpus_share_is_said_beforehand(apple: Path, monk
             monkeypatch.setattr(mx, "device_info", lambda size=working_set: {"max_recommended_working_set_size": size})
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always", FastVLMWarning)
-                load(str(apple), dtype=dtype)  # type: ignore[arg-type]
+                load(str(apple), dtype=dtype)
             said = [str(warning.message) for warning in found]
             assert len(said) == too_large, said
             assert not said or ("recommends at most" in said[0] and "`bits=4`" in said[0])

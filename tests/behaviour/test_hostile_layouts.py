@@ -156,12 +156,12 @@ def test_links(folder: Open, layout: str, tmp_path: Path) -> None:
     opened.path.symlink_to(tmp_path / "links")
     assert opened.run("convert", opened.path, "--out", opened.out, *opened.options).code == 0
     shutil.rmtree(opened.out)
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / "links" / file).unlink()
-        (tmp_path / "links" / file).symlink_to(file)  # itself
-        opened.refused(file)
-        (tmp_path / "links" / file).unlink()
-        (tmp_path / "links" / file).symlink_to(real / file)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "links" / name).unlink()
+        (tmp_path / "links" / name).symlink_to(name)  # itself
+        opened.refused(name)
+        (tmp_path / "links" / name).unlink()
+        (tmp_path / "links" / name).symlink_to(real / name)
     opened.path.unlink()
     opened.path.symlink_to("model")
     opened.refused()

@@ -10,6 +10,8 @@ import torch
 
 from fastvlm_mlx.network.model import LEVELS, FastVLM
 
+from .original import Original
+
 TOLERANCE = 1e-4
 TIGHT = 2e-5  # what is in fact reached, so that a real mistake of this size does not hide below the promise
 
@@ -32,8 +34,9 @@ def to_torch(image: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def features_of(theirs: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
-    return theirs.model.vision_tower(to_torch(image)).last_hidden_state.flatten(2).transpose(1, 2)
+def features_of(theirs: Original, image: np.ndarray) -> torch.Tensor:
+    features: torch.Tensor = theirs.model.vision_tower(to_torch(image)).last_hidden_state
+    return features.flatten(2).transpose(1, 2)
 
 
 def features_from(ours: FastVLM, image: np.ndarray) -> mx.array:
@@ -43,8 +46,7 @@ def features_from(ours: FastVLM, image: np.ndarray) -> mx.array:
     return features.reshape(B, N, 2, C // 2).swapaxes(2, 3).reshape(B, N, C)
 
 
-@torch.no_grad()
-def prompt_embeddings(theirs: torch.nn.Module, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
+def prompt_embeddings(theirs: Original, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
     embed = theirs.model.language_model.embed_tokens
     picture = theirs.model.get_image_features(to_torch(image)).pooler_output
     return torch.cat([embed(torch.tensor([before])), picture, embed(torch.tensor([after]))], dim=1)

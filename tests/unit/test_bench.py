@@ -101,7 +101,8 @@ def test_measure_refuses_what_it_cannot_measure(vlm: VLM, settings: dict[str, in
 
 
 def test_every_round_looks_anew_and_the_model_is_left_as_it_was(vlm: VLM) -> None:
-    before, said = vlm.config, []
+    before = vlm.config
+    said: list[str] = []
     result = bench.measure(
         vlm.engine, [bench.made_photo(64, 64)], resolution=64, rounds=2, max_tokens=2, progress=said.append
     )

@@ -12,10 +12,11 @@ import pytest
 
 from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert
+from fastvlm_mlx.convert.key_map import APPLE_TOWER
 from fastvlm_mlx.errors import CheckpointError, TokenizerError
 
 from .. import checkpoint, layouts
-from ..checkpoint import APPLE_TOWER, Arrays
+from ..checkpoint import Arrays
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
 Change = Callable[[Path], Any]
@@ -280,7 +281,7 @@ def test_a_tower_from_elsewhere(apple: Path, tmp_path: Path) -> None:
         (bare / file.name).write_bytes(file.read_bytes())
     weights(lambda t: {name: array for name, array in t.items() if "vision_tower" not in name})(bare)
     assert convert(bare, tmp_path / "ours", name="apple", vision_from=apple) == expected
-    ours, whole = (dict(mx.load(str(tmp_path / name / "model.safetensors"))) for name in ("ours", "whole"))
+    ours, whole = (checkpoint.load(tmp_path / name / "model.safetensors") for name in ("ours", "whole"))
     assert ours.keys() == whole.keys() and all(mx.array_equal(ours[name], whole[name]) for name in ours)
 
 
