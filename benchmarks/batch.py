@@ -3,8 +3,9 @@
     python -m benchmarks.batch --model tiny
     python -m benchmarks.batch --random 0.5b --rows 4 --rows 8
 
-Every question has a picture and a length of its own, and every answer has the same number of tokens, so that the work is equal.
-Pictures are small and already encoded: what remains is the decoder. Rounds alternate in which of the two comes first.
+Every question has a picture and a length of its own, and every answer has the same number of tokens, so that the work
+is equal. Pictures are small and already encoded: what remains is the decoder. Rounds alternate in which of the two
+comes first.
 """
 
 import argparse
@@ -50,7 +51,8 @@ Questions = Sequence[tuple[Images, str]]
 
 @dataclass(frozen=True)
 class Pair:
-    """Time of one by one over time together: of the decoding steps alone, and of everything; and whether the ids were equal."""
+    """Time of one by one over time together: of the decoding steps alone, and of everything; and whether the ids were
+    equal."""
 
     decode: float
     whole: float

@@ -1,11 +1,12 @@
 """One runtime in a process of its own, doing what it is told: reads commands, answers with figures, one JSON line each.
 
-    PYTHON -m benchmarks.runner RUNTIME FOLDER       (started by `benchmarks.compare`; RUNTIME: ours, mlx-vlm or transformers)
+    PYTHON -m benchmarks.runner RUNTIME FOLDER       (started by `benchmarks.compare`; RUNTIME: ours, mlx-vlm or
+    transformers)
 
-Commands on stdin: `load`, `run` (answer once, stage by stage), `features` (to a .npy file), `photo` (preprocess a file),
-`quit`. Imports nothing of fastvlm_mlx unless the runtime is ours: each process holds what its users' would. Stages are taken
-in one and the same answer: preprocess until the tensors are there, vision until the image embeddings are, prefill until the
-first token has been read, and decode from there on.
+Commands on stdin: `load`, `run` (answer once, stage by stage), `features` (to a .npy file), `photo` (preprocess a
+file), `quit`. Imports nothing of fastvlm_mlx unless the runtime is ours: each process holds what its users' would.
+Stages are taken in one and the same answer: preprocess until the tensors are there, vision until the image embeddings
+are, prefill until the first token has been read, and decode from there on.
 """
 
 import functools
@@ -194,7 +195,8 @@ class Transformers:
         ready = clock()
         with torch.inference_mode():
             self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(self.model.dtype), max_new_tokens=tokens,
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(self.model.dtype),
+                max_new_tokens=tokens,
                 min_new_tokens=tokens, do_sample=False, streamer=Clock(), pad_token_id=0,
             )  # fmt: skip
         first, last = times[1], times[-1]  # the prompt itself is put first
@@ -254,7 +256,8 @@ def _versions(*names: str) -> dict[str, str]:
 
 
 def memory(reset: bool = False) -> tuple[int, int]:
-    """(most, now) of the process's memory in bytes, after setting the former to the latter if asked; zeros off Linux."""
+    """(most, now) of the process's memory in bytes, after setting the former to the latter if asked; zeros off
+    Linux."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

@@ -15,7 +15,8 @@ Arrays = dict[str, mx.array]
 
 VISION = VisionConfig(depths=(1, 1, 1, 1, 1), widths=(16, 32, 32, 64, 64))
 TEXT: dict[str, Any] = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 128,
     "max_position_embeddings": 1024,
 }  # fmt: skip
 

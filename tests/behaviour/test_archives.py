@@ -1,4 +1,5 @@
-"""Apple's archives from a server on loopback that drops connections, lies, redirects and serves other bytes than promised."""
+"""Apple's archives from a server on loopback that drops connections, lies, redirects and serves other bytes than
+promised."""
 
 import contextlib
 import fcntl

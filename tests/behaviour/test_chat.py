@@ -46,8 +46,8 @@ def from_scratch(vlm: VLM, chat: Chat, prompt: str, pictures: list[np.ndarray], 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_conversations(small: VLM, tmp_path: Path, seed: int) -> None:
-    """Text, one or several images, an image added later, turns undone or edited, the system prompt changed, answers cut short,
-    the beginning left out, a transcript taken up.
+    """Text, one or several images, an image added later, turns undone or edited, the system prompt changed, answers cut
+    short, the beginning left out, a transcript taken up.
     """
     rng = random.Random(seed)
     chat = small.chat(system=rng.choice([None, "Be brief."]))
@@ -98,7 +98,8 @@ def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) ->
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted as it is closed
 def test_interrupted_anywhere_the_conversation_stays_true_to_its_caches(small: VLM) -> None:
-    """An interrupt as any function of the package is entered or left; then another question gets the answer it gets anyway."""
+    """An interrupt as any function of the package is entered or left; then another question gets the answer it gets
+    anyway."""
     package = str(Path(generate.__file__).parents[1])
     rng = random.Random(0)
     events = moment = 0
@@ -548,7 +549,8 @@ def test_the_same_seed_draws_the_same_conversation(small: VLM) -> None:
 
 
 def test_corrupt_transcripts(small: VLM, tmp_path: Path) -> None:
-    """Hundreds of damages, of bytes and of values: each is refused with a sentence, or is none; the conversation goes on."""
+    """Hundreds of damages, of bytes and of values: each is refused with a sentence, or is none; the conversation goes
+    on."""
     rng = random.Random(0)
     path = tmp_path / "chat.json"
     chat = small.chat(system="Be brief.")

@@ -1,5 +1,5 @@
-"""Pictures that Pillow misreads are read by the range their file declares, or refused by name; what is damaged beside its pixels
-is used, with a warning.
+"""Pictures that Pillow misreads are read by the range their file declares, or refused by name; what is damaged beside
+its pixels is used, with a warning.
 """
 
 import io

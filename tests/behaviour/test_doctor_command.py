@@ -1,4 +1,5 @@
-"""`fastvlm-mlx doctor` as people run it: its verdict, table and JSON, its exit codes, and what the JSON keeps to itself."""
+"""`fastvlm-mlx doctor` as people run it: its verdict, table and JSON, its exit codes, and what the JSON keeps to
+itself."""
 
 import getpass
 import json

@@ -183,7 +183,8 @@ def test_an_answer_ends_where_the_context_does(small: VLM) -> None:
     "options",
     [
         {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": True}, {"temperature": -0.1},
-        {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.1}, {"top_p": float("nan")},
+        {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.1},
+        {"top_p": float("nan")},
         {"seed": -1}, {"seed": 1 << 64}, {"seed": 0.5},
     ],
 )  # fmt: skip

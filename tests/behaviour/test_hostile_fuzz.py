@@ -1,7 +1,7 @@
 """A long search for files that break the readers we wrote; deselected unless asked for: python -m pytest -m fuzz.
 
-Whatever comes in, a reader returns or raises a FastVLMError whose message is short, prints nothing, and comes back soon.
-FASTVLM_FUZZ_EXAMPLES sets how many examples each search takes (2000).
+Whatever comes in, a reader returns or raises a FastVLMError whose message is short, prints nothing, and comes back
+soon. FASTVLM_FUZZ_EXAMPLES sets how many examples each search takes (2000).
 """
 
 import json

@@ -1,4 +1,5 @@
-"""The readers of the other layouts under attack: whatever a folder holds, one sentence and no folder, or a folder that is whole."""
+"""The readers of the other layouts under attack: whatever a folder holds, one sentence and no folder, or a folder that
+is whole."""
 
 import json
 import shutil
@@ -147,7 +148,8 @@ def test_folders_and_shards_with_line_ends_in_their_names(folder: Open, layout: 
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_links(folder: Open, layout: str, tmp_path: Path) -> None:
-    """A folder that is a link, of links, is used, as the Hub's cache is made so; circles and links to nowhere are refused."""
+    """A folder that is a link, of links, is used, as the Hub's cache is made so; circles and links to nowhere are
+    refused."""
     opened = folder(layout)
     real = opened.path.rename(tmp_path / "real")
     (tmp_path / "links").mkdir()

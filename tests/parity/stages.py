@@ -1,7 +1,7 @@
 """The two sides of a parity test: one picture for both, what each computes from it, and how far they are apart.
 
-Tolerances are relative to the largest value: float32 sums in another order, through up to 46 blocks and 24 layers, differ
-by a few 1e-6; 1e-4 is what the project promises.
+Tolerances are relative to the largest value: float32 sums in another order, through up to 46 blocks and 24 layers,
+differ by a few 1e-6; 1e-4 is what the project promises.
 """
 
 import mlx.core as mx
@@ -40,7 +40,8 @@ def features_of(theirs: Original, image: np.ndarray) -> torch.Tensor:
 
 
 def features_from(ours: FastVLM, image: np.ndarray) -> mx.array:
-    """Our features with their channels in the published order: ours come filter by filter, theirs channel by channel."""
+    """Our features with their channels in the published order: ours come filter by filter, theirs channel by
+    channel."""
     features = ours.vision(mx.array(LEVELS[image]).astype(ours.dtype))
     B, N, C = features.shape
     return features.reshape(B, N, 2, C // 2).swapaxes(2, 3).reshape(B, N, C)

@@ -1,4 +1,5 @@
-"""transformers' own folders, as its save_pretrained writes them, and back: against PyTorch, and against Apple's layout."""
+"""transformers' own folders, as its save_pretrained writes them, and back: against PyTorch, and against Apple's
+layout."""
 
 import json
 import shutil
@@ -116,7 +117,8 @@ def test_norms_left_behind_change_nothing(there_and_back: tuple[Original, Any, P
 
 
 def test_its_processor_prepares_what_ours_does(there_and_back: tuple[Original, Any, Path]) -> None:
-    """Pixels and token ids of a question about a picture, and 8 greedy tokens of an answer, through transformers alone."""
+    """Pixels and token ids of a question about a picture, and 8 greedy tokens of an answer, through transformers
+    alone."""
     from PIL import Image
     from transformers import AutoProcessor, LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil

@@ -1,4 +1,5 @@
-"""What training is shown and not taught: pairs of shape and colour that are held out are neither drawn nor ruled out."""
+"""What training is shown and not taught: pairs of shape and colour that are held out are neither drawn nor ruled
+out."""
 
 from __future__ import annotations
 

@@ -221,7 +221,8 @@ def test_peak_memory_of_a_conversion(tmp_path: Path, tokenizer_files: Path) -> N
 
 
 def test_what_a_killed_run_moved_aside_is_put_back_not_removed(apple: Path, tmp_path: Path) -> None:
-    """A forced run killed between its two renames leaves the old model under another name; any later run restores it."""
+    """A forced run killed between its two renames leaves the old model under another name; any later run restores
+    it."""
     convert(apple, tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / ".first.fastvlm-replaced")
     convert(apple, tmp_path / "second")

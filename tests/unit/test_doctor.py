@@ -1,4 +1,5 @@
-"""Each of doctor's checks, on a machine in order as far as it can be, and with a fault put in its way that it has to find.
+"""Each of doctor's checks, on a machine in order as far as it can be, and with a fault put in its way that it has to
+find.
 
 What is slow or depends on the machine is stood in for; no time is asserted.
 """
@@ -52,7 +53,7 @@ def wrong(findings: Iterable[Finding]) -> list[str]:
     return [finding.what for finding in findings if finding.status == "wrong"]
 
 
-# ---- parity ----------------------------------------------------------------------------------------------------------------
+# ---- parity --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -137,7 +138,7 @@ def test_distance_and_cosine_of_what_is_no_number() -> None:
     assert at_least("", float("nan"), 1, found="", expected="").status == "wrong"
 
 
-# ---- operations ------------------------------------------------------------------------------------------------------------
+# ---- operations ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -222,7 +223,7 @@ def test_bits_in_the_wrong_place_are_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert operations.packing(quick=True).status == "wrong"
 
 
-# ---- threads ---------------------------------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -277,7 +278,7 @@ def test_a_thread_that_takes_the_model_along_is_found(monkeypatch: pytest.Monkey
     assert "a thread that ends in the middle of an answer" in wrong(threads.check(HERE))
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -324,7 +325,7 @@ def test_an_estimate_that_is_off_is_found(share: float, monkeypatch: pytest.Monk
     assert memory.estimated(engine, HERE).status == "wrong"
 
 
-# ---- recovery --------------------------------------------------------------------------------------------------------------
+# ---- recovery ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -388,7 +389,7 @@ def test_a_process_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPa
     assert found.status == "wrong" and "139" in found.found
 
 
-# ---- speed and start -------------------------------------------------------------------------------------------------------
+# ---- speed and start -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -433,7 +434,7 @@ def test_processes_that_answer_differently_or_fail_are_found(monkeypatch: pytest
     assert found.status == "wrong" and "ended with 1" in found.found
 
 
-# ---- desk, install, machine ------------------------------------------------------------------------------------------------
+# ---- desk, install, machine ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("system", "status"), [("darwin", "wrong"), ("linux", "note")])
@@ -516,7 +517,8 @@ def test_a_mac_that_is_not_in_order_is_found(monkeypatch: pytest.MonkeyPatch) ->
         "vm.swapusage": "total = 40960.00M  used = 40000.25M  free = 1.00M",
         "kern.hv_vmm_present": "1",
     }
-    tools: dict[str, Callable[..., str]] = {"/usr/sbin/sysctl": lambda _, name: said.get(name, ""), "/usr/sbin/ioreg": lambda *_: '"gpu-core-count" = 10',
+    tools: dict[str, Callable[..., str]] = {"/usr/sbin/sysctl": lambda _, name: said.get(name, ""),
+        "/usr/sbin/ioreg": lambda *_: '"gpu-core-count" = 10',
              "/usr/bin/pmset": lambda _: " lowpowermode         1"}  # fmt: skip
     monkeypatch.setattr(machine, "output", lambda tool, *arguments: tools[tool](*arguments))
     findings = {f.what: f for f in machine.check(replace(HERE))}
@@ -529,7 +531,7 @@ def test_a_mac_that_is_not_in_order_is_found(monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-# ---- the run and its report ------------------------------------------------------------------------------------------------
+# ---- the run and its report ----------------------------------------------------------------------
 
 
 def report(*findings: Finding) -> doctor.Report:

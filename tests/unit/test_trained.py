@@ -1,4 +1,5 @@
-"""Checkpoints as training leaves them: read as the model they hold, or refused in a sentence that says what they are."""
+"""Checkpoints as training leaves them: read as the model they hold, or refused in a sentence that says what they
+are."""
 
 import json
 from collections.abc import Callable
@@ -80,8 +81,10 @@ def with_patch_token(folder: Path) -> None:
 
 def processor(name: str = "preprocessor_config.json", **settings: Any) -> Change:
     usual = {
-        "do_resize": True, "size": {"shortest_edge": 128}, "do_center_crop": True, "crop_size": {"height": 128, "width": 128},
-        "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3, "rescale_factor": 1 / 255, "do_rescale": True,
+        "do_resize": True, "size": {"shortest_edge": 128}, "do_center_crop": True,
+        "crop_size": {"height": 128, "width": 128},
+        "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3, "rescale_factor": 1 / 255,
+        "do_rescale": True,
     }  # fmt: skip
     return lambda folder: (folder / name).write_text(json.dumps(usual | settings))
 

@@ -1,4 +1,5 @@
-"""The limit of memory that stays resident on Metal: raised once for answers in several threads, and put back whatever happens."""
+"""The limit of memory that stays resident on Metal: raised once for answers in several threads, and put back whatever
+happens."""
 
 import threading
 import time
