@@ -22,7 +22,7 @@ Point = tuple[float, float]
 COLOURS = ("#0a6cff", "#e8833a", "#8a8f98", "#3a9d6a", "#b04ac0")  # told apart on white and on black
 INK, PALE = "#222222", "#666666"  # of text and axes, of grid lines and notes: each replaced where the scheme is dark
 DARK = {INK: "#dddddd", PALE: "#999999"}
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "fastvlm-mlx", "path.simplify": True, "font.size": 10,
     "font.sans-serif": "DejaVu Sans",
     "text.color": INK, "axes.edgecolor": PALE, "axes.labelcolor": INK, "xtick.color": PALE, "ytick.color": PALE,
@@ -108,7 +108,7 @@ def _legend(axes: "Axes") -> None:
     """The names of the colours in one row between the title and the axes."""
     axes.set_title(axes.get_title("left"), fontweight="bold", pad=30)
     handles, names = axes.get_legend_handles_labels()
-    where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.4}
+    where: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.4}
     axes.legend(handles, names, ncols=len(names), columnspacing=1.2, handlelength=1.2, borderpad=0, **where)
 
 
