@@ -55,7 +55,8 @@ TIMM = (
 
 
 def write_random(folder: Path, size: str, layers: int | None = None) -> Path:
-    """A checkpoint of random weights in Apple's layout, with a tokenizer that knows the words of the prompt and no others."""
+    """A checkpoint of random weights in Apple's layout, with a tokenizer that knows the words of the prompt and no
+    others."""
     config = random_model.config(size, layers)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(random_model.NOISE).astype(np.float32)
@@ -105,8 +106,10 @@ def _write(folder: Path, checkpoint: Path, config: dict[str, object], weights: d
             shutil.copy(checkpoint / name, folder / name)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     picture = {
-        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size},
-        "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3, "do_resize": True, "do_center_crop": True,
+        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": size},
+        "crop_size": {"height": size, "width": size},
+        "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3, "do_resize": True,
+        "do_center_crop": True,
         "do_rescale": True, "do_normalize": True, "do_convert_rgb": True, "rescale_factor": 1 / 255,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(picture, indent=2))
@@ -115,7 +118,9 @@ def _write(folder: Path, checkpoint: Path, config: dict[str, object], weights: d
 
 def _cast(checkpoint: Path, dtype: mx.Dtype) -> Iterator[tuple[str, mx.array]]:
     for file in sorted(checkpoint.glob("*.safetensors")):
-        for name, array in mx.load(str(file)).items():
+        arrays = mx.load(str(file))
+        assert isinstance(arrays, dict)
+        for name, array in arrays.items():
             yield name, array.astype(dtype) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
@@ -127,6 +132,7 @@ def _apple_name(name: str) -> str:
 
 
 def transformers_name(name: str) -> str:
+    """The name that transformers' FastVLM has for a tensor of Apple's checkpoints."""
     if name.startswith(APPLE_TOWER):
         name = name.removeprefix(APPLE_TOWER)
         if found := re.match(r"network\.(\d+)\.", name):
@@ -143,11 +149,13 @@ def transformers_name(name: str) -> str:
 
 def _transformers_config(apple: dict[str, object], resolution: int, dtype: str) -> dict[str, object]:
     kept = (
-        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size",
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+        "vocab_size",
         "rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings", "hidden_act",
     )  # fmt: skip
     vision = {
-        "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "do_pooling": True, "global_pool": "avg", "hidden_size": 3072,
+        "model_type": "timm_wrapper", "architecture": "fastvit_mci3", "do_pooling": True, "global_pool": "avg",
+        "hidden_size": 3072,
         "initializer_range": 0.02, "model_args": {"inference_mode": True},
     }  # fmt: skip
     text = {"model_type": "qwen2", "torch_dtype": dtype, **{name: apple[name] for name in kept}}

@@ -3,9 +3,10 @@
     python -m benchmarks.compare --python-mlx-vlm VENV1/bin/python --python-torch VENV2/bin/python --random 0.5b
     python -m benchmarks.compare ... --checkpoint FOLDER --resolution 512 --rounds 5
 
-Each runs in a process of its own, one at a time and in turn, round after round; the figures are medians over rounds, after a
-warm-up. Nothing is timed before all three have given the same image features. What to install: requirements-mlx-vlm.txt and
-requirements-transformers.txt beside this file, each in an environment of its own. Results go to benchmarks/results/.
+Each runs in a process of its own, one at a time and in turn, round after round; the figures are medians over rounds,
+after a warm-up. Nothing is timed before all three have given the same image features. What to install:
+requirements-mlx-vlm.txt and requirements-transformers.txt beside this file, each in an environment of its own. Results
+go to benchmarks/results/.
 """
 
 import argparse
@@ -115,9 +116,8 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             turn = number % len(processes)
             for process in processes[turn:] + processes[:turn]:  # nobody always goes first
                 figures = process.ask("run", image=str(picture), prompt=options.prompt, tokens=options.max_tokens)
-                say(
-                    f"{'warm-up' if number < 0 else f'round {number + 1}'}: {process.name} {figures['ttft_seconds']:.2f} s"
-                )
+                turn_name = "warm-up" if number < 0 else f"round {number + 1}"
+                say(f"{turn_name}: {process.name} {figures['ttft_seconds']:.2f} s")
                 if number >= 0:
                     rounds[process.name].append(figures)
         photos = {process.name: process.ask("photo", image=str(photo)) for process in processes}
@@ -204,8 +204,9 @@ def markdown(result: dict[str, Any]) -> str:
     agreement = ", ".join(f"{name} {value:.0e}" for name, value in result["features_difference"].items())
     described = (
         f"{settings['weights']}, {settings['dtype']}, one {settings['resolution']}x{settings['resolution']} picture, "
-        f"{settings['prompt_tokens']} prompt tokens, {settings['generated_tokens']} generated; medians of {settings['rounds']} "
-        f"rounds after {settings['warmup']} to warm up, in turn. In brackets: how many times ours. "
+        f"{settings['prompt_tokens']} prompt tokens, {settings['generated_tokens']} generated; medians of "
+        f"{settings['rounds']} rounds after {settings['warmup']} to warm up, in turn. "
+        "In brackets: how many times ours. "
         f"Image features differ from ours by (of the largest): {agreement}."
     )
     if settings["preloaded"]:
@@ -236,12 +237,16 @@ def save(result: dict[str, Any], out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / f"{name}.md").write_text(markdown(result), encoding="utf-8")
+    (out / f"{name}.svg").write_text(chart(result), encoding="utf-8")
+    return out / f"{name}.md"
+
+
+def chart(result: dict[str, Any]) -> str:
+    """The stages of each runtime as bars, in SVG."""
+    machine, settings = result["machine"], result["settings"]
     stages = [(label, {who: figures[key] for who, figures in result["medians"].items()}) for key, label in STAGES]
     title = f"One {settings['resolution']}x{settings['resolution']} picture, {settings['weights']}, {settings['dtype']}"
-    (out / f"{name}.svg").write_text(
-        charts.bars(title, f"{machine['cpu']}, {machine['date'][:10]}", stages), encoding="utf-8"
-    )
-    return out / f"{name}.md"
+    return charts.bars(title, f"{machine['cpu']}, {machine['date'][:10]}", stages)
 
 
 def main() -> None:

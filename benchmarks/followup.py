@@ -1,11 +1,12 @@
-"""What a follow-up question costs: its time to the first token, against a bare prefill of its own tokens on the same caches.
+"""What a follow-up question costs: its time to the first token, against a bare prefill of its own tokens on the same
+caches.
 
     python -m benchmarks.followup --random 0.5b             # conversations of 2, 8 and 32 questions about one picture
     python -m benchmarks.followup --model tiny --json
 
-The follow-up is timed from outside, from the call of `Chat.ask` to its return with one token: rendering the conversation,
-finding what the caches hold, and the rest. The bare prefill is the decoder's forward pass and the choice of a token, nothing
-else. The two take turns, and start from the same caches each time.
+The follow-up is timed from outside, from the call of `Chat.ask` to its return with one token: rendering the
+conversation, finding what the caches hold, and the rest. The bare prefill is the decoder's forward pass and the choice
+of a token, nothing else. The two take turns, and start from the same caches each time.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from fastvlm_mlx.hub.find import find
 
 import mlx.core as mx  # isort: skip
 
-QUESTION = "Which of the things that you have just described is nearest to the left edge of the picture, and which colour is it?"
+QUESTION = "Which of the things that you have just described is nearest to the left edge, and which colour is it?"
 
 
 def measure(engine: Engine, questions: int, rounds: int, answer_tokens: int) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def measure(engine: Engine, questions: int, rounds: int, answer_tokens: int) -> 
 
 def _bare(engine: Engine, chat: Chat, own: list[int]) -> float:
     started = time.perf_counter()
-    int(mx.argmax(engine.model.prefill(engine.model.embed([own], {}), chat._prefix.layers)).item())
+    mx.eval(mx.argmax(engine.model.prefill(engine.model.embed([own], {}), chat._prefix.layers)))
     return time.perf_counter() - started
 
 
@@ -89,13 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps({"machine": asdict(machine()), "model": engine.name, "results": results}))
         return
     print(machine().describe(), f"\n\n{engine.name}\n")
-    print(
-        "| questions before | tokens held | own tokens | bare prefill, ms | follow-up, ms | ratio |\n|---|---|---|---|---|---|"
-    )
+    print("| questions before | tokens held | own tokens | bare prefill, ms | follow-up, ms | ratio |")
+    print("|---|---|---|---|---|---|")
     for result in results:
         print(
-            f"| {result['questions']} | {result['held_tokens']} | {result['own_tokens']} | {result['bare_seconds'] * 1e3:.1f} | "
-            f"{result['follow_up_seconds'] * 1e3:.1f} | {result['ratio']:.2f} |"
+            f"| {result['questions']} | {result['held_tokens']} | {result['own_tokens']} "
+            f"| {result['bare_seconds'] * 1e3:.1f} | {result['follow_up_seconds'] * 1e3:.1f} | {result['ratio']:.2f} |"
         )
 
 

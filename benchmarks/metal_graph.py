@@ -21,6 +21,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
 from math import prod
 from typing import Any
 from unittest.mock import patch
@@ -175,7 +177,8 @@ class Recorder:
         number = mx.array(len(self.whole) - 1, dtype=mx.int32)
         stand_in = constant(output[0], output[1])
         mx.eval(number)
-        return mx.depends([stand_in], [number, *inputs])[0]
+        depending: mx.array = mx.depends([stand_in], [number, *inputs])[0]
+        return depending
 
     def swiglu(self, gate: mx.array, up: mx.array) -> mx.array:
         """silu(gate) * up, compiled by both packages: one kernel."""
@@ -216,8 +219,11 @@ class Recorder:
         def compiled(name: str) -> Callable[..., mx.array]:
             return lambda *inputs: self.mark(name, (inputs[0].shape, inputs[0].dtype), list(inputs))
 
-        fast = {"layer_norm": layer_norm, "rms_norm": rms_norm, "rope": rope}
-        whole = {"gelu": compiled("gelu"), "silu": compiled("silu")}  # MLX compiles these: one kernel each
+        fast: dict[str, Any] = {"layer_norm": layer_norm, "rms_norm": rms_norm, "rope": rope}
+        whole: dict[str, Any] = {
+            "gelu": compiled("gelu"),
+            "silu": compiled("silu"),
+        }  # MLX compiles these: one kernel each
         with (
             patch.multiple(mx.fast, scaled_dot_product_attention=scaled_dot_product_attention, **fast),
             patch.object(mx, "dequantize", dequantize),
@@ -373,7 +379,7 @@ def _place(step: Step, shapes: list[Shape], layouts: dict[str, Layout]) -> Step:
         left, right = inputs[:2]
         for matrix, vector in ((left, left.shape[-2] == 1), (right, right.shape[-1] == 1)):
             why = "a vector's other stride is not its width" if vector else "neither matrix axis is dense"
-            wanted(lambda array, vector=vector: product_takes(array, vector), [matrix], why)
+            wanted(partial(product_takes, vector=vector), [matrix], why)
     elif step.name == "QuantizedMatmul":
         wanted(_whole_rows, inputs, "a quantised product takes rows that follow each other")
     elif step.name in ("LayerNorm", "RMSNorm"):
@@ -556,7 +562,8 @@ def mlx_vlm_graphs(size: str = "0.5b", resolution: int = 1024) -> dict[str, Grap
 
         def encode(pixels: mx.array) -> mx.array:
             _, features, _ = model.vision_tower(pixels.astype(mx.bfloat16).transpose(0, 2, 3, 1))
-            return model.mm_projector(features.reshape(1, -1, features.shape[-1]))
+            embeddings: mx.array = model.mm_projector(features.reshape(1, -1, features.shape[-1]))
+            return embeddings
 
         def step(token: mx.array) -> mx.array:
             logits = model.language_model(token[:, None], cache=cache).logits[:, -1, :]
@@ -647,7 +654,7 @@ def main() -> int:
     parser.add_argument("--size", default="0.5b", help="0.5b, 1.5b, 7b or small")
     parser.add_argument("--resolution", type=int, default=1024, help="pixels")
     options = parser.parse_args()
-    print(f"rules read in {COMMIT}; mlx {mx.__version__}\n")
+    print(f"rules read in {COMMIT}; mlx {version('mlx')}\n")
     if options.mlx_vlm:
         print(report(mlx_vlm_graphs(options.size, options.resolution)))
         return 0

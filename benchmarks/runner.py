@@ -1,11 +1,12 @@
 """One runtime in a process of its own, doing what it is told: reads commands, answers with figures, one JSON line each.
 
-    PYTHON -m benchmarks.runner RUNTIME FOLDER       (started by `benchmarks.compare`; RUNTIME: ours, mlx-vlm or transformers)
+    PYTHON -m benchmarks.runner RUNTIME FOLDER       (started by `benchmarks.compare`; RUNTIME: ours, mlx-vlm or
+    transformers)
 
-Commands on stdin: `load`, `run` (answer once, stage by stage), `features` (to a .npy file), `photo` (preprocess a file),
-`quit`. Imports nothing of fastvlm_mlx unless the runtime is ours: each process holds what its users' would. Stages are taken
-in one and the same answer: preprocess until the tensors are there, vision until the image embeddings are, prefill until the
-first token has been read, and decode from there on.
+Commands on stdin: `load`, `run` (answer once, stage by stage), `features` (to a .npy file), `photo` (preprocess a
+file), `quit`. Imports nothing of fastvlm_mlx unless the runtime is ours: each process holds what its users' would.
+Stages are taken in one and the same answer: preprocess until the tensors are there, vision until the image embeddings
+are, prefill until the first token has been read, and decode from there on.
 """
 
 import functools
@@ -42,6 +43,7 @@ class Ours:
         self.vlm.images.clear()  # a picture seen before would not be encoded again
         options = Options(tokens, stop_tokens=())  # nothing ends an answer early
         *_, last = stream(engine, engine.prepare(image, prompt), options)
+        assert last.answer is not None, "the last chunk carries the answer"
         stats = last.answer.stats
         return _figures(
             stats.prompt_tokens,
@@ -55,7 +57,9 @@ class Ours:
         """Image embeddings (N, D)."""
         import mlx.core as mx
 
-        return np.array(self.vlm.encode_image(image).astype(mx.float32))
+        embeddings = self.vlm.encode_image(image)
+        assert isinstance(embeddings, mx.array)
+        return np.array(embeddings.astype(mx.float32))
 
     def photo(self, image: str) -> object:
         """The tensor of a picture, whatever its size."""
@@ -142,7 +146,8 @@ class Transformers:
 
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype="auto").to(self.device).eval()
+        from_pretrained: Any = FastVlmForConditionalGeneration.from_pretrained
+        self.model = from_pretrained(folder, dtype="auto").to(self.device).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.processor = CLIPImageProcessor.from_pretrained(folder)
         self.model.generation_config.eos_token_id = None
@@ -190,7 +195,8 @@ class Transformers:
         ready = clock()
         with torch.inference_mode():
             self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(self.model.dtype), max_new_tokens=tokens,
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(self.model.dtype),
+                max_new_tokens=tokens,
                 min_new_tokens=tokens, do_sample=False, streamer=Clock(), pad_token_id=0,
             )  # fmt: skip
         first, last = times[1], times[-1]  # the prompt itself is put first
@@ -204,14 +210,18 @@ class Transformers:
             out = self.model.model.get_image_features(
                 pixel_values=self._pixels(image).to(self.model.dtype), return_dict=True
             )
-        return out.pooler_output[0].float().cpu().numpy()
+        return np.array(out.pooler_output[0].float().cpu())
 
     def photo(self, image: str) -> object:
         """The tensor of a picture, whatever its size."""
         return self._pixels(image)
 
 
-RUNTIMES = {"ours": Ours, "mlx-vlm": MLXVLM, "transformers": Transformers}
+RUNTIMES: dict[str, type[Ours] | type[MLXVLM] | type[Transformers]] = {
+    "ours": Ours,
+    "mlx-vlm": MLXVLM,
+    "transformers": Transformers,
+}
 
 
 def _text(prompt: str) -> str:
@@ -246,7 +256,8 @@ def _versions(*names: str) -> dict[str, str]:
 
 
 def memory(reset: bool = False) -> tuple[int, int]:
-    """(most, now) of the process's memory in bytes, after setting the former to the latter if asked; zeros off Linux."""
+    """(most, now) of the process's memory in bytes, after setting the former to the latter if asked; zeros off
+    Linux."""
     try:
         if reset:
             Path("/proc/self/clear_refs").write_text("5")

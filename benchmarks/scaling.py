@@ -1,12 +1,13 @@
-"""What a picture costs as it gets larger, and what more of them cost: time and memory, plotted, beside the work to be done.
+"""What a picture costs as it gets larger, and what more of them cost: time and memory, plotted, beside the work to be
+done.
 
     python -m benchmarks.scaling --random 0.5b                                  # 256 to 2048 pixels, 1 to 8 pictures
     python -m benchmarks.scaling --random small --resolution 64 --resolution 128 --images 1 --images 2    # seconds
 
-The tower's work is counted from the config: convolutions and layers grow with the number of pixels, attention's two products
-with its square. Where the measured time grows faster than that work, the table shows it: its last column is the time per
-multiply-accumulate, against the smallest size. Memory is the peak of MLX's allocator, weights included; the process itself keeps
-what it has once had.
+The tower's work is counted from the config: convolutions and layers grow with the number of pixels, attention's two
+products with its square. Where the measured time grows faster than that work, the table shows it: its last column is
+the time per multiply-accumulate, against the smallest size. Memory is the peak of MLX's allocator, weights included;
+the process itself keeps what it has once had.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def measure(
 ) -> dict[str, Any]:
     """Results by resolution with one picture, and by number of pictures at `side` pixels."""
     photos = [bench.made_photo(seed=number) for number in range(max(counts))]  # no two alike: a picture is encoded once
-    sizes, several = [], []
+    sizes: list[dict[str, Any]] = []
+    several: list[dict[str, Any]] = []
     for resolution, images, into in [
         *((size, 1, sizes) for size in resolutions),
         *((side, count, several) for count in counts),
@@ -75,8 +77,9 @@ def measure(
 
 
 def growth(vision: VisionConfig, results: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """Per result: the tower's work in GMAC, attention's share of it, and vision time per MAC against the first result's."""
-    rows = []
+    """Per result: the tower's work in GMAC, attention's share of it, and vision time per MAC against the first
+    result's."""
+    rows: list[dict[str, float]] = []
     for result in results:
         linear, attention = tower_work(vision, result["resolution"])
         work = (linear + attention) * result["images"]
@@ -106,9 +109,11 @@ def markdown(measured: dict[str, Any], vision: VisionConfig, here: Machine) -> s
             times = " | ".join(
                 bench.seconds(result[name]) for name in ("vision_seconds", "prefill_seconds", "ttft_seconds")
             )
+            size = result["resolution" if label == "pixels" else "images"]
+            memory = f"{result['mlx_peak_memory_bytes'] / 1e9:.2f} GB"
             parts.append(
-                f"| {result['resolution' if label == 'pixels' else 'images']} | {result['image_tokens']} | {row['gmac']:.1f} "
-                f"| {row['attention']:.1%} | {times} | {result['mlx_peak_memory_bytes'] / 1e9:.2f} GB | {row['relative']:.2f}x |"
+                f"| {size} | {result['image_tokens']} | {row['gmac']:.1f} | {row['attention']:.1%} | {times} "
+                f"| {memory} | {row['relative']:.2f}x |"
             )
         parts.append("")
     first = (measured["resolutions"] or measured["images"])[0]
@@ -124,20 +129,27 @@ def save(measured: dict[str, Any], vision: VisionConfig, here: Machine, out: Pat
     data = {"machine": asdict(here), **measured}
     (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (out / f"{name}.md").write_text(markdown(measured, vision, here), encoding="utf-8")
+    for suffix, drawn in plots(measured, here).items():
+        (out / f"{name}-{suffix}.svg").write_text(drawn, encoding="utf-8")
+    return out / f"{name}.md"
+
+
+def plots(measured: dict[str, Any], here: Machine) -> dict[str, str]:
+    """Time and memory against resolution and against the number of pictures, in SVG, by the end of the file's name."""
+    drawn: dict[str, str] = {}
     below = f"{here.cpu}, {here.backend}, {here.date[:10]}"
     for key, axis, label in (("resolutions", "resolution", "pixels along a side"), ("images", "images", "pictures")):
         results = measured[key]
         if not results:
             continue
-        times = {stage: [(r[axis], r[f"{stage}_seconds"]) for r in results] for stage in ("vision", "prefill", "ttft")}
+        names = {"vision": "image encoder", "prefill": "prefill", "ttft": "first token"}
+        times = {name: [(r[axis], r[f"{stage}_seconds"]) for r in results] for stage, name in names.items()}
         memory = {"peak memory": [(r[axis], r["mlx_peak_memory_bytes"] / 1e9) for r in results]}
-        title = f"{results[0]['model']}: time to first token"
-        (out / f"{name}-{axis}-time.svg").write_text(charts.curves(title, below, label, "s", times), encoding="utf-8")
+        title = f"{results[0]['model']}: time to the first token"
+        drawn[f"{axis}-time"] = charts.curves(title, below, label, "seconds", times)
         title = f"{results[0]['model']}: peak memory"
-        (out / f"{name}-{axis}-memory.svg").write_text(
-            charts.curves(title, below, label, "GB", memory), encoding="utf-8"
-        )
-    return out / f"{name}.md"
+        drawn[f"{axis}-memory"] = charts.curves(title, below, label, "GB", memory)
+    return drawn
 
 
 def main() -> None:

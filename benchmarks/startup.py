@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup --python-mlx-vlm PYTHON
 
-PYTHON has mlx-vlm installed. Ratios are of medians; CPU seconds are the process's own, which other work on the machine disturbs
-less than the clock. The exit code is 1 where a bar is missed.
+PYTHON has mlx-vlm installed. Ratios are of medians; CPU seconds are the process's own, which other work on the machine
+disturbs less than the clock. The exit code is 1 where a bar is missed.
 """
 
 import argparse

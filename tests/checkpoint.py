@@ -15,7 +15,8 @@ Arrays = dict[str, mx.array]
 
 VISION = VisionConfig(depths=(1, 1, 1, 1, 1), widths=(16, 32, 32, 64, 64))
 TEXT: dict[str, Any] = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 128,
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "intermediate_size": 128,
     "max_position_embeddings": 1024,
 }  # fmt: skip
 
@@ -83,16 +84,23 @@ def save(path: Path, weights: Arrays) -> None:
 
 def read(folder: Path) -> Arrays:
     """The weights of a folder written by `write`, all in memory."""
-    weights = dict(mx.load(str(folder / "model.safetensors")))
+    weights = load(folder / "model.safetensors")
     mx.eval(weights)
     return weights
+
+
+def load(path: Path) -> Arrays:
+    """The arrays of a safetensors file, read when they are used."""
+    arrays = mx.load(str(path))
+    assert isinstance(arrays, dict)
+    return arrays
 
 
 def shard(folder: Path, count: int) -> None:
     """Split model.safetensors into shards with an index."""
     weights = read(folder)
     names = sorted(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(count):
         file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
         part = names[len(names) * i // count : len(names) * (i + 1) // count]

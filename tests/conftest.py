@@ -13,7 +13,8 @@ from fastvlm_mlx.hub import licence
 
 from . import checkpoint, tokenizer
 
-# A cache of the tests' own, inherited by every command they start, in which the notice about Apple's licence has been given.
+# A cache of the tests' own, inherited by every command they start, in which the notice about Apple's licence has been
+# given.
 CACHE = tempfile.TemporaryDirectory(prefix="fastvlm-tests-")
 os.environ["FASTVLM_CACHE"] = CACHE.name
 (Path(CACHE.name) / "notices").mkdir()

@@ -11,7 +11,7 @@ from . import checkpoint
 
 
 def stored(folder: Path) -> dict[str, mx.array]:
-    return dict(mx.load(str(folder / "model.safetensors")))
+    return checkpoint.load(folder / "model.safetensors")
 
 
 def assert_equal(found: dict[str, mx.array], expected: dict[str, mx.array]) -> None:

@@ -1,8 +1,8 @@
-"""Every import of a package, read from its syntax trees: those inside functions, those of names loaded on demand, and those for
-type checkers only.
+"""Every import of a package, read from its syntax trees: those inside functions, those of names loaded on demand, and
+those for type checkers only.
 
-A room is a folder of the package, or a module beside the folders. The end of a room's `__init__` says which rooms it may
-import; a module beside the folders is given its own line by whoever checks.
+A room is a folder of the package, or a module beside the folders. The end of a room's `__init__` says which rooms it
+may import; a module beside the folders is given its own line by whoever checks.
 """
 
 import ast

@@ -1,5 +1,6 @@
-"""Folders of every other layout, made from one of Apple's: the same weights under the names, in the order and in the types that
-transformers, mlx-vlm and Apple's export for its app write them. Written out by hand, not by the tables that are tested.
+"""Folders of every other layout, made from one of Apple's: the same weights under the names, in the order and in the
+types that transformers, mlx-vlm and Apple's export for its app write them. Written out by hand, not by the tables that
+are tested.
 """
 
 import json
@@ -10,8 +11,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from fastvlm_mlx.convert.key_map import APPLE_TOWER
+
 from . import checkpoint
-from .checkpoint import APPLE_TOWER, Arrays
+from .checkpoint import Arrays
 
 Bits = Callable[[str], dict[str, Any] | None]  # a layer's path -> how it is quantised, if it is
 
@@ -36,9 +39,12 @@ def transformers(apple: Path, out: Path, **settings: Any) -> Path:
     }
     config = {
         "model_type": "fast_vlm", "architectures": ["FastVlmForConditionalGeneration"], "dtype": "bfloat16",
-        "image_token_index": 5, "image_seq_length": 4, "projector_hidden_act": "gelu", "multimodal_projector_bias": True,
-        "vision_feature_layer": -1, "vision_feature_select_strategy": "full", "tie_word_embeddings": theirs["tie_word_embeddings"],
-        "text_config": text, "vision_config": {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "model_args": args},
+        "image_token_index": 5, "image_seq_length": 4, "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+        "tie_word_embeddings": theirs["tie_word_embeddings"],
+        "text_config": text, "vision_config":
+        {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "model_args": args},
     }  # fmt: skip
     return _write(apple, out, weights, config | settings, "pt")
 
@@ -147,7 +153,8 @@ def _timm(name: str) -> str:
                                      "3.pos_emb", "3.blocks", "4.downsample", "4.pos_emb", "4.blocks")):  # fmt: skip
         name = re.sub(rf"^network\.{network}\.", f"stages.{stage}.", name)
     name = re.sub(r"(layer_scale(_\d)?)$", r"\1.gamma", name)
-    for apples, timms in (("patch_embed", "stem"), ("conv_exp", "final_conv"), ("se.reduce", "se.fc1"), ("se.expand", "se.fc2"),
+    for apples, timms in (("patch_embed", "stem"), ("conv_exp", "final_conv"), ("se.reduce", "se.fc1"),
+                          ("se.expand", "se.fc2"),
                           ("convffn", "mlp"), ("lkb_reparam", "reparam_conv")):  # fmt: skip
         name = name.replace(apples, timms)
     return "model.vision_tower.timm_model." + name

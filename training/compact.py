@@ -37,7 +37,7 @@ def write(state: dict[str, Any], path: Path) -> None:
 def read(path: Path) -> dict[str, Any]:
     """A state for ``train.py``: everything but "optimizer"."""
     state: dict[str, Any] = {part: {} for part in PARTS}
-    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, "pt") as file:
         about = file.metadata()
         for key in file.keys():  # noqa: SIM118  (not a dictionary)
             part, name = key.split("/", 1)

@@ -132,8 +132,14 @@ def scene_targets(scene: Scene, scale: float, left: float, top: float, config: M
 
 def partners(tokenizer: Tokenizer) -> dict[int, int]:
     """The tokens of the shape and the colour of each held-out pair, each the other's."""
-    pairs = [tuple(int(tokenizer.token_to_id(f"\u0120{word}")) for word in pair) for pair in HELD_OUT_PAIRS]
-    return dict(pairs) | {colour: shape for shape, colour in pairs}
+
+    def token(word: str) -> int:
+        found = tokenizer.token_to_id(f"\u0120{word}")
+        assert found is not None, f"{word} is in the tokenizer's vocabulary"
+        return found
+
+    pairs = {token(shape): token(colour) for shape, colour in HELD_OUT_PAIRS}
+    return pairs | {colour: shape for shape, colour in pairs.items()}
 
 
 def unlearned(answer: list[int], partner: dict[int, int]) -> list[int]:

@@ -23,9 +23,9 @@ try:
 except (
     RuntimeError
 ):  # PyPI's torchvision beside a CPU build of torch: it asks for two operators that its library has not brought
-    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    _OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
     for _name in ("nms", "qnms"):
-        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 from timm.layers.norm import LayerNorm2d
 from timm.models.fastvit import FastVit, RepConditionalPosEnc

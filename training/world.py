@@ -152,7 +152,7 @@ def _font(face: str, size: int) -> ImageFont.FreeTypeFont:
 
 def _unnamed(rng: np.random.Generator, kind: str) -> Colour:
     """Any colour whose nearest name does not make a pair with ``kind`` that training must not see."""
-    middles = {name: (np.array(low, np.float32) + np.array(high, np.float32)) / 2 for name, (low, high) in RGB.items()}
+    middles = {name: ((np.array(low) + np.array(high)) / 2).astype(np.float32) for name, (low, high) in RGB.items()}
     while True:
         values = rng.integers(0, 256, 3)
         nearest = min(middles, key=lambda name: _distance(values.astype(np.float32), middles[name]))

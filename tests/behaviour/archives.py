@@ -1,4 +1,5 @@
-"""A server on loopback that serves one archive as honestly, or not, as a list of behaviours says; and archives to serve."""
+"""A server on loopback that serves one archive as honestly, or not, as a list of behaviours says; and archives to
+serve."""
 
 import http.server
 import io

@@ -1,4 +1,5 @@
-"""Changes to a model's folder, each a function of the folder: what the tests of hostile folders damage whole ones with."""
+"""Changes to a model's folder, each a function of the folder: what the tests of hostile folders damage whole ones
+with."""
 
 import json
 import os

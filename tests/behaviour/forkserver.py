@@ -1,7 +1,8 @@
-"""A process that has everything imported and runs the command line in a forked child per request, measured and time-limited.
+"""A process that has everything imported and runs the command line in a forked child per request, measured and
+time-limited.
 
-A child goes through the real `fastvlm_mlx.cli.main` with the real file descriptors, and costs some milliseconds instead of
-the seconds that a new interpreter takes. Requests and results are lines of JSON.
+A child goes through the real `fastvlm_mlx.cli.main` with the real file descriptors, and costs some milliseconds instead
+of the seconds that a new interpreter takes. Requests and results are lines of JSON.
 """
 
 import base64
@@ -26,7 +27,8 @@ PATIENCE = 60.0  # seconds after which a command that hangs is ended
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended. `code` is negative for a signal, `memory` the growth in bytes, `seconds` those on the clock."""
+    """How a command ended. `code` is negative for a signal, `memory` the growth in bytes, `seconds` those on the
+    clock."""
 
     args: list[str]
     code: int

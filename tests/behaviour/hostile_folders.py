@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+from typing import Any
 
 import mlx.core as mx
 
@@ -142,39 +143,41 @@ BOTH: dict[str, tuple[Change, str]] = {
     ),
 }
 
+SETTINGS: dict[str, list[Any]] = {
+    "hidden_size": [None, 0, -64, 65, 128, 1 << 24, 1 << 70, "64", 64.0, True, [64]],
+    "num_hidden_layers": [None, 0, 1, 3, 1_000_000_000, "2"],
+    "num_attention_heads": [None, 0, 3, 64, 1 << 30],
+    "num_key_value_heads": [None, 0, 3, 2],
+    "intermediate_size": [None, 0, 127, 1 << 24],
+    "vocab_size": [None, 0, 1, 100, 1 << 24],
+    "max_position_embeddings": [None, 0, -1, "many"],
+    "rope_theta": [None, 0, -1, "big", 1e300, True],
+    "rms_norm_eps": [None, 0, -1e-6, "small"],
+    "tie_word_embeddings": [None, "yes", 1],
+    "hidden_act": ["gelu", 7, ["silu"]],
+    "mm_projector_type": ["linear", {"a": 1}],
+    "mm_vision_tower": [None, "openai/clip-vit", "mobileclip_l_", "mobileclip_l_0", "mobileclip_l_99999999", 7],
+    "rope_scaling": [{"type": "yarn", "factor": 4.0}],
+    "use_sliding_window": [True],
+    "eos_token_id": [-1, 1 << 40, "end", [[1]], {"a": 1}, 5],
+    "vision_config": [
+        [1],
+        "small",
+        {"depths": [1]},
+        {"depths": "11111"},
+        {"depths": [0] * 5},
+        {"depths": [2] * 5},
+        {"depths": [10**9] * 5},
+        {"widths": [64] * 5},
+        {"widths": [16, 33, 66, 96, 96]},
+        {"widths": [1 << 24] * 5},
+    ],
+}
+
 APPLES: dict[str, tuple[Change, str]] = {
     **{
         f"{key} {value!r}"[:60]: (settings(**{key: value}), key)
-        for key, values in {
-            "hidden_size": [None, 0, -64, 65, 128, 1 << 24, 1 << 70, "64", 64.0, True, [64]],
-            "num_hidden_layers": [None, 0, 1, 3, 1_000_000_000, "2"],
-            "num_attention_heads": [None, 0, 3, 64, 1 << 30],
-            "num_key_value_heads": [None, 0, 3, 2],
-            "intermediate_size": [None, 0, 127, 1 << 24],
-            "vocab_size": [None, 0, 1, 100, 1 << 24],
-            "max_position_embeddings": [None, 0, -1, "many"],
-            "rope_theta": [None, 0, -1, "big", 1e300, True],
-            "rms_norm_eps": [None, 0, -1e-6, "small"],
-            "tie_word_embeddings": [None, "yes", 1],
-            "hidden_act": ["gelu", 7, ["silu"]],
-            "mm_projector_type": ["linear", {"a": 1}],
-            "mm_vision_tower": [None, "openai/clip-vit", "mobileclip_l_", "mobileclip_l_0", "mobileclip_l_99999999", 7],
-            "rope_scaling": [{"type": "yarn", "factor": 4.0}],
-            "use_sliding_window": [True],
-            "eos_token_id": [-1, 1 << 40, "end", [[1]], {"a": 1}, 5],
-            "vision_config": [
-                [1],
-                "small",
-                {"depths": [1]},
-                {"depths": "11111"},
-                {"depths": [0] * 5},
-                {"depths": [2] * 5},
-                {"depths": [10**9] * 5},
-                {"widths": [64] * 5},
-                {"widths": [16, 33, 66, 96, 96]},
-                {"widths": [1 << 24] * 5},
-            ],
-        }.items()
+        for key, values in SETTINGS.items()
         for value in values
         if not (key == "tie_word_embeddings" and value == "no")
     },

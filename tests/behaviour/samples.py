@@ -41,7 +41,8 @@ def tiff(
     stored = [zlib.compress(piece) if deflate else piece for piece in stored]
     stored = [bytes(int(f"{byte:08b}"[::-1], 2) for byte in piece) if reverse else piece for piece in stored]
     tags: dict[int, tuple[int, list[int]]] = {
-        256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * count), 259: (3, [8 if deflate else 1]), 262: (3, [photometric]),
+        256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * count), 259: (3, [8 if deflate else 1]),
+        262: (3, [photometric]),
         266: (3, [2 if reverse else 1]), 277: (3, [count]), 284: (3, [2 if planar else 1]), 317: (3, [predictor]),
         339: (3, [kind] * count),
     }  # fmt: skip

@@ -1,4 +1,5 @@
-"""Apple's archives from a server on loopback that drops connections, lies, redirects and serves other bytes than promised."""
+"""Apple's archives from a server on loopback that drops connections, lies, redirects and serves other bytes than
+promised."""
 
 import contextlib
 import fcntl
@@ -398,7 +399,7 @@ def test_one_that_ends_as_another_begins(server: type[Handler], monkeypatch: pyt
     path = caches.root() / "archives" / f"{NAME}.zip"
     path.parent.mkdir(parents=True)
     path.with_name(f"{NAME}.zip.part").write_bytes(b"all of it")
-    monkeypatch.setattr(transfer.fcntl, "flock", lambda *_: path.with_name(f"{NAME}.zip.part").rename(path))
+    monkeypatch.setattr(fcntl, "flock", lambda *_: path.with_name(f"{NAME}.zip.part").rename(path))
     with pytest.raises(HubError, match="by another process just now; try again"):
         find(NAME, agree=agree)
     assert path.read_bytes() == b"all of it"
@@ -420,7 +421,7 @@ def test_a_list_of_digests_is_written_whole_or_not_at_all(tmp_path: Path) -> Non
 
 
 def test_no_room(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(HubError, match=r"free.*make room"):
         find(NAME, agree=agree)
 

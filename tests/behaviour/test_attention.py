@@ -1,6 +1,7 @@
 """Where an answer looked: the weights are the decoder's own, and `tiny` looks at what it is asked about.
 
-Usage: python -m tests.behaviour.test_attention [PICTURES] [MODEL] (prints what is measured about scenes drawn from a seed)
+Usage: python -m tests.behaviour.test_attention [PICTURES] [MODEL] (prints what is measured about scenes drawn from a
+seed)
 """
 
 import math
@@ -49,7 +50,8 @@ def test_the_map_of_an_answer(small: VLM) -> None:
 
 
 def test_the_map_is_what_a_pass_over_the_whole_sequence_gives(small: VLM) -> None:
-    """Without a cache: every position at once, and of that the rows where tokens were chosen, the columns of each picture."""
+    """Without a cache: every position at once, and of that the rows where tokens were chosen, the columns of each
+    picture."""
     answer = small.generate(PICTURES, "What is it?", max_tokens=6)
     pieces = small.engine.prepare(PICTURES, "What is it?").pieces
     x = small.model.embed([*pieces, answer.token_ids], dict(enumerate(small.encode_image(PICTURES))))[:, :-1]
@@ -80,7 +82,7 @@ def test_layers_and_heads_are_averaged(small: VLM) -> None:
         ({"heads": []}, "at least one"),
     ):
         with pytest.raises(OptionError, match=says):
-            seen(**options)  # type: ignore[arg-type]
+            seen(**options)
     with pytest.raises(ImageError, match="no picture"):
         small.attention_map(None, "Hi", answer)
     with pytest.raises(PromptError, match="The answer is a str, expected the Answer"):
@@ -97,10 +99,11 @@ def test_the_colours_say_how_much(small: VLM) -> None:
     assert shown.max() <= RAMP[-1].sum()
 
 
-# What is measured: scenes with two shapes, each the only one of its kind, in cells of their own. The colour of each is asked.
-# Of the map of one question, `mass` is the share that lies in the cells of the shape asked about, and `peak` whether its
-# largest cell is one of them. Chance is what the *other* question's map of the same picture gives for the same cells: it has
-# the same picture, the same favourite places and the same number of cells, and differs in nothing but the shape asked about.
+# What is measured: scenes with two shapes, each the only one of its kind, in cells of their own. The colour of each is
+# asked. Of the map of one question, `mass` is the share that lies in the cells of the shape asked about, and `peak`
+# whether its largest cell is one of them. Chance is what the *other* question's map of the same picture gives for the
+# same cells: it has the same picture, the same favourite places and the same number of cells, and differs in nothing
+# but the shape asked about.
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ class Look:
 
 
 def cells(scene: Scene, shape: Shape, size: int, side: int) -> npt.NDArray[np.bool_]:
-    """The cells (side, side) of the prepared picture that the shape's circle reaches into, by a tenth of its radius or more."""
+    """The cells (side, side) of the prepared picture that the shape's circle reaches into, by a tenth of its radius or
+    more."""
     scale = size / max(scene.image.size)
     left, top = ((max(scene.image.size) - length) / 2 for length in scene.image.size)
     x, y, reach, cell = (shape.x + left) * scale, (shape.y + top) * scale, 0.9 * shape.size / 2 * scale, size / side
@@ -129,7 +133,8 @@ def cells(scene: Scene, shape: Shape, size: int, side: int) -> npt.NDArray[np.bo
 
 def pairs(count: int, size: int, side: int, seed: int) -> list[tuple[Scene, Shape, Shape]]:
     """Scenes with the first two shapes that are alone of their kind and share no cell."""
-    rng, found = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    found: list[tuple[Scene, Shape, Shape]] = []
     while len(found) < count:
         scene = draw(rng, Options(image_size=size, only="shapes"))
         kinds = [shape.kind for shape in scene.shapes]
@@ -169,7 +174,8 @@ def tail(successes: int, chances: list[float]) -> float:
 
 
 def summary(found: list[Look]) -> dict[str, float]:
-    """The figures, and how likely they are by chance: a sign test of pictures, and peaks in as many cells drawn at random."""
+    """The figures, and how likely they are by chance: a sign test of pictures, and peaks in as many cells drawn at
+    random."""
     own, other = (
         np.array([[getattr(look, name) for look in found]]).reshape(-1, 2).sum(1) for name in ("mass", "other_mass")
     )
@@ -192,9 +198,10 @@ def summary(found: list[Look]) -> dict[str, float]:
 def test_tiny_looks_at_the_shape_it_is_asked_about() -> None:
     """Far from chance, even on twenty pictures.
 
-    With 200 (python -m tests.behaviour.test_attention), `tiny` after 343,000 pictures of training: 400 questions, 99 % answered
-    right; the shape lies in 23 % of the cells, which get 62 % of the attention (12 % when the other shape is asked about) and
-    99.8 % of the peaks (0.3 %); in all of the pictures the two questions move attention to their shapes (1e-60 by chance).
+    With 200 (python -m tests.behaviour.test_attention), `tiny` after 343,000 pictures of training: 400 questions, 99 %
+    answered right; the shape lies in 23 % of the cells, which get 62 % of the attention (12 % when the other shape is
+    asked about) and 99.8 % of the peaks (0.3 %); in all of the pictures the two questions move attention to their
+    shapes (1e-60 by chance).
     """
     figures = summary(looks(fastvlm_mlx.load("tiny"), 20))
     assert figures["chance of that"] < BY_CHANCE, figures

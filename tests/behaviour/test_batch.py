@@ -261,7 +261,10 @@ def test_a_batch_goes_on_after_a_bad_question_when_asked(
     answers = small.batch(questions, max_tokens=5, on_error="return")
     assert [type(answer) for answer in answers] == [Answer, ImageError, ImageError, PromptError, PromptError, Answer]
     for index in good:
-        assert answers[index].token_ids == small.generate(*questions[index], max_tokens=5).token_ids
+        answer = answers[index]
+        assert (
+            isinstance(answer, Answer) and answer.token_ids == small.generate(*questions[index], max_tokens=5).token_ids
+        )
     assert "Question 4 is 'And?'" in str(answers[3])
     shown = str(answers)
     assert shown.count("ImageError: ") == 2 and shown.count("PromptError: ") == 2
@@ -283,7 +286,8 @@ def test_a_batch_goes_on_after_a_bad_question_when_asked(
     monkeypatch.setattr(small.model, "encode", overflow)
     later = small.batch([(PICTURES[i], "What is it?") for i in (0, 2, 1)], max_tokens=5, on_error="return")
     assert [type(answer) for answer in later] == [Answer, CheckpointError, Answer]
-    assert later[0].token_ids == answers[0].token_ids and later[2].token_ids == answers[5].token_ids
+    for again, first in ((later[0], answers[0]), (later[2], answers[5])):
+        assert isinstance(again, Answer) and isinstance(first, Answer) and again.token_ids == first.token_ids
     small.images.clear()
 
 

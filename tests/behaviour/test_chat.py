@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +22,7 @@ from fastvlm_mlx.decoding import generate
 from fastvlm_mlx.decoding.image_cache import ImageCache
 from fastvlm_mlx.decoding.request import Options, Request
 from fastvlm_mlx.errors import BusyError, CheckpointError, ImageError, OptionError, OutputError, PromptError
+from fastvlm_mlx.inputs.image import Source
 from fastvlm_mlx.inputs.prompt import Turn
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(4)]
@@ -44,8 +46,8 @@ def from_scratch(vlm: VLM, chat: Chat, prompt: str, pictures: list[np.ndarray], 
 
 @pytest.mark.parametrize("seed", range(16))
 def test_random_conversations(small: VLM, tmp_path: Path, seed: int) -> None:
-    """Text, one or several images, an image added later, turns undone or edited, the system prompt changed, answers cut short,
-    the beginning left out, a transcript taken up.
+    """Text, one or several images, an image added later, turns undone or edited, the system prompt changed, answers cut
+    short, the beginning left out, a transcript taken up.
     """
     rng = random.Random(seed)
     chat = small.chat(system=rng.choice([None, "Be brief."]))
@@ -96,7 +98,8 @@ def test_a_stream_left_standing_does_not_disturb_what_comes_after(small: VLM) ->
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupted as it is closed
 def test_interrupted_anywhere_the_conversation_stays_true_to_its_caches(small: VLM) -> None:
-    """An interrupt as any function of the package is entered or left; then another question gets the answer it gets anyway."""
+    """An interrupt as any function of the package is entered or left; then another question gets the answer it gets
+    anyway."""
     package = str(Path(generate.__file__).parents[1])
     rng = random.Random(0)
     events = moment = 0
@@ -217,7 +220,8 @@ def test_saved_and_reopened(small: VLM, tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(PICTURES[0]).save(path)
     chat = small.chat(system="Be brief.")
-    chat.ask("What is it?", [str(path), PICTURES[1]], max_tokens=6)
+    pictures: list[Source] = [str(path), PICTURES[1]]
+    chat.ask("What is it?", pictures, max_tokens=6)
     chat.ask("And now?", max_tokens=6)
     chat.save(tmp_path / "chat.json")
     again = small.chat()
@@ -367,7 +371,7 @@ def test_another_thread_is_refused_while_an_answer_is_read(small: VLM, tmp_path:
     while not next(answering).text:
         pass
 
-    def changes() -> Iterator[object]:
+    def changes() -> Iterator[None]:
         for change in (chat.undo, chat.clear, lambda: setattr(chat, "system", "x"), lambda: chat.edit(0, prompt="x")):
             with pytest.raises(BusyError, match="in another thread; wait for that answer"):
                 change()
@@ -545,7 +549,8 @@ def test_the_same_seed_draws_the_same_conversation(small: VLM) -> None:
 
 
 def test_corrupt_transcripts(small: VLM, tmp_path: Path) -> None:
-    """Hundreds of damages, of bytes and of values: each is refused with a sentence, or is none; the conversation goes on."""
+    """Hundreds of damages, of bytes and of values: each is refused with a sentence, or is none; the conversation goes
+    on."""
     rng = random.Random(0)
     path = tmp_path / "chat.json"
     chat = small.chat(system="Be brief.")
@@ -555,7 +560,7 @@ def test_corrupt_transcripts(small: VLM, tmp_path: Path) -> None:
     good, refused = path.read_bytes(), 0
     before, ids = chat.messages, chat.ask("Why?", max_tokens=4).token_ids
     chat.undo()
-    values = [None, True, -1, 1.5, 1 << 70, "", "\ud800", "\0", [], [[]], {}, "x" * 100]
+    values: list[object] = [None, True, -1, 1.5, 1 << 70, "", "\ud800", "\0", [], [[]], {}, "x" * 100]
     for _ in range(400):
         if rng.random() < 0.5:
             data = bytearray(good)
@@ -592,7 +597,7 @@ def test_corrupt_transcripts(small: VLM, tmp_path: Path) -> None:
     assert chat.ask("Why?", max_tokens=4).token_ids == ids
 
 
-def _places(tree: object) -> Iterator[tuple[object, object]]:
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
     """Every value in a JSON tree, as its container and key."""
     for key, value in list(
         tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()

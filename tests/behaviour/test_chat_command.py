@@ -1,4 +1,5 @@
-"""`fastvlm-mlx chat` through a pipe: questions line by line, answers on stdout and nothing else, and on it goes after mistakes."""
+"""`fastvlm-mlx chat` through a pipe: questions line by line, answers on stdout and nothing else, and on it goes after
+mistakes."""
 
 import json
 import random
@@ -138,7 +139,8 @@ def test_no_line_ends_the_conversation(run: Run, small: VLM, model: Path, photo:
 def test_commands(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
     saved = tmp_path / "a talk.json"
     done = talk(
-        run, model, "What is it?", "/undo", "/system Be brief.", "And now?", f"/save {saved}", "/clear", f"/load '{saved}'",
+        run, model, "What is it?", "/undo", "/system Be brief.", "And now?", f"/save {saved}", "/clear",
+        f"/load '{saved}'",
         "/stats", "/help", "/retry", "Why?", "/quit", "Never asked.", options=(*EXACT, "-i", photo),
     )  # fmt: skip
     first = answers(small, ("What is it?", [photo]))
@@ -289,7 +291,7 @@ def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
         for found, pictures in ((picture, [picture]), ([str(photo)], [str(photo)])):
             monkeypatch.setattr(ImageGrab, "grabclipboard", lambda found=found: found)
             assert clipboard.pictures() == pictures
-    for nothing in (None, []):
+    for nothing in (None, list[Image.Image]()):
         monkeypatch.setattr(ImageGrab, "grabclipboard", lambda nothing=nothing: nothing)
         with pytest.raises(ImageError, match="no picture on the clipboard"):
             clipboard.pictures()

@@ -12,8 +12,8 @@ import pexpect
 import pytest
 
 from fastvlm_mlx import VLM, load
-from fastvlm_mlx.cli.conversation.plain import printable
 from fastvlm_mlx.cli.conversation.typed import COMMANDS
+from fastvlm_mlx.cli.messages import printable
 
 SHAPES, SIGN = (Path(__file__).parents[2] / "examples" / name for name in ("shapes.png", "sign.png"))
 CTRL_C, CTRL_D, UP, PASTE, PASTE_END = "\x03", "\x04", "\x1b[A", "\x1b[200~", "\x1b[201~"

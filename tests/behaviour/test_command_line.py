@@ -16,7 +16,8 @@ from .. import checkpoint
 
 KEYS = {
     "text", "model", "images", "image_tokens", "prompt_tokens", "completion_tokens", "finish_reason", "load_seconds",
-    "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second", "peak_memory_bytes",
+    "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second",
+    "peak_memory_bytes",
 }  # fmt: skip
 
 

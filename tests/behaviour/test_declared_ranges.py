@@ -1,5 +1,5 @@
-"""Pictures that Pillow misreads are read by the range their file declares, or refused by name; what is damaged beside its pixels
-is used, with a warning.
+"""Pictures that Pillow misreads are read by the range their file declares, or refused by name; what is damaged beside
+its pixels is used, with a warning.
 """
 
 import io
@@ -185,7 +185,11 @@ def test_a_picture_before_the_raw_one(inside: bool, entries: dict[int, int]) -> 
     """As cameras write them, without saying that the first image is a preview."""
     if not inside and 32803 not in entries.values() and 34892 not in entries.values():
         return  # a larger page of a document is no raw picture
-    make = lambda place: tiff(levels(3, 8), photometric=2, bits=8, **({"t330": (4, [place])} if inside else {}))  # noqa: E731
+
+    def make(place: int) -> bytes:
+        more: dict[str, Any] = {"t330": (4, [place])} if inside else {}
+        return tiff(levels(3, 8), photometric=2, bits=8, **more)
+
     place = len(make(0)) + len(make(0)) % 2
     data = make(place).ljust(place, b"\0")
     if not inside:

@@ -1,4 +1,5 @@
-"""`fastvlm-mlx doctor` as people run it: its verdict, table and JSON, its exit codes, and what the JSON keeps to itself."""
+"""`fastvlm-mlx doctor` as people run it: its verdict, table and JSON, its exit codes, and what the JSON keeps to
+itself."""
 
 import getpass
 import json
@@ -77,8 +78,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
         yield from findings
 
     for name in list(doctor.CHECKS):
-        monkeypatch.delitem(doctor.CHECKS, name)  # type: ignore[arg-type]
-    monkeypatch.setitem(doctor.CHECKS, "stand-in", check)  # type: ignore[arg-type]
+        monkeypatch.delitem(doctor.CHECKS, name)
+    monkeypatch.setitem(doctor.CHECKS, "stand-in", check)
     return findings
 
 

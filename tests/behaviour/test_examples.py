@@ -1,4 +1,5 @@
-"""Every script in examples/ runs and prints, with the built-in model and with a small random checkpoint in Apple's layout.
+"""Every script in examples/ runs and prints, with the built-in model and with a small random checkpoint in Apple's
+layout.
 
 The notebook beside them is run by test_notebook.py.
 """
@@ -50,7 +51,8 @@ def test_with_the_built_in_model(script: str) -> None:
 
 
 def test_chinese_with_a_tokenizer_that_lies_apart(apple: Path, tokenizer_files: Path) -> None:
-    """The checkpoint has no tokenizer of its own; the one named knows some Chinese, so that fewer tokens than bytes are needed."""
+    """The checkpoint has no tokenizer of its own; the one named knows some Chinese, so that fewer tokens than bytes are
+    needed."""
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"):
         (apple / name).unlink()
     lines = run("chinese.py", "--model", apple, "--tokenizer-path", tokenizer_files).splitlines()

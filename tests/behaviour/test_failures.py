@@ -1,6 +1,7 @@
 """After an error of the device nothing of that answer is left, its sentence is ours, and the next answer is right.
 
-The errors are injected where MLX would raise them: in the tower, the prefill, a step, or at the end, when all is waited for.
+The errors are injected where MLX would raise them: in the tower, the prefill, a step, or at the end, when all is waited
+for.
 """
 
 import gc
@@ -31,8 +32,9 @@ from fastvlm_mlx.network import memory
 from .. import checkpoint
 
 PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(8)]
-NO_MEMORY = "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
-TIMED_OUT = "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)."
+FAILED = "[METAL] Command buffer execution failed: "
+NO_MEMORY = f"{FAILED}Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
+TIMED_OUT = f"{FAILED}Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout)."
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_an_error_that_shows_at_the_end_only(fresh: VLM, monkeypatch: pytest.Mon
     """An array can be read although what should have written it has failed; what is waited for last tells."""
     with monkeypatch.context() as patch:
         patch.setattr(generate, "check_device", failing(TIMED_OUT))
-        chunks = []
+        chunks: list[Any] = []
         with pytest.raises(DeviceError, match="GPU Timeout"):
             chunks += fresh.stream(PICTURES[0], "What is it?", max_tokens=3)
         assert not any(chunk.answer for chunk in chunks) and len(fresh.images) == 0
@@ -112,7 +114,7 @@ def test_a_batch_that_fails_leaves_no_picture(fresh: VLM, monkeypatch: pytest.Mo
         with monkeypatch.context() as patch:
             patch.setattr(fresh.model, "step", failing(NO_MEMORY, after=1, calls=fresh.model.step))
             with pytest.raises(OutOfMemoryError):
-                fresh.batch(questions, max_tokens=6, on_error=on_error)  # type: ignore[call-overload]
+                fresh.batch(questions, max_tokens=6, on_error=on_error)
         assert len(fresh.images) == 0
 
 
@@ -142,7 +144,7 @@ def test_a_fault_of_our_own_is_not_dressed_up(fresh: VLM, monkeypatch: pytest.Mo
     assert type(raised.value) is RuntimeError and len(fresh.images) == 0
 
 
-# ---- pictures shown together -----------------------------------------------------------------------------------------------
+# ---- pictures shown together ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +229,7 @@ def test_threads_share_pictures_at_the_moment_they_are_encoded(general: VLM, mon
         assert there.result(30) == here == expected
 
 
-# ---- numbers that overflow -------------------------------------------------------------------------------------------------
+# ---- numbers that overflow -----------------------------------------------------------------------
 
 
 def overflowing(folder: Path, *layers: str) -> str:
@@ -244,7 +246,8 @@ def overflowing(folder: Path, *layers: str) -> str:
 def test_a_tower_that_overflows_float16_is_computed_in_float32(
     apple: Path, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU when the prefill of what overflowed is queued already; in a conversation, with what was said before kept."""
+    """On a GPU when the prefill of what overflowed is queued already; in a conversation, with what was said before
+    kept."""
     name = overflowing(apple, "conv_exp.reparam_conv")
     wide = load(name, dtype="float32")
     expected = np.array(wide.encode_image(PICTURES[0]))
@@ -311,12 +314,12 @@ def test_nothing_is_kept_of_a_prefill_whose_picture_was_interrupted(
     assert answer.token_ids == vlm.generate(PICTURES[0], "What is it?", max_tokens=4).token_ids
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def test_embeddings_go_into_numpy_whatever_the_model_computes_in(apple: Path) -> None:
     for dtype in ("bfloat16", "float16", "float32"):
-        vlm = load(str(apple), dtype=dtype)  # type: ignore[arg-type]
+        vlm = load(str(apple), dtype=dtype)
         one, two = vlm.encode_image(PICTURES[:2])
         assert np.array(one).dtype == np.float32 and np.asarray(two).shape == (4, 64)
         decoder = vlm.model.encode(mx.array(vlm.engine.pixels(PICTURES[0])[None]))[0]
@@ -359,7 +362,7 @@ def test_a_model_larger_than_the_gpus_share_is_said_beforehand(apple: Path, monk
             monkeypatch.setattr(mx, "device_info", lambda size=working_set: {"max_recommended_working_set_size": size})
             with warnings.catch_warnings(record=True) as found:
                 warnings.simplefilter("always", FastVLMWarning)
-                load(str(apple), dtype=dtype)  # type: ignore[arg-type]
+                load(str(apple), dtype=dtype)
             said = [str(warning.message) for warning in found]
             assert len(said) == too_large, said
             assert not said or ("recommends at most" in said[0] and "`bits=4`" in said[0])
@@ -370,7 +373,7 @@ def test_a_model_larger_than_the_gpus_share_is_said_beforehand(apple: Path, monk
         load(str(apple))
 
 
-# ---- residency -------------------------------------------------------------------------------------------------------------
+# ---- residency -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -441,7 +444,7 @@ def test_what_the_device_has_stored_is_taken_before_the_next_answer(
     assert prefix.layers == [] and prefix.held == []
 
 
-# ---- forked children -------------------------------------------------------------------------------------------------------
+# ---- forked children -----------------------------------------------------------------------------
 
 
 def test_a_child_forked_after_a_model_was_loaded_is_told(fresh: VLM) -> None:

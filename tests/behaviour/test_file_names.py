@@ -1,4 +1,5 @@
-"""`fastvlm-mlx generate` with files as people have them: names, folders, patterns, stdin; and the companions macOS makes."""
+"""`fastvlm-mlx generate` with files as people have them: names, folders, patterns, stdin; and the companions macOS
+makes."""
 
 import shutil
 from pathlib import Path

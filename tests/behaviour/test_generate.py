@@ -16,6 +16,7 @@ from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import CheckpointError, FastVLMError, HubError, ImageError, OptionError, PromptError
+from fastvlm_mlx.inputs.image import Source
 from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.quantize import rounding
 from fastvlm_mlx.quantize.recipes import choose, plan
@@ -59,8 +60,8 @@ def test_stop_tokens_come_from_the_files(small: VLM) -> None:
 
 
 def test_a_seed_repeats_and_another_differs(small: VLM) -> None:
-    def draw(seed: int | None, **options: float) -> list[int]:
-        return small.generate(RED, max_tokens=16, temperature=1.5, seed=seed, **options).token_ids
+    def draw(seed: int | None, top_p: float = 1.0) -> list[int]:
+        return small.generate(RED, max_tokens=16, temperature=1.5, seed=seed, top_p=top_p).token_ids
 
     assert draw(1) == draw(1) != draw(2)
     assert draw(None) != draw(None)
@@ -109,7 +110,7 @@ def test_every_kind_of_source_gives_the_same(small: VLM, tmp_path: Path) -> None
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
     path = tmp_path / "a picture.png"
     image.save(path)
-    sources = [str(path), path, path.read_bytes(), image, np.asarray(image)]
+    sources: list[Source] = [str(path), path, path.read_bytes(), image, np.asarray(image)]
     embeddings = [np.array(small.encode_image(source)) for source in sources]
     assert all(np.array_equal(embeddings[0], other) for other in embeddings[1:])
     assert embeddings[0].shape == (4, small.config.text.hidden_size)
@@ -182,7 +183,8 @@ def test_an_answer_ends_where_the_context_does(small: VLM) -> None:
     "options",
     [
         {"max_tokens": 0}, {"max_tokens": -1}, {"max_tokens": 1.5}, {"max_tokens": True}, {"temperature": -0.1},
-        {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.1}, {"top_p": float("nan")},
+        {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_p": 0}, {"top_p": 1.1},
+        {"top_p": float("nan")},
         {"seed": -1}, {"seed": 1 << 64}, {"seed": 0.5},
     ],
 )  # fmt: skip

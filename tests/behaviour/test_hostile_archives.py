@@ -1,4 +1,5 @@
-"""Archives that attack whoever unpacks them: refused in one sentence, with nothing written, in little time and memory."""
+"""Archives that attack whoever unpacks them: refused in one sentence, with nothing written, in little time and
+memory."""
 
 import io
 import random
@@ -104,9 +105,12 @@ def wide_directory(size: int) -> bytes:
 NAMES: dict[str, str] = {
     name: name
     for name in (
-        "../x", "../../../../etc/passwd", f"{TOP}../x", f"{TOP}../../x", "..", f"{TOP}..", "/x", "/etc/cron.d/x", "//x/y",
-        "..\\x", f"{TOP}..\\..\\x", "C:\\x", "C:/x", "c:x", "\\\\host\\share", f"{TOP}a\nb", f"{TOP}a\rb", f"{TOP}\x1b[2J",
-        f"{TOP}a\x7f", f"{TOP}\u202etxt.exe", f"{TOP}\u2028", f"{TOP}a:stream", f"{TOP}{'x' * 201}", f"{TOP}{'é' * 120}",
+        "../x", "../../../../etc/passwd", f"{TOP}../x", f"{TOP}../../x", "..", f"{TOP}..", "/x", "/etc/cron.d/x",
+        "//x/y",
+        "..\\x", f"{TOP}..\\..\\x", "C:\\x", "C:/x", "c:x", "\\\\host\\share", f"{TOP}a\nb", f"{TOP}a\rb",
+        f"{TOP}\x1b[2J",
+        f"{TOP}a\x7f", f"{TOP}\u202etxt.exe", f"{TOP}\u2028", f"{TOP}a:stream", f"{TOP}{'x' * 201}",
+        f"{TOP}{'é' * 120}",
         "a/b/c/d/e", f"{TOP}1/2/3/4/5/6/7/8", "/", "a/../../b", "./../x", "../",
     )
 }  # fmt: skip
@@ -178,7 +182,8 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 @pytest.fixture
 def refused(run: Run, tmp_path: Path) -> Callable[[bytes, str], None]:
-    """`refused(data, says)`: `download` of an archive that has come already turns it down, and leaves nothing anywhere."""
+    """`refused(data, says)`: `download` of an archive that has come already turns it down, and leaves nothing
+    anywhere."""
 
     def check(data: bytes, says: str) -> None:
         cache = tmp_path / "cache"

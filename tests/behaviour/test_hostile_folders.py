@@ -1,4 +1,5 @@
-"""Model folders that lie, lack, overflow or attack: refused in one sentence by every command, and nothing in them is run."""
+"""Model folders that lie, lack, overflow or attack: refused in one sentence by every command, and nothing in them is
+run."""
 
 import json
 import pickle

@@ -1,7 +1,7 @@
 """A long search for files that break the readers we wrote; deselected unless asked for: python -m pytest -m fuzz.
 
-Whatever comes in, a reader returns or raises a FastVLMError whose message is short, prints nothing, and comes back soon.
-FASTVLM_FUZZ_EXAMPLES sets how many examples each search takes (2000).
+Whatever comes in, a reader returns or raises a FastVLMError whose message is short, prints nothing, and comes back
+soon. FASTVLM_FUZZ_EXAMPLES sets how many examples each search takes (2000).
 """
 
 import json
@@ -380,11 +380,9 @@ def test_folders_with_changed_configs(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    for source, open_it in (
-        (_apple, open_foreign),
-        (_ours, open_ours),
-        *((folder, open_foreign) for folder in _folders.values()),
-    ):
+    readers: list[tuple[Path, Callable[..., Any]]] = [(_apple, open_foreign), (_ours, open_ours)]
+    readers += [(folder, open_foreign) for folder in _folders.values()]
+    for source, open_it in readers:
         folder = tmp_path / source.name
         folder.mkdir()
         for file in source.iterdir():

@@ -17,16 +17,18 @@ from fastvlm_mlx.errors import FastVLMWarning, ImageError, OptionError
 from fastvlm_mlx.inputs.image import load_image, preprocess
 
 from . import pictures
-from .forkserver import Run
+from .forkserver import Result, Run
+
+Look = Callable[..., Result]
 
 ORIENTATION = 0x0112
 
 
 @pytest.fixture
-def look(run: Run, model: Path, tmp_path: Path) -> Callable[..., object]:
+def look(run: Run, model: Path, tmp_path: Path) -> Look:
     """Show a file of these bytes to the model by the command line."""
 
-    def show(data: bytes, *options: object, name: str = "photo.jpg") -> object:
+    def show(data: bytes, *options: object, name: str = "photo.jpg") -> Result:
         path = tmp_path / name
         path.write_bytes(data)
         return run("generate", "--model", model, "--image", path, "--max-tokens", 1, *options)
@@ -39,7 +41,7 @@ def look(run: Run, model: Path, tmp_path: Path) -> Callable[..., object]:
 
 @pytest.mark.parametrize("tenth", range(10))
 @pytest.mark.parametrize("kind", pictures.FORMATS)
-def test_cut_off(look, kind: str, tenth: int) -> None:
+def test_cut_off(look: Look, kind: str, tenth: int) -> None:
     data = pictures.sample(kind)
     result = look(data[: len(data) * tenth // 10])
     if result.code == 0:  # so little is missing that the decoder has every pixel
@@ -50,7 +52,7 @@ def test_cut_off(look, kind: str, tenth: int) -> None:
 
 
 @pytest.mark.parametrize("kind", pictures.FOREIGN)
-def test_not_a_picture(look, kind: str) -> None:
+def test_not_a_picture(look: Look, kind: str) -> None:
     data, says = pictures.FOREIGN[kind]
     look(data).refused("photo.jpg", says)
 
@@ -82,12 +84,12 @@ BOMBS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs(look, bombs: dict[str, bytes], bomb: str) -> None:
+def test_bombs(look: Look, bombs: dict[str, bytes], bomb: str) -> None:
     assert list(bombs) == BOMBS
     look(bombs[bomb]).refused("photo.jpg")
 
 
-def test_the_bound_on_pixels_is_an_option(look) -> None:
+def test_the_bound_on_pixels_is_an_option(look: Look) -> None:
     data = pictures.encoded(Image.new("RGB", (300, 200), "red"), "PNG")
     look(data, "--max-pixels", 59_999).refused("photo.jpg", "300x200", "59,999", "--max-pixels")
     look(data, "--max-pixels", 60_000).answered()
@@ -192,24 +194,24 @@ def test_one_bad_picture_of_several(run: Run, model: Path, photo: Path, tmp_path
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(32, 1), (32, 2), (32, 3)])
-def test_numbers_of_unknown_range(look, bits: int, kind: int) -> None:
+def test_numbers_of_unknown_range(look: Look, bits: int, kind: int) -> None:
     look(pictures.tiff(4, 4, bits=bits, kind=kind)).refused("photo.jpg", "8 or 16 bits")
 
 
-def test_a_tiff_whose_pages_go_in_circles(look) -> None:
+def test_a_tiff_whose_pages_go_in_circles(look: Look) -> None:
     data = pictures.tiff(8, 8)
     directory = struct.unpack("<I", data[4:8])[0]
     look(data[:-4] + struct.pack("<I", directory)).answered()
 
 
-def test_a_camera_s_jpeg_with_a_preview(look) -> None:
+def test_a_camera_s_jpeg_with_a_preview(look: Look) -> None:
     look(
         pictures.encoded(Image.new("RGB", (40, 30)), "MPO", save_all=True, append_images=[Image.new("RGB", (20, 15))])
     ).answered()
 
 
 @pytest.mark.slow
-def test_a_file_that_keeps_the_reader_busy(look) -> None:
+def test_a_file_that_keeps_the_reader_busy(look: Look) -> None:
     """Four million comments, that is, a header to read for a long time."""
     look(b"GIF89a\x08\0\x08\0\0\0\0" + b"\x21\xfe\x01a\0" * 4_000_000).refused("photo.jpg", "too long")
 
@@ -219,7 +221,7 @@ def test_a_file_that_keeps_the_reader_busy(look) -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", pictures.FORMATS)
-def test_flipped_bits(look, kind: str, seed: int) -> None:
+def test_flipped_bits(look: Look, kind: str, seed: int) -> None:
     rng = random.Random(f"{kind} {seed}")
     data = bytearray(pictures.sample(kind))
     for _ in range(1 + seed * 3):
@@ -253,7 +255,7 @@ def test_a_name_that_is_not_unicode(run: Run, model: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", [kind for kind in pictures.FORMATS if kind not in ("JPEG", "BMP")])
-def test_an_animation_gives_its_first_picture_and_says_so(look, kind: str) -> None:
+def test_an_animation_gives_its_first_picture_and_says_so(look: Look, kind: str) -> None:
     data = pictures.animation(kind)
     look(data).answered("only the first")
     with pytest.warns(FastVLMWarning, match="only the first"):
@@ -262,7 +264,7 @@ def test_an_animation_gives_its_first_picture_and_says_so(look, kind: str) -> No
     assert red[0] > 200 and red[2] < 60
 
 
-def test_a_damaged_second_picture_does_not_matter(look) -> None:
+def test_a_damaged_second_picture_does_not_matter(look: Look) -> None:
     data = pictures.animation("PNG")
     assert look(data[: data.index(b"fdAT") + 20] + b"\0" * 40).code == 0
 
@@ -287,7 +289,7 @@ def test_orientations(kind: str, orientation: int) -> None:
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 60, b"\0" * 9]
 )
-def test_corrupt_exif_is_ignored(look, exif: bytes) -> None:
+def test_corrupt_exif_is_ignored(look: Look, exif: bytes) -> None:
     look(pictures.encoded(Image.fromarray(pictures.pixels()), "JPEG", exif=exif)).answered()
 
 
@@ -303,7 +305,7 @@ def test_orientations_that_do_not_exist(orientation: int) -> None:
     "profile", [b"", b"\0" * 10, b"acsp" * 50, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()[:200]]
 )
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_corrupt_colour_profiles_are_ignored(look, kind: str, profile: bytes) -> None:
+def test_corrupt_colour_profiles_are_ignored(look: Look, kind: str, profile: bytes) -> None:
     look(pictures.encoded(Image.fromarray(pictures.pixels()), kind, icc_profile=profile)).answered()
 
 
@@ -442,7 +444,7 @@ def test_bounds_that_are_none(bound: object) -> None:
 
 
 @pytest.mark.skipif(find_spec("pillow_heif") is not None, reason="the extra is installed")
-def test_heic_without_the_extra(look) -> None:
+def test_heic_without_the_extra(look: Look) -> None:
     look(pictures.FOREIGN["HEIC"][0]).refused("photo.jpg", "the extra 'heic'")
 
 

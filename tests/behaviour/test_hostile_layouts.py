@@ -1,4 +1,5 @@
-"""The readers of the other layouts under attack: whatever a folder holds, one sentence and no folder, or a folder that is whole."""
+"""The readers of the other layouts under attack: whatever a folder holds, one sentence and no folder, or a folder that
+is whole."""
 
 import json
 import shutil
@@ -147,7 +148,8 @@ def test_folders_and_shards_with_line_ends_in_their_names(folder: Open, layout: 
 
 @pytest.mark.parametrize("layout", WRITERS)
 def test_links(folder: Open, layout: str, tmp_path: Path) -> None:
-    """A folder that is a link, of links, is used, as the Hub's cache is made so; circles and links to nowhere are refused."""
+    """A folder that is a link, of links, is used, as the Hub's cache is made so; circles and links to nowhere are
+    refused."""
     opened = folder(layout)
     real = opened.path.rename(tmp_path / "real")
     (tmp_path / "links").mkdir()
@@ -156,12 +158,12 @@ def test_links(folder: Open, layout: str, tmp_path: Path) -> None:
     opened.path.symlink_to(tmp_path / "links")
     assert opened.run("convert", opened.path, "--out", opened.out, *opened.options).code == 0
     shutil.rmtree(opened.out)
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / "links" / file).unlink()
-        (tmp_path / "links" / file).symlink_to(file)  # itself
-        opened.refused(file)
-        (tmp_path / "links" / file).unlink()
-        (tmp_path / "links" / file).symlink_to(real / file)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "links" / name).unlink()
+        (tmp_path / "links" / name).symlink_to(name)  # itself
+        opened.refused(name)
+        (tmp_path / "links" / name).unlink()
+        (tmp_path / "links" / name).symlink_to(real / name)
     opened.path.unlink()
     opened.path.symlink_to("model")
     opened.refused()

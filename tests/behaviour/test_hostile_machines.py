@@ -328,7 +328,8 @@ def test_an_interrupt_that_became_another_error() -> None:
 
 
 def test_an_interrupt_while_mlx_is_imported_waits_until_it_is() -> None:
-    """Where MLX's compiled module is interrupted while it defines itself, it ends the process with a report of its own."""
+    """Where MLX's compiled module is interrupted while it defines itself, it ends the process with a report of its
+    own."""
     script = (
         "import os, signal, sys, time, types\nfrom fastvlm_mlx.cli import process\n"
         "module = sys.modules['mlx.core'] = types.ModuleType('mlx.core')\n"
@@ -342,7 +343,8 @@ def test_an_interrupt_while_mlx_is_imported_waits_until_it_is() -> None:
 
 
 def test_an_interrupt_within_an_import_of_a_compiled_module_waits() -> None:
-    """Where a compiled module imports another and is interrupted in Python's code of that, it prints a traceback of its own."""
+    """Where a compiled module imports another and is interrupted in Python's code of that, it prints a traceback of its
+    own."""
     script = (
         "import os, signal, time\nfrom fastvlm_mlx.cli import process\nprocess.watch()\n"
         "code = 'os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(1000): pass\\nprint(\"imported\", flush=True)'\n"
@@ -379,7 +381,8 @@ CUT = b"fastvlm-mlx: Note: the answer was cut at its limit of 4 tokens; a larger
 
 
 def looks(model: Path, photo: Path, answer: bytes, **env: str | None) -> None:
-    """Assert that a question is answered in this environment as in any other, with no other word on stderr than that it was cut."""
+    """Assert that a question is answered in this environment as in any other, with no other word on stderr than that it
+    was cut."""
     process = start("generate", "-m", model, "-i", photo, *ASK, **env)
     out, err = process.communicate()
     assert (process.returncode, out, err) == (0, answer, CUT)

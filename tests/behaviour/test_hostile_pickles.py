@@ -1,4 +1,5 @@
-"""PyTorch's own files under attack: nothing in a pickle is run, and what is no table of tensors is refused in one sentence."""
+"""PyTorch's own files under attack: nothing in a pickle is run, and what is no table of tensors is refused in one
+sentence."""
 
 import pickle
 import zipfile

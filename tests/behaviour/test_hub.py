@@ -80,7 +80,7 @@ def server(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hf_api_module.api, "endpoint", endpoint)
-    monkeypatch.setattr(HfApi.__init__, "__defaults__", (endpoint, *HfApi.__init__.__defaults__[1:]))
+    monkeypatch.setattr(HfApi.__init__, "__defaults__", (endpoint, *HfApi.__init__.__defaults__[1:]))  # type: ignore[index]
     yield Served
     httpd.shutdown()
     httpd.server_close()

@@ -39,7 +39,8 @@ def test_a_model_for_people(run: Run, ours: Path) -> None:
     done.answered()
     said = dict(line.split(None, 1) for line in done.out.decode().splitlines())
     assert said.keys() == {
-        "model", "folder", "layout", "licence", "image", "tower", "decoder", "parameters", "stored", "tokenizer", "memory", "fits",
+        "model", "folder", "layout", "licence", "image", "tower", "decoder", "parameters", "stored", "tokenizer",
+        "memory", "fits",
     }  # fmt: skip
     assert said["licence"] == f"apple-amlr, research purposes only, see {ours / 'LICENSE'}"
     assert said["layout"] == "llava" and "128 pixels, pad: 4 tokens" in said["image"]
@@ -131,7 +132,8 @@ def test_caches_and_how_to_clear_them(tmp_path: Path, monkeypatch: pytest.Monkey
     (snapshot / "model").symlink_to("../../blobs/aa")
     found = {cache.name: (cache.nbytes, cache.partial) for cache in caches.every()}
     assert found == {
-        "apple/FastVLM-0.5B": (1300, 300), "llava-fastvithd_0.5b_stage3": (20, 0), "archives": (42, 40), "compiled kernels": (5, 0),
+        "apple/FastVLM-0.5B": (1300, 300), "llava-fastvithd_0.5b_stage3": (20, 0), "archives": (42, 40),
+        "compiled kernels": (5, 0),
     }  # fmt: skip
     for cache in caches.every():
         assert os.system(cache.clear) == 0
@@ -239,7 +241,8 @@ def test_a_pipe_for_a_list(run: Run, ours: Path) -> None:
 
 
 def test_the_hubs_own_names(ours: Path, tmp_path: Path, run: Run) -> None:
-    """In the Hub's cache a large file is named by its SHA-256, a small one by what git calls it, and a snapshot links to them."""
+    """In the Hub's cache a large file is named by its SHA-256, a small one by what git calls it, and a snapshot links
+    to them."""
     blobs, snapshot = tmp_path / "cache/blobs", tmp_path / "cache/snapshots/1"
     for folder in (blobs, snapshot):
         folder.mkdir(parents=True)

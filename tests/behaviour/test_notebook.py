@@ -1,4 +1,5 @@
-"""Results in a notebook: what an answer shows, a stream that grows in place, bars, and examples/notebook.ipynb as it runs.
+"""Results in a notebook: what an answer shows, a stream that grows in place, bars, and examples/notebook.ipynb as it
+runs.
 
 Usage: python -m tests.behaviour.test_notebook (runs the notebook and writes its output into it)
 """
@@ -31,7 +32,10 @@ from fastvlm_mlx.decoding.stream import Stream
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"
 PICTURE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-HOSTILE = "<script>alert('x')</script> & <img src=x onerror=y>\n# no heading, **not bold**, $5$ ![x](http://x/y.png) `a` </div>"
+HOSTILE = (
+    "<script>alert('x')</script> & <img src=x onerror=y>\n"
+    "# no heading, **not bold**, $5$ ![x](http://x/y.png) `a` </div>"
+)
 
 
 class Page(HTMLParser):

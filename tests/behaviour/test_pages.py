@@ -1,5 +1,5 @@
-"""The README and the pages of docs/ say what is so: their tables are the help's and the measurements', their conversations take
-place, their commands and links exist, and CI runs what the README tells people to run.
+"""The README and the pages of docs/ say what is so: their tables are the help's and the measurements', their
+conversations take place, their commands and links exist, and CI runs what the README tells people to run.
 
 Usage: python -m tests.behaviour.test_pages (rewrites the tables)
 """

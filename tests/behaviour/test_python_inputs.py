@@ -87,7 +87,8 @@ def test_grey(encode: Callable[[np.ndarray], np.ndarray]) -> None:
 
 
 def test_mlx_s_bfloat16_is_near() -> None:
-    found = np.asarray(load_image((mx.array(PIXELS) / 255).astype(mx.bfloat16))).astype(int)
+    picture: Any = (mx.array(PIXELS) / 255).astype(mx.bfloat16)
+    found = np.asarray(load_image(picture)).astype(int)
     assert np.abs(found - PIXELS).max() <= 1
 
 
@@ -169,9 +170,11 @@ def test_numpy_s_numbers_are_numbers(small: VLM) -> None:
     assert options == Options(3, 0.5, 0.9, 1 << 63, (5,))
     assert {type(value) for value in (options.max_tokens, options.seed, *(options.stop_tokens or ()))} == {int}
     assert {type(options.temperature), type(options.top_p)} == {float}
-    answer = small.generate(None, "Why?", max_tokens=np.int32(2), seed=np.int64(3), temperature=np.float64(1))
+    numbers: dict[str, Any] = {"max_tokens": np.int32(2), "seed": np.int64(3), "temperature": np.float64(1)}
+    answer = small.generate(None, "Why?", **numbers)
     assert answer.token_ids == small.generate(None, "Why?", max_tokens=2, seed=3, temperature=1).token_ids
-    assert small.engine.at(np.int64(128)).config == small.engine.at(128).config
+    side: Any = np.int64(128)
+    assert small.engine.at(side).config == small.engine.at(128).config
 
 
 @pytest.mark.parametrize(
@@ -207,4 +210,4 @@ def test_options_of_load_that_are_none() -> None:
         {"dtype": 16},
     ):
         with pytest.raises(FastVLMError):
-            fastvlm_mlx.load("tiny", **options)  # type: ignore[arg-type]
+            fastvlm_mlx.load("tiny", **options)

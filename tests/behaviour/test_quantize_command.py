@@ -1,4 +1,5 @@
-"""`quantize`, `convert --bits`, `bench --quality` and `info --estimate` as commands: what they write, print and refuse."""
+"""`quantize`, `convert --bits`, `bench --quality` and `info --estimate` as commands: what they write, print and
+refuse."""
 
 import json
 import subprocess

@@ -1,4 +1,5 @@
-"""Make PyTorch's side importable: PyPI's torchvision fails beside a CPU build of torch until two operators are declared."""
+"""Make PyTorch's side importable: PyPI's torchvision fails beside a CPU build of torch until two operators are
+declared."""
 
 import os
 

@@ -25,9 +25,12 @@ TEXT = {
 }
 
 
+Original = Any  # a FastVlmForConditionalGeneration; PyTorch's types leave open what the attributes of a module are
+
+
 def build(
     vision: dict[str, Any], *, seed: int = 0, tied: bool = True, training: bool = False, vocab: int = 512, **text: Any
-) -> Any:
+) -> Original:
     """transformers' FastVLM of the given sizes, in evaluation mode; `training` builds the tower with its branches."""
     torch.manual_seed(seed)
     sizes = {**TEXT, **text}
@@ -43,7 +46,7 @@ def build(
         text_config=Qwen2Config(
             vocab_size=vocab,
             rms_norm_eps=1e-6,
-            rope_theta=1e6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
             tie_word_embeddings=tied,
             max_position_embeddings=2048,
             **sizes,
@@ -118,7 +121,7 @@ def _tower_name(name: str) -> str:
 
 
 def save_apple(
-    model: Any, folder: Path, tokenizer: Path, *, image_size: int = 128, shards: int = 1, **config: Any
+    model: Original, folder: Path, tokenizer: Path, *, image_size: int = 128, shards: int = 1, **config: Any
 ) -> Path:
     """A checkpoint folder as Apple publishes it, plus the sizes of a tower that is not FastViTHD's."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +131,7 @@ def save_apple(
     widths = [stage.blocks[0].mlp.fc1.in_channels for stage in tower.stages]
     weights["model.vision_tower.vision_tower.model.head.proj"] = torch.zeros(2 * widths[-1], 768)
     names = sorted(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = "model.safetensors" if shards == 1 else f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = names[len(names) * shard // shards : len(names) * (shard + 1) // shards]
@@ -154,6 +157,6 @@ def save_apple(
         **config,
     }
     (folder / "config.json").write_text(json.dumps(settings))
-    for file in tokenizer.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    for path in tokenizer.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
     return folder

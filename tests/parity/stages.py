@@ -1,7 +1,7 @@
 """The two sides of a parity test: one picture for both, what each computes from it, and how far they are apart.
 
-Tolerances are relative to the largest value: float32 sums in another order, through up to 46 blocks and 24 layers, differ
-by a few 1e-6; 1e-4 is what the project promises.
+Tolerances are relative to the largest value: float32 sums in another order, through up to 46 blocks and 24 layers,
+differ by a few 1e-6; 1e-4 is what the project promises.
 """
 
 import mlx.core as mx
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from fastvlm_mlx.network.model import LEVELS, FastVLM
+
+from .original import Original
 
 TOLERANCE = 1e-4
 TIGHT = 2e-5  # what is in fact reached, so that a real mistake of this size does not hide below the promise
@@ -32,19 +34,20 @@ def to_torch(image: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def features_of(theirs: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
-    return theirs.model.vision_tower(to_torch(image)).last_hidden_state.flatten(2).transpose(1, 2)
+def features_of(theirs: Original, image: np.ndarray) -> torch.Tensor:
+    features: torch.Tensor = theirs.model.vision_tower(to_torch(image)).last_hidden_state
+    return features.flatten(2).transpose(1, 2)
 
 
 def features_from(ours: FastVLM, image: np.ndarray) -> mx.array:
-    """Our features with their channels in the published order: ours come filter by filter, theirs channel by channel."""
+    """Our features with their channels in the published order: ours come filter by filter, theirs channel by
+    channel."""
     features = ours.vision(mx.array(LEVELS[image]).astype(ours.dtype))
     B, N, C = features.shape
     return features.reshape(B, N, 2, C // 2).swapaxes(2, 3).reshape(B, N, C)
 
 
-@torch.no_grad()
-def prompt_embeddings(theirs: torch.nn.Module, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
+def prompt_embeddings(theirs: Original, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
     embed = theirs.model.language_model.embed_tokens
     picture = theirs.model.get_image_features(to_torch(image)).pooler_output
     return torch.cat([embed(torch.tensor([before])), picture, embed(torch.tensor([after]))], dim=1)

@@ -18,6 +18,7 @@ from fastvlm_mlx.storage.fill import fill
 from fastvlm_mlx.vlm import VLM
 
 from . import original
+from .original import Original
 from .stages import TIGHT, TOLERANCE, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
 
 pytestmark = pytest.mark.slow
@@ -26,7 +27,7 @@ PICTURE = 4  # positions of a picture of 128 x 128 pixels
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tuple[torch.nn.Module, VLM]:
+def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tuple[Original, VLM]:
     """A small original and ours, converted to a folder and loaded from it."""
     theirs = original.build(original.SMALL)
     root = tmp_path_factory.mktemp("small")
@@ -35,19 +36,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tup
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 128), (192, 320), (256, 64), (100, 333), (65, 63), (1, 1)])
-def test_tower_at_any_size(pair: tuple[torch.nn.Module, VLM], size: tuple[int, int]) -> None:
+def test_tower_at_any_size(pair: tuple[Original, VLM], size: tuple[int, int]) -> None:
     theirs, ours = pair
     image = pixels(*size)
     assert difference(features_from(ours.model, image), features_of(theirs, image)) < TIGHT
 
 
-def test_tower_takes_a_batch(pair: tuple[torch.nn.Module, VLM]) -> None:
+def test_tower_takes_a_batch(pair: tuple[Original, VLM]) -> None:
     theirs, ours = pair
     image = np.concatenate([pixels(128, 192, seed) for seed in range(3)])
     assert difference(features_from(ours.model, image), features_of(theirs, image)) < TIGHT
 
 
-def test_projector(pair: tuple[torch.nn.Module, VLM]) -> None:
+def test_projector(pair: tuple[Original, VLM]) -> None:
     theirs, ours = pair
     image = pixels(192, 192)
     with torch.no_grad():
@@ -55,7 +56,7 @@ def test_projector(pair: tuple[torch.nn.Module, VLM]) -> None:
     assert difference(ours.model.encode(mx.array(image)), expected) < TIGHT
 
 
-def test_prefill_and_cached_decode(pair: tuple[torch.nn.Module, VLM]) -> None:
+def test_prefill_and_cached_decode(pair: tuple[Original, VLM]) -> None:
     theirs, ours = pair
     image, before, after = pixels(128, 128), [1, 2, 3], list(range(40, 60))
     embeddings = prompt_embeddings(theirs, image, before, after)
@@ -74,7 +75,7 @@ def test_prefill_and_cached_decode(pair: tuple[torch.nn.Module, VLM]) -> None:
         assert difference(got, want) < TIGHT
 
 
-def test_cached_equals_uncached(pair: tuple[torch.nn.Module, VLM]) -> None:
+def test_cached_equals_uncached(pair: tuple[Original, VLM]) -> None:
     model = pair[1].model
     ids = np.random.default_rng(1).integers(0, 500, 300).tolist()  # over the cache's first growth, at 256
     cache = model.text.make_cache()
@@ -86,7 +87,7 @@ def test_cached_equals_uncached(pair: tuple[torch.nn.Module, VLM]) -> None:
     assert np.abs(np.array(cached - whole)).max() / np.abs(np.array(whole)).max() < 1e-5
 
 
-def test_prefill_in_chunks_equals_one_pass(pair: tuple[torch.nn.Module, VLM], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_in_chunks_equals_one_pass(pair: tuple[Original, VLM], monkeypatch: pytest.MonkeyPatch) -> None:
     model = pair[1].model
     ids = np.random.default_rng(2).integers(0, 500, 200).tolist()
     whole = model.prefill(model.embed([ids], {}), model.text.make_cache())
@@ -129,7 +130,7 @@ def test_training_form(tmp_path: Path, tokenizer_files: Path, sizes: dict[str, t
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tuple[torch.nn.Module, Path]:
+def full(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tuple[Original, Path]:
     """FastViTHD at its full widths and depths, with a small decoder."""
     theirs = original.build(original.FULL, seed=6)
     return theirs, original.save_apple(
@@ -138,14 +139,14 @@ def full(tmp_path_factory: pytest.TempPathFactory, tokenizer_files: Path) -> tup
 
 
 @pytest.mark.parametrize("size", [(256, 256), (192, 320)])
-def test_full_fastvithd(full: tuple[torch.nn.Module, Path], size: tuple[int, int]) -> None:
+def test_full_fastvithd(full: tuple[Original, Path], size: tuple[int, int]) -> None:
     theirs, folder = full
     ours = load(str(folder))
     image = pixels(*size)
     assert difference(features_from(ours.model, image), features_of(theirs, image)) < TIGHT
 
 
-def test_an_answer_at_full_widths(full: tuple[torch.nn.Module, Path]) -> None:
+def test_an_answer_at_full_widths(full: tuple[Original, Path]) -> None:
     """FastViTHD as published in front of a small decoder: embeddings, prefill logits, and cached decoding."""
     theirs, folder = full
     model = load(str(folder), dtype="float32").model
@@ -163,7 +164,7 @@ def test_an_answer_at_full_widths(full: tuple[torch.nn.Module, Path]) -> None:
         assert difference(got, want) < TOLERANCE
 
 
-def test_bfloat16_features_at_full_widths(full: tuple[torch.nn.Module, Path]) -> None:
+def test_bfloat16_features_at_full_widths(full: tuple[Original, Path]) -> None:
     theirs, folder = full
     model = load(str(folder), dtype="bfloat16").model
     image = pixels(64, 64)
@@ -171,7 +172,7 @@ def test_bfloat16_features_at_full_widths(full: tuple[torch.nn.Module, Path]) ->
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.999
 
 
-def test_bfloat16_features(pair: tuple[torch.nn.Module, VLM], tmp_path: Path, tokenizer_files: Path) -> None:
+def test_bfloat16_features(pair: tuple[Original, VLM], tmp_path: Path, tokenizer_files: Path) -> None:
     theirs, _ = pair
     ours = load(str(original.save_apple(theirs, tmp_path / "apple", tokenizer_files)), dtype="bfloat16")
     image = pixels(128, 128)
@@ -182,7 +183,7 @@ def test_bfloat16_features(pair: tuple[torch.nn.Module, VLM], tmp_path: Path, to
 
 @pytest.mark.parametrize("backend", ["metal", "cuda"])
 def test_the_gpu_forms_of_the_tower(
-    pair: tuple[torch.nn.Module, VLM], tmp_path: Path, tokenizer_files: Path, backend: Backend
+    pair: tuple[Original, VLM], tmp_path: Path, tokenizer_files: Path, backend: Backend
 ) -> None:
     """The graphs built for Metal and CUDA, run here by MLX's general CPU kernels (maps no smaller than a 7x7 kernel's
     reach: MLX's grouped convolution on a CPU writes outside smaller ones).

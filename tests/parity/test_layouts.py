@@ -1,4 +1,5 @@
-"""transformers' own folders, as its save_pretrained writes them, and back: against PyTorch, and against Apple's layout."""
+"""transformers' own folders, as its save_pretrained writes them, and back: against PyTorch, and against Apple's
+layout."""
 
 import json
 import shutil
@@ -15,7 +16,9 @@ from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert, to_transformers
 from fastvlm_mlx.inputs.pieces import ImageSlot
 
+from .. import checkpoint
 from . import original
+from .original import Original
 from .stages import TIGHT, difference, features_from, features_of, pixels, prompt_embeddings, to_torch
 
 pytestmark = pytest.mark.slow
@@ -31,13 +34,15 @@ def save_native(model: Any, folder: Path, tokenizer: Path) -> Path:
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in mx.load(str(folder / "model.safetensors")).items()}
+    return {name: np.array(array) for name, array in checkpoint.load(folder / "model.safetensors").items()}
 
 
 @torch.no_grad()
-def logits_of(theirs: torch.nn.Module, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
+def logits_of(theirs: Original, image: np.ndarray, before: list[int], after: list[int]) -> torch.Tensor:
     embeddings = prompt_embeddings(theirs, image, before, after)
-    return theirs.lm_head(theirs.model.language_model(inputs_embeds=embeddings).last_hidden_state[:, -1])
+    hidden = theirs.model.language_model(inputs_embeds=embeddings).last_hidden_state
+    logits: torch.Tensor = theirs.lm_head(hidden[:, -1])
+    return logits
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["reparameterised", "training"])
@@ -78,22 +83,21 @@ def test_the_training_form_merges_to_what_timm_merges_it_to(tmp_path: Path, toke
 
 
 @pytest.fixture(params=["tied", "untied"])
-def there_and_back(
-    request: pytest.FixtureRequest, tmp_path: Path, tokenizer_files: Path
-) -> tuple[torch.nn.Module, Any, Path]:
+def there_and_back(request: pytest.FixtureRequest, tmp_path: Path, tokenizer_files: Path) -> tuple[Original, Any, Path]:
     """An original, what transformers loads from what we wrote of it by way of our folder, and the folder written."""
     from transformers import FastVlmForConditionalGeneration
 
     theirs = original.build(original.ODD, seed=13, tied=request.param == "tied")
     convert(original.save_apple(theirs, tmp_path / "apple", tokenizer_files), tmp_path / "ours")
     to_transformers(tmp_path / "ours", tmp_path / "back")
-    again, report = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "back", output_loading_info=True)
+    from_pretrained: Any = FastVlmForConditionalGeneration.from_pretrained
+    again, report = from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report.values()), report
     assert again.dtype == torch.float32
     return theirs, again.eval(), tmp_path / "back"
 
 
-def test_there_and_back_again(there_and_back: tuple[torch.nn.Module, Any, Path]) -> None:
+def test_there_and_back_again(there_and_back: tuple[Original, Any, Path]) -> None:
     theirs, again, _ = there_and_back
     for size in ((128, 128), (100, 260)):
         image = pixels(*size)
@@ -103,7 +107,7 @@ def test_there_and_back_again(there_and_back: tuple[torch.nn.Module, Any, Path])
     assert difference(mx.array(logits.numpy()), expected) < TIGHT
 
 
-def test_norms_left_behind_change_nothing(there_and_back: tuple[torch.nn.Module, Any, Path]) -> None:
+def test_norms_left_behind_change_nothing(there_and_back: tuple[Original, Any, Path]) -> None:
     again = there_and_back[1]
     norms = [module for module in again.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert len(norms) == sum(original.ODD["depths"])
@@ -112,8 +116,9 @@ def test_norms_left_behind_change_nothing(there_and_back: tuple[torch.nn.Module,
         assert torch.equal(norms[0](x), x)
 
 
-def test_its_processor_prepares_what_ours_does(there_and_back: tuple[torch.nn.Module, Any, Path]) -> None:
-    """Pixels and token ids of a question about a picture, and 8 greedy tokens of an answer, through transformers alone."""
+def test_its_processor_prepares_what_ours_does(there_and_back: tuple[Original, Any, Path]) -> None:
+    """Pixels and token ids of a question about a picture, and 8 greedy tokens of an answer, through transformers
+    alone."""
     from PIL import Image
     from transformers import AutoProcessor, LlavaProcessor
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -122,7 +127,9 @@ def test_its_processor_prepares_what_ours_does(there_and_back: tuple[torch.nn.Mo
     processor = AutoProcessor.from_pretrained(folder)
     assert isinstance(processor, LlavaProcessor)
     picture = Image.fromarray(pixels(100, 140, 5)[0])
-    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is on the table?"}]}]
+    question: Any = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is on the table?"}]}
+    ]
     prompt = processor.apply_chat_template(question, add_generation_prompt=True)
     inputs = processor(images=picture, text=prompt, return_tensors="pt")
 

@@ -1,4 +1,5 @@
-"""Pixels bit for bit as apple/ml-fastvlm makes them: its padding, then CLIPImageProcessor with mean 0 and standard deviation 1."""
+"""Pixels bit for bit as apple/ml-fastvlm makes them: its padding, then CLIPImageProcessor with mean 0 and standard
+deviation 1."""
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from fastvlm_mlx.inputs.image import load_image, preprocess
 from fastvlm_mlx.network.model import LEVELS
 
 SIZES = {
-    "square": (300, 300), "wide": (500, 200), "tall": (200, 500), "odd": (301, 200), "odder": (200, 333), "one off": (256, 255),
+    "square": (300, 300), "wide": (500, 200), "tall": (200, 500), "odd": (301, 200), "odder": (200, 333),
+    "one off": (256, 255),
     "one pixel": (1, 1), "a line": (1, 97), "a row": (97, 1), "the size itself": (256, 256), "as wide": (256, 100),
     "as tall": (100, 256), "large": (1500, 1100), "small": (20, 31),
 }  # fmt: skip

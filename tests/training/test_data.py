@@ -1,10 +1,12 @@
-"""What training is shown and not taught: pairs of shape and colour that are held out are neither drawn nor ruled out."""
+"""What training is shown and not taught: pairs of shape and colour that are held out are neither drawn nor ruled
+out."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from training import tokenizer as bpe
 from training.data import IGNORE, fixed_items, make_batch, partners, unlearned
@@ -15,7 +17,7 @@ from training.world import HELD_OUT_PAIRS, RGB, UNNAMED, Options, draw
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> bpe.Tokenizer:
+def tokenizer() -> Tokenizer:
     return bpe.assemble(*bpe.build(corpus()))
 
 
@@ -33,7 +35,7 @@ def tokenizer() -> bpe.Tokenizer:
     ],
 )
 def test_the_token_that_would_complete_a_held_out_pair_is_left_out(
-    tokenizer: bpe.Tokenizer, answer: str, left_out: dict[str, str]
+    tokenizer: Tokenizer, answer: str, left_out: dict[str, str]
 ) -> None:
     ids = tokenizer.encode(answer, add_special_tokens=False).ids
     found = unlearned(ids, partners(tokenizer))
@@ -49,7 +51,7 @@ def test_what_is_left_out_has_no_gradient() -> None:
     assert (logits.grad[1] != 0).all()
 
 
-def test_training_never_names_a_held_out_pair(tokenizer: bpe.Tokenizer) -> None:
+def test_training_never_names_a_held_out_pair(tokenizer: Tokenizer) -> None:
     rng = np.random.default_rng(5)
     texts = []
     for _ in range(150):
@@ -58,7 +60,7 @@ def test_training_never_names_a_held_out_pair(tokenizer: bpe.Tokenizer) -> None:
     assert not [text for text in texts for shape, colour in HELD_OUT_PAIRS if f"{colour} {shape}" in text]
 
 
-def test_shapes_in_colours_without_a_name(tokenizer: bpe.Tokenizer) -> None:
+def test_shapes_in_colours_without_a_name(tokenizer: Tokenizer) -> None:
     options = Options(only="shapes", unnamed_share=1.0)
     items = fixed_items(options, 12, seed=3, held_out=False)
     assert all(shape.colour == UNNAMED for scene, _ in items for shape in scene.shapes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ from training.data import additive_mask, fixed_items, make_batch, positions  # n
 from training.evaluate import greedy, wilson  # noqa: E402
 from training.export import TOWER, read_checkpoint, write_checkpoint  # noqa: E402
 from training.model import FastVLM, ModelConfig  # noqa: E402
-from training.questions import corpus  # noqa: E402
+from training.questions import Question, corpus  # noqa: E402
 from training.world import Options  # noqa: E402
 
 SMALL = ModelConfig(
@@ -112,8 +113,7 @@ def test_packed_questions_equal_single_ones(model: FastVLM, folder: Path) -> Non
     tokenizer = bpe.load(folder)
     (scene, questions), *_ = fixed_items(Options(), 1, seed=5, held_out=True)
 
-    @torch.no_grad()
-    def states(asked: list) -> torch.Tensor:  # type: ignore[type-arg]
+    def states(asked: list[Question]) -> Any:
         batch = make_batch([(scene, asked)], tokenizer, SMALL)
         _, _, cells = model.see(batch.pixels.float() / 255)
         prefix = batch.before.shape[1] + cells.shape[1]

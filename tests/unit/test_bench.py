@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import charts, checkpoint, compare, scaling
+from benchmarks import charts, checkpoint, compare, redraw, scaling
 from fastvlm_mlx.config import VisionConfig
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.diagnostics import bench, random_model
@@ -33,9 +33,12 @@ COMMAND = [
     "3",
 ]
 FIGURES = {
-    "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second", "peak_memory_bytes",
+    "preprocess_seconds", "vision_seconds", "prefill_seconds", "ttft_seconds", "decode_tokens_per_second",
+    "peak_memory_bytes",
     "mlx_peak_memory_bytes",
 }  # fmt: skip
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,8 @@ def test_measure_refuses_what_it_cannot_measure(vlm: VLM, settings: dict[str, in
 
 
 def test_every_round_looks_anew_and_the_model_is_left_as_it_was(vlm: VLM) -> None:
-    before, said = vlm.config, []
+    before = vlm.config
+    said: list[str] = []
     result = bench.measure(
         vlm.engine, [bench.made_photo(64, 64)], resolution=64, rounds=2, max_tokens=2, progress=said.append
     )
@@ -145,14 +149,40 @@ def test_growth_is_told_from_work(vlm: VLM, tmp_path: Path) -> None:
 
 
 def test_charts_are_well_formed() -> None:
+    pytest.importorskip("matplotlib")
     bars = charts.bars(
         "A < B", "machine", [("vision", {"ours": 1.0, "other": 2.0}), ("prefill", {"ours": 0.1, "other": 0.2})]
     )
     curves = charts.curves(
         "t", "m", "pixels", "s", {"vision": [(256, 0.1), (512, 0.4)], "prefill": [(256, 0.0), (512, 0.1)]}
     )
-    assert len(ElementTree.fromstring(bars).findall("{http://www.w3.org/2000/svg}rect")) == 2 + 4
-    assert len(ElementTree.fromstring(curves).findall("{http://www.w3.org/2000/svg}circle")) == 4
+    trade = charts.trade("t", "MB", "nats", {"4bit": (4.0, 1e-3), "8bit": (8.0, 1e-5)}, ("whole", 16.0))
+    assert {"A < B", "machine", "vision", "prefill", "ours", "other", "1.0 s", "200 ms"} <= texts_of(bars)
+    assert {"t", "m", "pixels", "s", "256", "512", "vision", "prefill"} <= texts_of(curves)
+    assert {"MB", "nats", "4bit", "8bit", "whole"} <= texts_of(trade)
+
+
+def texts_of(svg: str) -> set[str]:
+    """What is written in a drawing."""
+    return {"".join(text.itertext()).strip() for text in ElementTree.fromstring(svg).iter(f"{SVG}text")}
+
+
+def test_the_recorded_charts_are_those_of_the_recorded_figures() -> None:
+    """What they say; the bytes of a drawing are matplotlib's, and another release's may differ."""
+    pytest.importorskip("matplotlib")
+    drawn = [each for record in redraw.RESULTS.glob("*.json") for each in redraw.charts_of(record)]
+    assert {path for path, _ in drawn} == set(redraw.RESULTS.glob("*.svg"))
+    for path, svg in drawn:
+        assert texts_of(svg) == texts_of(path.read_text(encoding="utf-8")), "run: python -m benchmarks.redraw"
+        assert len(svg) < 15_000 and path.stat().st_size < 15_000
+
+
+def test_a_chart_of_the_same_figures_has_the_same_bytes() -> None:
+    pytest.importorskip("matplotlib")
+    first, second = (
+        charts.curves("title", "machine", "pixels", "s", {"vision": [(256, 0.1), (512, 0.4)]}) for _ in range(2)
+    )
+    assert first == second and "<metadata>" not in first
 
 
 @pytest.mark.slow
@@ -171,10 +201,10 @@ def test_ours_runs_in_the_comparison_from_a_checkpoint_of_its_own_making(tmp_pat
 
 def test_names_for_transformers() -> None:
     tower = "model.vision_tower.vision_tower.model."
+    theirs = "model.vision_tower.timm_model."
     names = {
         tower + "network.7.1.layer_scale_2": "model.vision_tower.timm_model.stages.3.blocks.1.layer_scale_2.gamma",
-        tower
-        + "network.5.proj.0.lkb_reparam.weight": "model.vision_tower.timm_model.stages.3.downsample.proj.0.reparam_conv.weight",
+        tower + "network.5.proj.0.lkb_reparam.bias": f"{theirs}stages.3.downsample.proj.0.reparam_conv.bias",
         tower + "network.9.reparam_conv.bias": "model.vision_tower.timm_model.stages.4.pos_emb.reparam_conv.bias",
         tower + "conv_exp.se.reduce.weight": "model.vision_tower.timm_model.final_conv.se.fc1.weight",
         tower + "network.0.0.convffn.fc1.weight": "model.vision_tower.timm_model.stages.0.blocks.0.mlp.fc1.weight",

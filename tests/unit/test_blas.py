@@ -56,7 +56,8 @@ print(*[name for name in blas.THREADS if name in os.environ])
 
 
 def numpy_loaded(how: str, **chosen: str) -> list[str]:
-    """Threads that NumPy's import started, OpenBLAS's threads and cores, and which settings the environment has in the end."""
+    """Threads that NumPy's import started, OpenBLAS's threads and cores, and which settings the environment has in the
+    end."""
     environment = {name: value for name, value in os.environ.items() if name not in blas.THREADS}
     command = [sys.executable, "-c", SPARING, how]
     return subprocess.run(

@@ -71,6 +71,13 @@ def test_only_tests_marked_timing_assert_seconds(path: Path) -> None:
     assert "mark.timing" in text or not list(clocks_in_asserts(ast.parse(text)))
 
 
+def test_the_list_of_modules_is_complete() -> None:
+    """tests/README.md names every module that tests build on."""
+    listed = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    shared = {path.name for path in FILES if not path.name.startswith(("test_", "__init__"))}
+    assert not {name for name in shared if f"{name}`" not in listed}
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [

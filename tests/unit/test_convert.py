@@ -25,9 +25,8 @@ def load32(folder: Path) -> VLM:
 
 
 def weights_of(vlm: VLM) -> dict[str, np.ndarray]:
-    from mlx.utils import tree_flatten
 
-    return {name: np.array(array) for name, array in tree_flatten(vlm.model.parameters())}
+    return {name: np.array(array) for name, array in vlm.model.flat_parameters().items()}
 
 
 def assert_same(a: VLM, b: VLM) -> None:
@@ -63,7 +62,7 @@ def test_our_own_shards(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_types(apple: Path, tmp_path: Path, dtype: str) -> None:
     config = convert(apple, tmp_path / "ours", dtype=dtype)  # type: ignore[arg-type]
-    stored = mx.load(str(tmp_path / "ours" / "model.safetensors"))
+    stored = checkpoint.load(tmp_path / "ours" / "model.safetensors")
     assert {array.dtype for array in stored.values()} == {getattr(mx, dtype)}
     assert config.dtype == dtype == json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"]
 
@@ -222,7 +221,8 @@ def test_peak_memory_of_a_conversion(tmp_path: Path, tokenizer_files: Path) -> N
 
 
 def test_what_a_killed_run_moved_aside_is_put_back_not_removed(apple: Path, tmp_path: Path) -> None:
-    """A forced run killed between its two renames leaves the old model under another name; any later run restores it."""
+    """A forced run killed between its two renames leaves the old model under another name; any later run restores
+    it."""
     convert(apple, tmp_path / "first")
     (tmp_path / "first").rename(tmp_path / ".first.fastvlm-replaced")
     convert(apple, tmp_path / "second")

@@ -125,13 +125,17 @@ def test_attention_of_large_scores() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 5])
 def test_work_reaches_every_piece_and_errors_come_back(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_cores, "count", lambda: cores)
-    monkeypatch.setattr(cpu_cores, "pool", lambda: pool)
     pool = ThreadPoolExecutor(cores)
+    monkeypatch.setattr(cpu_cores, "pool", lambda: pool)
     done: list[int] = []
     cpu_cores.share_out(done.append, range(20))
     assert sorted(done) == list(range(20))
+
+    def fails(piece: int) -> None:
+        done.append(1 // piece)
+
     with pytest.raises(ZeroDivisionError):
-        cpu_cores.share_out(lambda piece: 1 // piece, [1, 0, 2])
+        cpu_cores.share_out(fails, [1, 0, 2])
 
 
 def test_depthwise_in_another_thread() -> None:

@@ -1,14 +1,16 @@
-"""Each of doctor's checks, on a machine in order as far as it can be, and with a fault put in its way that it has to find.
+"""Each of doctor's checks, on a machine in order as far as it can be, and with a fault put in its way that it has to
+find.
 
 What is slow or depends on the machine is stood in for; no time is asserted.
 """
 
 import json
 import platform
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +19,9 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx.backend import blas, ops
+from fastvlm_mlx.decoding import generate
 from fastvlm_mlx.decoding.image_cache import ImageCache
+from fastvlm_mlx.decoding.sampling import choose
 from fastvlm_mlx.diagnostics import doctor
 from fastvlm_mlx.diagnostics.checks import (
     desk,
@@ -34,9 +38,12 @@ from fastvlm_mlx.diagnostics.checks import (
 )
 from fastvlm_mlx.diagnostics.checks.finding import Finding, at_least, at_most
 from fastvlm_mlx.diagnostics.checks.setting import Setting
+from fastvlm_mlx.diagnostics.machine import machine as this_machine
 from fastvlm_mlx.errors import CheckpointError, ImageError
+from fastvlm_mlx.network import memory as estimates
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.network.projector import Projector
+from fastvlm_mlx.quantize import rounding
 
 HERE = setting.here(quick=True)
 cpu_only = pytest.mark.skipif(HERE.on_gpu, reason="faults are put into the general forms that stand in for a GPU")
@@ -46,7 +53,7 @@ def wrong(findings: Iterable[Finding]) -> list[str]:
     return [finding.what for finding in findings if finding.status == "wrong"]
 
 
-# ---- parity ----------------------------------------------------------------------------------------------------------------
+# ---- parity --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -65,20 +72,23 @@ def test_both_sides_compute_the_same() -> None:
     )
 
 
-def other_depthwise(monkeypatch: pytest.MonkeyPatch, spoil: Any, dtype: mx.Dtype = mx.float32) -> None:
+def other_depthwise(
+    monkeypatch: pytest.MonkeyPatch, spoil: Callable[[mx.array], mx.array], dtype: mx.Dtype = mx.float32
+) -> None:
     """The tower's depthwise convolution at 64 channels (stage 1) on the side examined, spoilt."""
-    right = parity.FastVLM.__init__.__globals__["FastViTHD"].__init__.__globals__["depthwise"]
+    right = ops.depthwise
 
     def form(x: mx.array, weight: mx.array, stride: int) -> mx.array:
         y = right(x, weight, stride)
-        return spoil(y) if ops.current() == "metal" and y.shape[-1] == 64 and y.dtype == dtype else y
+        spoilt: mx.array = spoil(y) if ops.current() == "metal" and y.shape[-1] == 64 and y.dtype == dtype else y
+        return spoilt
 
     monkeypatch.setattr("fastvlm_mlx.network.vision.depthwise", form)
 
 
 @pytest.mark.slow
 @cpu_only
-@pytest.mark.parametrize("spoil", [lambda y: y * 1.001, lambda y: mx.roll(y, 1, axis=1), lambda y: y * float("nan")])
+@pytest.mark.parametrize("spoil", [lambda y: y * 1.001, lambda y: mx.roll(y, 1, 1), lambda y: y * float("nan")])
 def test_a_stage_that_is_off_is_named(spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     other_depthwise(monkeypatch, spoil)
     finding = next(f for f in parity.check(HERE) if f.what == "tiny at 192, float32")
@@ -89,7 +99,7 @@ def test_a_stage_that_is_off_is_named(spoil: Any, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.slow
 @cpu_only
 def test_a_stage_that_is_off_in_16_bits_alone_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    other_depthwise(monkeypatch, lambda y: mx.roll(y, 1, axis=1), mx.bfloat16)
+    other_depthwise(monkeypatch, lambda y: mx.roll(y, 1, 1), mx.bfloat16)
     findings = list(parity.check(HERE))
     assert wrong(findings) == ["tiny at 192, bfloat16"]
     assert "first in stage 1" in next(f.found for f in findings if f.status == "wrong")
@@ -98,7 +108,7 @@ def test_a_stage_that_is_off_in_16_bits_alone_is_named(monkeypatch: pytest.Monke
 @pytest.mark.slow
 @cpu_only
 def test_a_step_that_does_not_see_the_picture_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = parity.FastVLM.step.__globals__["Qwen2"].__init__.__globals__["causal_attention"]
+    right = ops.causal_attention
 
     def form(q: mx.array, k: mx.array, v: mx.array, mask: Any) -> mx.array:
         if ops.current() == "metal" and q.shape[2] == 1:
@@ -128,7 +138,7 @@ def test_distance_and_cosine_of_what_is_no_number() -> None:
     assert at_least("", float("nan"), 1, found="", expected="").status == "wrong"
 
 
-# ---- operations ------------------------------------------------------------------------------------------------------------
+# ---- operations ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -137,7 +147,7 @@ def test_operations_agree() -> None:
     assert wrong(operations.check(replace(HERE, quick=False))) == []
 
 
-def swapped(right: Any) -> Any:
+def swapped(right: Callable[..., mx.array]) -> Callable[..., mx.array]:
     """A form that turns its result's channels round on the side examined."""
 
     def form(*arguments: Any) -> mx.array:
@@ -161,7 +171,7 @@ def swapped(right: Any) -> Any:
     ],
 )
 def test_an_operation_that_is_off_is_found(family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations.ops, name, swapped(getattr(operations.ops, name)))
+    monkeypatch.setattr(ops, name, swapped(getattr(ops, name)))
     found = operations.compare(HERE, family, operations.families(True, False)[family], "float32")
     assert found.status == "wrong" and "Error" not in found.found
     if name != "swiglu":
@@ -173,14 +183,14 @@ def test_an_operation_that_is_off_is_found(family: str, name: str, monkeypatch: 
 @pytest.mark.slow
 @cpu_only
 def test_an_operation_that_raises_is_found_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = operations.ops.attention
+    right = ops.attention
 
     def form(qkv: mx.array) -> mx.array:
         if ops.current() == "metal":
             raise ValueError("no such kernel")
         return right(qkv)
 
-    monkeypatch.setattr(operations.ops, "attention", form)
+    monkeypatch.setattr(ops, "attention", form)
     findings = list(operations.check(HERE))
     assert [f.found for f in findings if f.status == "wrong"] == ["ValueError: no such kernel at 1 keys of 32"]
     assert findings[-1].what == "packing"
@@ -196,7 +206,7 @@ def test_rotary_positions_that_are_off_are_found(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_nucleus_that_is_too_wide_or_drawn_unevenly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = operations.choose
+    right = choose
     assert operations.top_p(2048).status == "right"
     monkeypatch.setattr(
         operations, "choose", lambda logits, temperature, top_p, key: right(logits, temperature, 1.0, key)
@@ -208,12 +218,12 @@ def test_a_nucleus_that_is_too_wide_or_drawn_unevenly_is_found(monkeypatch: pyte
 
 def test_bits_in_the_wrong_place_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert operations.packing(quick=False).status == "right"
-    right = operations.quantized.__globals__["pack"]
-    monkeypatch.setattr("fastvlm_mlx.quantize.rounding.pack", lambda q, bits: right(q[:, ::-1], bits))
+    right = rounding.pack
+    monkeypatch.setattr(rounding, "pack", lambda q, bits: right(q[:, ::-1], bits))
     assert operations.packing(quick=True).status == "wrong"
 
 
-# ---- threads ---------------------------------------------------------------------------------------------------------------
+# ---- threads -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -226,7 +236,7 @@ def test_what_a_thread_has_not_computed_yet_is_found(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.slow
 def test_a_stream_that_belongs_to_a_thread_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = threads.stream
+    right = generate.stream
 
     def bound(*arguments: Any) -> Iterator[Any]:
         reader = None
@@ -250,7 +260,7 @@ def kept_alive(start: Any, work: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_thread_that_takes_the_model_along_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = threads.stream
+    right = generate.stream
     left: list[bool] = []
 
     def stream(*arguments: Any) -> Iterator[Any]:
@@ -268,7 +278,7 @@ def test_a_thread_that_takes_the_model_along_is_found(monkeypatch: pytest.Monkey
     assert "a thread that ends in the middle of an answer" in wrong(threads.check(HERE))
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -289,7 +299,7 @@ def test_pictures_held_together_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_questions_leave_behind_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = HERE.local.engine()
     assert memory.left_behind(engine).status == "right"
-    right, kept = memory.stream, list[mx.array]()
+    right, kept = generate.stream, list[mx.array]()
 
     def stream(*arguments: Any) -> Iterator[Any]:
         kept.append(mx.ones((2500,)) + 0)  # 10 kB of each question
@@ -305,17 +315,17 @@ def test_what_questions_leave_behind_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_an_estimate_that_is_off_is_found(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = HERE.local.engine()
     assert memory.estimated(engine, HERE).status == "right"
-    right = memory.memory.estimate
+    right = estimates.estimate
 
     def estimate(*arguments: Any, **how: Any) -> Any:
         found = right(*arguments, **how)
         return replace(found, activations=round(found.total * share - found.total + found.activations))
 
-    monkeypatch.setattr(memory.memory, "estimate", estimate)
+    monkeypatch.setattr(estimates, "estimate", estimate)
     assert memory.estimated(engine, HERE).status == "wrong"
 
 
-# ---- recovery --------------------------------------------------------------------------------------------------------------
+# ---- recovery ------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -379,7 +389,7 @@ def test_a_process_that_does_not_come_back_is_found(monkeypatch: pytest.MonkeyPa
     assert found.status == "wrong" and "139" in found.found
 
 
-# ---- speed and start -------------------------------------------------------------------------------------------------------
+# ---- speed and start -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -424,7 +434,7 @@ def test_processes_that_answer_differently_or_fail_are_found(monkeypatch: pytest
     assert found.status == "wrong" and "ended with 1" in found.found
 
 
-# ---- desk, install, machine ------------------------------------------------------------------------------------------------
+# ---- desk, install, machine ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("system", "status"), [("darwin", "wrong"), ("linux", "note")])
@@ -455,9 +465,9 @@ def test_a_heic_picture_that_is_refused_or_of_another_colour_is_found(monkeypatc
 def test_a_clipboard_nobody_can_read_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(desk.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
     assert desk.clipboard().status == "note"
-    monkeypatch.setattr(desk.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(shutil, "which", lambda tool: tool)
     assert desk.clipboard().status == "right"
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(desk, "OSASCRIPT", "/bin/false")
@@ -507,7 +517,8 @@ def test_a_mac_that_is_not_in_order_is_found(monkeypatch: pytest.MonkeyPatch) ->
         "vm.swapusage": "total = 40960.00M  used = 40000.25M  free = 1.00M",
         "kern.hv_vmm_present": "1",
     }
-    tools = {"/usr/sbin/sysctl": lambda _, name: said.get(name, ""), "/usr/sbin/ioreg": lambda *_: '"gpu-core-count" = 10',
+    tools: dict[str, Callable[..., str]] = {"/usr/sbin/sysctl": lambda _, name: said.get(name, ""),
+        "/usr/sbin/ioreg": lambda *_: '"gpu-core-count" = 10',
              "/usr/bin/pmset": lambda _: " lowpowermode         1"}  # fmt: skip
     monkeypatch.setattr(machine, "output", lambda tool, *arguments: tools[tool](*arguments))
     findings = {f.what: f for f in machine.check(replace(HERE))}
@@ -520,11 +531,11 @@ def test_a_mac_that_is_not_in_order_is_found(monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-# ---- the run and its report ------------------------------------------------------------------------------------------------
+# ---- the run and its report ----------------------------------------------------------------------
 
 
 def report(*findings: Finding) -> doctor.Report:
-    return doctor.Report(findings, doctor.machine(), quick=True, seconds=1.2)
+    return doctor.Report(findings, this_machine(), quick=True, seconds=1.2)
 
 
 def test_what_a_check_raises_is_a_finding_and_the_next_has_its_turn() -> None:

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_pictures(tmp_path: Path, name: str) -> None:
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b""), ""),
     ],
 )
-def test_folders(tmp_path: Path, damage, path: str) -> None:
+def test_folders(tmp_path: Path, damage: Callable[[Path], object], path: str) -> None:
     folder = copy_of_tiny(tmp_path / "model")
     damage(folder)
     with pytest.raises(CheckpointError) as raised:

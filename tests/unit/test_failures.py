@@ -6,15 +6,18 @@ from fastvlm_mlx.backend import failures
 from fastvlm_mlx.errors import DeviceError, FastVLMError, OutOfMemoryError
 
 OUT_OF_MEMORY = [
-    "[metal::malloc] Attempting to allocate 99999 bytes which is greater than the maximum allowed buffer size of 9999 bytes.",
+    "[metal::malloc] Attempting to allocate 99999 bytes which is greater than the maximum allowed buffer size of "
+    "9999 bytes.",
     "[metal::malloc] Resource limit (499000) exceeded.",
     "[malloc] Unable to allocate 99999 bytes.",
-    "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory).",
+    "[METAL] Command buffer execution failed: "
+    "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory).",
     "cudaMallocAsync(&data, size, stream) failed: out of memory",
     "std::bad_alloc",
 ]
 FAILED = [
-    "[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout).",
+    "[METAL] Command buffer execution failed: "
+    "Caused GPU Timeout Error (00000002:kIOGPUCommandBufferCallbackErrorTimeout).",
     "[metal::Device] Unable to construct residency set.",
     "[Event::stream] Cannot access stream on invalid event.",
     "cudaGraphLaunch(graph, stream) failed: an illegal memory access was encountered",

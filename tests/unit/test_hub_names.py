@@ -17,9 +17,12 @@ UNDERSTOOD = {
     f" {NAME} ": None, f"https://{PLACE}.git": None,
     NAME: None, f"{NAME}/": None, f"{NAME}@main": "main", f"{NAME}@refs/pr/3": "refs/pr/3", f"{NAME}/@v1.2": "v1.2",
     f"https://{PLACE}": None, f"http://{PLACE}/": None, PLACE: None, f"HTTPS://www.{PLACE}": None, f"hf://{NAME}": None,
-    "https://hf.co/apple/FastVLM-0.5B": None, f"https://{PLACE}?library=transformers#usage": None, f"https://{PLACE}@v2": "v2",
-    f"https://{PLACE}/tree/main": "main", f"https://{PLACE}/tree/main/": "main", f"https://{PLACE}/tree/refs%2Fpr%2F3": "refs/pr/3",
-    f"https://{PLACE}/tree/refs/pr/3": "refs/pr/3", f"https://{PLACE}/blob/main/config.json": "main", f"https://{PLACE}/tree": None,
+    "https://hf.co/apple/FastVLM-0.5B": None, f"https://{PLACE}?library=transformers#usage": None,
+    f"https://{PLACE}@v2": "v2",
+    f"https://{PLACE}/tree/main": "main", f"https://{PLACE}/tree/main/": "main",
+    f"https://{PLACE}/tree/refs%2Fpr%2F3": "refs/pr/3",
+    f"https://{PLACE}/tree/refs/pr/3": "refs/pr/3", f"https://{PLACE}/blob/main/config.json": "main",
+    f"https://{PLACE}/tree": None,
     f"https://{PLACE}/resolve/v1/model.safetensors": "v1", f"https://{PLACE}/commit/0a1b2c3": "0a1b2c3",
 }  # fmt: skip
 NOT = [
@@ -75,7 +78,8 @@ def test_what_cannot_be_found(asked: list[Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        ("apple/FastVLM-1.5B", "1.5b"), ("https://huggingface.co/apple/FastVLM-7B/", "7b"), ("llava-fastvithd_0.5b_stage2", "0.5b"),
+        ("apple/FastVLM-1.5B", "1.5b"), ("https://huggingface.co/apple/FastVLM-7B/", "7b"),
+        ("llava-fastvithd_0.5b_stage2", "0.5b"),
         ("mlx-community/FastVLM-0.5B-bf16", "0.5b"), ("apple/FastVLM-1.5B@main", "1.5b"),
     ],
 )  # fmt: skip

@@ -91,7 +91,8 @@ def test_a_card_of_apples() -> None:
     config = replace(random_config("0.5b"), source=SourceConfig("apple/FastVLM-0.5B", "llava", licence.APPLE))
     card = model_card(config)
     assert front_matter(card) == {
-        "library_name": "mlx", "pipeline_tag": "image-text-to-text", "license": "apple-amlr", "license_name": "apple-amlr",
+        "library_name": "mlx", "pipeline_tag": "image-text-to-text", "license": "apple-amlr",
+        "license_name": "apple-amlr",
         "license_link": "LICENSE", "base_model": "apple/FastVLM-0.5B", "tags": ["mlx", "fastvlm", "fastvlm-mlx"],
     }  # fmt: skip
     for part in (

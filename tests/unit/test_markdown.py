@@ -75,8 +75,10 @@ def test_an_interrupt_leaves_the_terminal_in_order() -> None:
 @pytest.mark.parametrize(
     ("text", "end"),
     [
-        ("one", 0), ("one\n", 0), ("one\n\n", 0), ("one\n\ntwo", 5), ("\n\none", 0), ("one\n\n\ntwo", 6), ("- a\n\n- b", 0),
-        ("- a\n\n  b", 0), ("1. a\n\n2. b", 0), ("```\na\n\nb", 0), ("```\na\n\nb\n```\n\nc", 14), ("~~~\n```\n\na\n~~~\n\nb", 16),
+        ("one", 0), ("one\n", 0), ("one\n\n", 0), ("one\n\ntwo", 5), ("\n\none", 0), ("one\n\n\ntwo", 6),
+        ("- a\n\n- b", 0),
+        ("- a\n\n  b", 0), ("1. a\n\n2. b", 0), ("```\na\n\nb", 0), ("```\na\n\nb\n```\n\nc", 14),
+        ("~~~\n```\n\na\n~~~\n\nb", 16),
     ],
 )  # fmt: skip
 def test_where_a_block_ends(text: str, end: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from fastvlm_mlx.backend import ops as backend
 from fastvlm_mlx.config import QuantConfig
@@ -55,7 +54,7 @@ def test_weights_to_the_byte(bits: int | None) -> None:
         chosen, _ = recipes.plan(model, recipes.choose(bits=bits))
         layers.apply(model, chosen)
         config = replace(config, quantization=chosen)
-    nbytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    nbytes = sum(array.nbytes for array in model.flat_parameters().values())
     assert sum(memory.weight_bytes(config).values()) == nbytes
 
 
@@ -68,7 +67,7 @@ def test_modes_to_the_byte(mode: str, group_size: int, bits: int) -> None:
     model = FastVLM(config)
     model.set_dtype(mx.bfloat16)
     layers.apply(model, plan)
-    nbytes = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    nbytes = sum(array.nbytes for array in model.flat_parameters().values())
     assert sum(memory.weight_bytes(replace(config, quantization=plan)).values()) == nbytes
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -22,19 +23,22 @@ def test_bits(kind: type) -> None:
 def test_an_attention_map(small: VLM) -> None:
     answer = small.generate(IMAGE, "What is it?", max_tokens=3)
     plain = small.attention_map(IMAGE, "What is it?", answer, layers=[0])
-    for ids in (
+    forms: list[Any] = [
         np.array(answer.token_ids),
         mx.array(answer.token_ids),
         [np.int64(token) for token in answer.token_ids],
-    ):
-        same = small.attention_map(IMAGE, "What is it?", replace(answer, token_ids=ids), layers=np.array([0, 0]))
+    ]
+    layers: Any = np.array([0, 0])
+    for ids in forms:
+        same = small.attention_map(IMAGE, "What is it?", replace(answer, token_ids=ids), layers=layers)
         assert same.on_pictures == plain.on_pictures
     for layers in (5, [True], [99], [0.5]):
         with pytest.raises(OptionError, match="`layers` is"):
-            small.attention_map(IMAGE, "What is it?", answer, layers=layers)  # type: ignore[arg-type]
-    for ids in (None, 5, iter([1])):
+            small.attention_map(IMAGE, "What is it?", answer, layers=layers)
+    wrong: list[Any] = [None, 5, iter([1])]
+    for ids in wrong:
         with pytest.raises(PromptError, match="expected a list"):
-            small.attention_map(IMAGE, "What is it?", replace(answer, token_ids=ids))  # type: ignore[arg-type]
+            small.attention_map(IMAGE, "What is it?", replace(answer, token_ids=ids))
 
 
 def test_a_row_of_a_dataset(small: VLM) -> None:
@@ -42,7 +46,7 @@ def test_a_row_of_a_dataset(small: VLM) -> None:
     Image.fromarray(IMAGE).save(file, "PNG")
     expected = small.generate(IMAGE, "What is it?", max_tokens=3).text
     row = {"bytes": np.frombuffer(file.getvalue(), np.uint8), "path": None}
-    assert small.generate(row, "What is it?", max_tokens=3).text == expected  # type: ignore[arg-type]
+    assert small.generate(row, "What is it?", max_tokens=3).text == expected
 
 
 @pytest.mark.parametrize("questions", [None, 5, "What is it?"])

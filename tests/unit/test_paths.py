@@ -1,4 +1,5 @@
-"""Names of files as people have them: another kind of space, another Unicode form, ~, file://, companions, folders, patterns."""
+"""Names of files as people have them: another kind of space, another Unicode form, ~, file://, companions, folders,
+patterns."""
 
 import unicodedata
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The names and shapes of Apple's checkpoints, written out here once more from what was published, against our tables."""
+"""The names and shapes of Apple's checkpoints, written out here once more from what was published, against our
+tables."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -4,6 +4,7 @@ spent."""
 import gc
 import itertools
 import json
+import shutil
 import weakref
 from copy import copy
 from dataclasses import replace
@@ -18,12 +19,13 @@ from fastvlm_mlx.backend import cpu
 from fastvlm_mlx.backend.cpu import packed as packed_matrices
 from fastvlm_mlx.calibrate import awq, chain, examples, pipeline, quality, report, search, sensitivity
 from fastvlm_mlx.config import QuantConfig
+from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.loading import open_model
 from fastvlm_mlx.errors import CheckpointError, ImageError, OptionError, OutputError, PromptError
 from fastvlm_mlx.hub.find import find
 from fastvlm_mlx.hub.names import Found
+from fastvlm_mlx.network.memory import weight_bytes
 from fastvlm_mlx.quantize import layers, recipes, rounding
-from fastvlm_mlx.storage import place
 
 from .. import checkpoint
 
@@ -188,7 +190,7 @@ def test_a_group_size_no_layer_can_take(tmp_path: Path, tokenizer_files: Path) -
         recipes.plan(weights, recipes.choose(bits=4, group_size=128))
 
 
-def tensors(vlm: VLM) -> dict[str, np.ndarray]:
+def tensors(vlm: VLM | Engine) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in vlm.model.flat_parameters().items()}
 
 
@@ -213,9 +215,9 @@ def test_a_folder_holds_what_loading_gives(apple: Path, tmp_path: Path, recipe: 
     image = np.zeros((50, 50, 3), np.uint8)
     again = load(str(tmp_path / "out"), dtype="float32")
     assert saved.generate(image, "Hi", max_tokens=8).token_ids == again.generate(image, "Hi", max_tokens=8).token_ids
-    stored = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    stored = checkpoint.load(tmp_path / "out" / "model.safetensors")
     assert {array.dtype for array in stored.values()} <= {mx.bfloat16, mx.uint32, mx.uint8}
-    assert sum(array.nbytes for array in stored.values()) == sum(quality.weight_bytes(written.config).values())
+    assert sum(array.nbytes for array in stored.values()) == sum(weight_bytes(written.config).values())
     assert "bits" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -257,8 +259,8 @@ def test_what_is_quantised_is_not_quantised_again(apple: Path, tmp_path: Path) -
 
 
 def test_nothing_is_left_where_there_is_no_room(apple: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = place.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(place.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match="GB free"):
         pipeline.quantize(open_model(Found(apple, "small", "folder")), apple, tmp_path / "out", recipes.choose("4bit"))
     assert [path.name for path in tmp_path.iterdir()] == ["apple"]

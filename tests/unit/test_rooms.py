@@ -94,7 +94,8 @@ UP = {
     "lazy": "def build():\n    from ..upper.beam import stone\n",
     "method": "class Stone:\n    async def build(self):\n        if self:\n            import house.upper.beam\n",
     "else": "from typing import TYPE_CHECKING\nif not TYPE_CHECKING:\n    from ..upper import beam\n",
-    "table": "from importlib import import_module\nHOMES = {'Beam': 'upper.beam'}\nimport_module('house.' + HOMES['Beam'])\n",
+    "table": "from importlib import import_module\nHOMES = {'Beam': 'upper.beam'}\n"
+    "import_module('house.' + HOMES['Beam'])\n",
     "typing": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..upper import beam\n",
 }
 

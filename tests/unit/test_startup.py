@@ -15,13 +15,16 @@ from fastvlm_mlx.storage.save import save
 
 # Each takes between a tenth of a second and several seconds to import.
 HEAVY = {
-    "av", "coremltools", "cv2", "datasets", "fastapi", "gradio", "llguidance", "matplotlib", "mlx_lm", "mlx_vlm", "numba", "onnx",
-    "onnxruntime", "openvino", "pandas", "prompt_toolkit", "pydicom", "pypdfium2", "requests", "rich", "scipy", "sklearn",
+    "av", "coremltools", "cv2", "datasets", "fastapi", "gradio", "llguidance", "matplotlib", "mlx_lm", "mlx_vlm",
+    "numba", "onnx",
+    "onnxruntime", "openvino", "pandas", "prompt_toolkit", "pydicom", "pypdfium2", "requests", "rich", "scipy",
+    "sklearn",
     "starlette", "timm", "torch", "torchvision", "transformers", "uvicorn",
 }  # fmt: skip
 FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
 FOR_OTHER_WORK = {
-    "fastvlm_mlx.decoding.attention_map", "fastvlm_mlx.decoding.batch", "fastvlm_mlx.diagnostics.bench", "fastvlm_mlx.convert",
+    "fastvlm_mlx.decoding.attention_map", "fastvlm_mlx.decoding.batch", "fastvlm_mlx.diagnostics.bench",
+    "fastvlm_mlx.convert",
     "fastvlm_mlx.diagnostics.random_model", "IPython",
 }  # fmt: skip
 FOR_A_MODEL = {"mlx", "numpy", "PIL", "tokenizers"}

@@ -1,4 +1,5 @@
-"""Checkpoints as training leaves them: read as the model they hold, or refused in a sentence that says what they are."""
+"""Checkpoints as training leaves them: read as the model they hold, or refused in a sentence that says what they
+are."""
 
 import json
 from collections.abc import Callable
@@ -12,10 +13,11 @@ import pytest
 
 from fastvlm_mlx import load
 from fastvlm_mlx.convert import convert
+from fastvlm_mlx.convert.key_map import APPLE_TOWER
 from fastvlm_mlx.errors import CheckpointError, TokenizerError
 
 from .. import checkpoint, layouts
-from ..checkpoint import APPLE_TOWER, Arrays
+from ..checkpoint import Arrays
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
 Change = Callable[[Path], Any]
@@ -79,8 +81,10 @@ def with_patch_token(folder: Path) -> None:
 
 def processor(name: str = "preprocessor_config.json", **settings: Any) -> Change:
     usual = {
-        "do_resize": True, "size": {"shortest_edge": 128}, "do_center_crop": True, "crop_size": {"height": 128, "width": 128},
-        "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3, "rescale_factor": 1 / 255, "do_rescale": True,
+        "do_resize": True, "size": {"shortest_edge": 128}, "do_center_crop": True,
+        "crop_size": {"height": 128, "width": 128},
+        "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3, "rescale_factor": 1 / 255,
+        "do_rescale": True,
     }  # fmt: skip
     return lambda folder: (folder / name).write_text(json.dumps(usual | settings))
 
@@ -280,7 +284,7 @@ def test_a_tower_from_elsewhere(apple: Path, tmp_path: Path) -> None:
         (bare / file.name).write_bytes(file.read_bytes())
     weights(lambda t: {name: array for name, array in t.items() if "vision_tower" not in name})(bare)
     assert convert(bare, tmp_path / "ours", name="apple", vision_from=apple) == expected
-    ours, whole = (dict(mx.load(str(tmp_path / name / "model.safetensors"))) for name in ("ours", "whole"))
+    ours, whole = (checkpoint.load(tmp_path / name / "model.safetensors") for name in ("ours", "whole"))
     assert ours.keys() == whole.keys() and all(mx.array_equal(ours[name], whole[name]) for name in ours)
 
 

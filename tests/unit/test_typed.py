@@ -1,4 +1,5 @@
-"""What a typed line means: commands, questions, and the paths of pictures as terminals write them when files are dragged in."""
+"""What a typed line means: commands, questions, and the paths of pictures as terminals write them when files are
+dragged in."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""The limit of memory that stays resident on Metal: raised once for answers in several threads, and put back whatever happens."""
+"""The limit of memory that stays resident on Metal: raised once for answers in several threads, and put back whatever
+happens."""
 
 import threading
 import time
@@ -6,7 +7,7 @@ import time
 import mlx.core as mx
 import pytest
 
-from fastvlm_mlx.decoding.generate import wired
+from fastvlm_mlx.backend.residency import wired
 
 BEFORE, RAISED = 7, 1000
 
@@ -78,6 +79,6 @@ def test_it_is_put_back_after_an_error(limits: list[int], monkeypatch: pytest.Mo
 
 def test_elsewhere_nothing_is_set(limits: list[int]) -> None:
     for backend in ("cpu", "cuda"):
-        with wired(backend):  # type: ignore[arg-type]
+        with wired(backend):
             pass
     assert limits == [BEFORE]
