@@ -28,7 +28,7 @@ from fastvlm_mlx.diagnostics.random_model import open_random
 import mlx.core as mx  # isort: skip
 
 SIZES = (1, 2, 4, 8, 16)
-WORDS = "what colour is the thing on the left side of the picture and where are the others".split()
+QUESTION = "what colour is the thing on the left side of the picture and where are the others"
 LONG = 100_000  # tokens that no answer here comes to
 
 
@@ -60,7 +60,7 @@ class Gaps:
 def asked(engine: Engine, number: int, picture: bool = False) -> Request:
     """A question of its own length, about a picture that nobody has seen or none."""
     noise = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    return engine.prepare(noise if picture else None, " ".join(WORDS[: 3 + 7 * number % 13]) + f" {number}?")
+    return engine.prepare(noise if picture else None, " ".join(QUESTION.split()[: 3 + 7 * number % 13]) + f" {number}?")
 
 
 def add(rows: Rows, request: Request, tokens: int = LONG) -> Row:

@@ -73,6 +73,8 @@ class Rows:
         it.
         """
         self._drop_cancelled()
+        if not self._ahead:
+            self._read()  # where rows that end make room
         if self._newcomer:
             self._read()  # what fails next is the newcomer's own, and no token waits for its piece
             self._begin()
@@ -117,7 +119,7 @@ class Rows:
 
     def _step(self) -> None:
         """The next token of every row, under way when this returns; the tokens before are handed out meanwhile."""
-        if not self._ahead or any(row.draft.room <= self._unread for row in self.decoding):
+        if any(row.draft.room <= self._unread for row in self.decoding):
             self._read()
         rows = list(self.decoding)
         if not rows:
