@@ -127,6 +127,7 @@ def _apple_name(name: str) -> str:
 
 
 def transformers_name(name: str) -> str:
+    """Apple's name of a tensor -> transformers' name."""
     if name.startswith(APPLE_TOWER):
         name = name.removeprefix(APPLE_TOWER)
         if found := re.match(r"network\.(\d+)\.", name):
