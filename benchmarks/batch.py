@@ -52,7 +52,8 @@ Questions = Sequence[tuple[Images, str]]
 @dataclass(frozen=True)
 class Pair:
     """Time of one by one over time together: of the decoding steps alone, and of everything; and whether the ids were
-    equal."""
+    equal.
+    """
 
     decode: float
     whole: float

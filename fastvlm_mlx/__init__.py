@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .decoding.stream import Stream
     from .errors import (
         BusyError,
+        CancelledError,
         CheckpointError,
         DeviceError,
         FastVLMError,
@@ -39,16 +40,16 @@ _HOMES = {
     "decoding.answer": ("Answer", "Answers", "Chunk", "Stats"),
     "decoding.stream": ("Stream",),
     "errors": (
-        "BusyError", "CheckpointError", "DeviceError", "FastVLMError", "FastVLMWarning", "HubError", "ImageError",
-        "OptionError", "OutOfMemoryError", "OutputError", "PromptError", "TokenizerError",
+        "BusyError", "CancelledError", "CheckpointError", "DeviceError", "FastVLMError", "FastVLMWarning", "HubError",
+        "ImageError", "OptionError", "OutOfMemoryError", "OutputError", "PromptError", "TokenizerError",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "VLM", "Answer", "Answers", "BusyError", "CheckpointError", "Chunk", "DeviceError", "FastVLMError",
-    "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError", "PromptError",
-    "Stats", "Stream", "TokenizerError", "__version__", "load",
+    "VLM", "Answer", "Answers", "BusyError", "CancelledError", "CheckpointError", "Chunk", "DeviceError",
+    "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError",
+    "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "load",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@
     ├── PromptError       text, or text and pictures together, that the model cannot take
     ├── OptionError       an option outside its range
     ├── BusyError         a conversation that is answering already, in another thread
+    ├── CancelledError    an answer that was broken off before it was finished
     ├── CheckpointError   a folder whose files are missing, broken or foreign
     │   └── TokenizerError
     ├── HubError          a name that could not be turned into a folder
@@ -61,6 +62,10 @@ class OptionError(FastVLMError):
 
 class BusyError(FastVLMError):
     """A conversation was used while another thread is still reading an answer of it."""
+
+
+class CancelledError(FastVLMError):
+    """An answer that was broken off before it was finished."""
 
 
 class CheckpointError(FastVLMError):

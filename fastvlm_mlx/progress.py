@@ -41,8 +41,11 @@ def make_way() -> None:
 
 
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Track]:
-    """A context manager that gives a function to pass `total` items through; the bar is removed when the block ends."""
+def bar(label: str, total: int | None) -> Iterator[Track]:
+    """A context manager that gives a function to pass `total` items through, or as many as come where it is None.
+
+    The bar is removed when the block ends.
+    """
     if in_notebook():
         draw: Callable[[int], None] = _Notebook(label, total).draw
     elif sys.stderr is not None and sys.stderr.isatty():
@@ -68,20 +71,22 @@ def bar(label: str, total: int) -> Iterator[Track]:
 
 
 class _Terminal:
-    def __init__(self, label: str, total: int):
+    def __init__(self, label: str, total: int | None):
         self.label, self.total = label, total
 
     def draw(self, done: int) -> None:
         """Draw the bar with `done` steps done over the one before; -1 erases it."""
-        filled = BAR_CHARS * done // max(self.total, 1)
-        line = f"{self.label} [{'#' * filled}{'-' * (BAR_CHARS - filled)}] {done}/{self.total}"
-        blank = " " * (len(self.label) + BAR_CHARS + 2 * len(str(self.total)) + 5)
+        line = f"{self.label} {done}"
+        if self.total is not None:
+            filled = BAR_CHARS * done // max(self.total, 1)
+            line = f"{self.label} [{'#' * filled}{'-' * (BAR_CHARS - filled)}] {done}/{self.total}"
+        blank = " " * (len(self.label) + BAR_CHARS + 2 * len(str(self.total or done)) + 5)
         print(f"\r{blank}\r" + (line if done >= 0 else ""), end="", file=sys.stderr, flush=True)
         stands((lambda: self.draw(-1)) if done >= 0 else None)
 
 
 class _Notebook:
-    def __init__(self, label: str, total: int):
+    def __init__(self, label: str, total: int | None):
         self.label, self.total = label, total
         self.handle: Any = None
 
@@ -91,7 +96,9 @@ class _Notebook:
 
         from IPython.display import display
 
-        element = f'<progress max="{self.total}" value="{done}"></progress> {escape(self.label)} {done}/{self.total}'
+        element = f"{escape(self.label)} {done}"
+        if self.total is not None:
+            element = f'<progress max="{self.total}" value="{done}"></progress> {element}/{self.total}'
         bundle = {"text/html": element if done >= 0 else "", "text/plain": ""}
         if self.handle is None:
             self.handle = display(bundle, raw=True, display_id=True)

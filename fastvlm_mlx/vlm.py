@@ -1,7 +1,7 @@
 """The public API: `load` a model; a `VLM` answers questions about pictures, one or many, whole or as a stream."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ from .decoding.answer import Answer, Answers, finish
 from .decoding.engine import Engine
 from .decoding.image_cache import ImageCache
 from .decoding.pictures import encode_all
-from .decoding.request import Options
+from .decoding.request import Options, Schema
 from .decoding.stream import Stream
 from .errors import FastVLMError, ImageError, OptionError, shown
 from .inputs.image import Images, Source, as_list
@@ -96,6 +96,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
     ) -> Answer: ...
 
@@ -109,6 +115,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
     ) -> Answers[Answer]: ...
 
@@ -121,6 +133,12 @@ class VLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
         system: str | None = None,
     ) -> Answer | Answers[Answer]:
         """Answer a question about a picture, several (a list) or none (None).
@@ -130,10 +148,29 @@ class VLM:
         list of prompts, the result is a list of answers; the picture is prepared once.
 
         `max_tokens` is the longest answer in tokens. With `temperature` 0 every token is the likeliest one; above (up
-        to 100), tokens are drawn from the likeliest ones that add up to the probability `top_p`, the same way for the
-        same `seed`. `system` replaces the system prompt. Raises ImageError, PromptError and OptionError.
+        to 100), tokens are drawn, the same way for the same `seed`: from the `top_k` likeliest (0: all), of these from
+        those that add up to the probability `top_p`, and of these from those at least `min_p` times as likely as the
+        likeliest. `repetition_penalty` above 1 makes tokens less likely that are in the text of the prompt or came
+        before.
+
+        The answer ends before the first of the `stop` strings, up to 4. `logprobs`, 0 to 20, asks for the
+        log-probability of each token and of so many of the likeliest (`Answer.logprobs`). With a `schema` the answer is
+        JSON that keeps to it: a JSON Schema as a dict, a JSON text, the path of a file or a class of pydantic, or
+        "json" for any object; it is cut short only where the `finish_reason` is "length". `system` replaces the system
+        prompt. Raises ImageError, PromptError and OptionError.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         if isinstance(prompt, (list, tuple)):
             return self._answer_all([(image, each) for each in prompt], options, system)
         return finish(generation.stream(self.engine, self.engine.prepare(image, prompt, system=system), options))
@@ -147,6 +184,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
         on_error: Literal["raise"] = ...,
     ) -> Answers[Answer]: ...
@@ -160,6 +203,12 @@ class VLM:
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        repetition_penalty: float = ...,
+        stop: Sequence[str] = ...,
+        logprobs: int | None = ...,
+        schema: Schema | None = ...,
         system: str | None = ...,
         on_error: Literal["return"],
     ) -> Answers[Answer | FastVLMError]: ...
@@ -172,31 +221,56 @@ class VLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
         system: str | None = None,
         on_error: Literal["raise", "return"] = "raise",
     ) -> Answers[Answer] | Answers[Answer | FastVLMError]:
         """Answer many questions, each a pair (image, prompt), in less time than one by one.
 
         Arguments are those of `generate`. Every answer is the one that `generate` gives with the same options, seed
-        included, up to rounding. All questions are checked before the first is answered, and all prepared pictures are
-        in memory together (3 MB each at 1024 pixels). With `on_error` "return", a question that cannot be used has its
-        exception in the place of its answer, and the others are answered; with "raise", the exception is raised.
+        included, up to rounding. Sixteen are under way at a time, and where one ends the next begins. Pictures are
+        decoded a few questions ahead, so memory does not grow with the number of questions, which may come from a
+        generator; of a list, everything else is checked before the first is answered. With `on_error` "return", a
+        question that cannot be used has its exception in the place of its answer, and the others are answered; with
+        "raise", the exception is raised.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         if on_error not in ("raise", "return"):
             raise OptionError(f"`on_error` is {shown(on_error)}, expected 'raise' or 'return'.")
         if on_error == "raise":
             return self._answer_all(questions, options, system)
         from .decoding.batch import answer_or_return
 
-        return answer_or_return(self.engine, self.engine.prepare_or_return(questions, system=system), options)
+        return answer_or_return(
+            self.engine, self.engine.prepare_each(questions, system=system), options, _count(questions)
+        )
 
     def _answer_all(
         self, questions: Iterable[tuple[Images, str]], options: Options, system: str | None
     ) -> Answers[Answer]:
-        from .decoding.batch import answer_in_order  # not on the way to a first answer
+        from .decoding.batch import MAX_PREPARED, answer_in_order  # not on the way to a first answer
 
-        return answer_in_order(self.engine, self.engine.prepare_all(questions, system=system), options)
+        if isinstance(questions, (list, tuple)) and len(questions) > MAX_PREPARED:
+            self.engine.check_all(questions, system=system)
+        return answer_in_order(
+            self.engine, self.engine.prepare_each(questions, system=system), options, _count(questions)
+        )
 
     def stream(
         self,
@@ -207,13 +281,30 @@ class VLM:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
         system: str | None = None,
     ) -> Stream:
         """Answer as `generate` does, chunk by chunk; the last chunk has the whole `answer`.
 
         As the last line of a notebook's cell the stream displays itself, growing in place.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         request = self.engine.prepare(image, prompt, system=system)
         return Stream(generation.stream(self.engine, request, options), request.pixels)
 
@@ -264,3 +355,8 @@ class VLM:
 
     def __repr__(self) -> str:
         return repr(self.engine).replace("Engine(", "VLM(", 1)
+
+
+def _count(questions: Iterable[object]) -> int | None:
+    """How many questions there are, where that can be known beforehand."""
+    return len(questions) if isinstance(questions, Sized) else None

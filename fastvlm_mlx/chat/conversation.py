@@ -20,7 +20,7 @@ from ..decoding.answer import Answer, Chunk, finish
 from ..decoding.claim import Claim
 from ..decoding.engine import Engine
 from ..decoding.prefix import Prefix
-from ..decoding.request import Options, Request
+from ..decoding.request import Options, Request, Schema
 from ..decoding.stream import Stream
 from ..errors import PromptError
 from ..inputs.image import Images, Source, as_list
@@ -56,6 +56,12 @@ class Chat:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
     ) -> Answer:
         """Ask a question with one picture, several or none, and remember the answer.
 
@@ -63,7 +69,20 @@ class Chat:
         are left out first (see `crowded_out`), and the answer's `left_out` says which.
         """
         return finish(
-            self.stream(prompt, image, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+            self.stream(
+                prompt,
+                image,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                top_k=top_k,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                stop=stop,
+                logprobs=logprobs,
+                schema=schema,
+            )
         )
 
     def stream(
@@ -75,12 +94,29 @@ class Chat:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
     ) -> Stream:
         """Ask as `ask` does, and give the answer chunk by chunk; the last chunk has the whole `answer`.
 
         An answer that is not read to its end is not remembered.
         """
-        options = Options(max_tokens, temperature, top_p, seed)
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
         started = time.perf_counter()
         state = self._claim.state
         pictures = tuple(source if isinstance(source, Picture) else self.look(source) for source in as_list(image))  # type: ignore[arg-type]
@@ -111,9 +147,9 @@ class Chat:
                 for chunk in chunks:
                     if chunk.answer is not None:
                         ids = chunk.answer.token_ids
-                        ended = chunk.answer.finish_reason == "stop"
+                        ended = ids[-1] in self._engine.stop_tokens(options)
                         with self._claim.complete(state):
-                            said = tuple(ids[:-1] if ended else ids)
+                            said = tuple(ids[:-1] if ended else ids)  # with the tokens of a stop string, as they were
                             exchange = Exchange(prompt, pictures, chunk.answer.text, said, self._left_out)
                             chunk = replace(chunk, answer=replace(chunk.answer, left_out=cut.beyond(self._left_out)))
                             self._exchanges.append(exchange)

@@ -31,6 +31,7 @@ from ..inputs.prompt import Turn, check_text
 
 FORMAT = "fastvlm-mlx chat"
 VERSION = 1
+AFTER_ANSWER = "after_answer"  # what the ids of an answer spell beyond its text: the stop string that ended it
 MAX_TRANSCRIPT_BYTES = 1_000_000_000  # of a transcript; a picture inside takes up to 4 MB
 
 
@@ -63,9 +64,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question with its pictures, and its answer as text and as token ids (without a stop token).
+    """A question with its pictures, and its answer as text and as the token ids that were generated.
 
-    `before` is what the model no longer saw when the question was asked.
+    The ids are without a stop token, but with those of a stop string, which the text is without. `before` is what the
+    model no longer saw when the question was asked.
     """
 
     prompt: str
@@ -123,15 +125,7 @@ class Transcript:
 
     def save(self, path: str | os.PathLike[str], engine: Engine) -> None:
         """Write the transcript as JSON, atomically; raises OutputError."""
-        exchanges = [
-            {
-                "prompt": exchange.prompt,
-                "images": [picture.to_dict() for picture in exchange.pictures],
-                "answer": exchange.answer,
-                "answer_ids": list(exchange.answer_ids),
-            }
-            for exchange in self.exchanges
-        ]
+        exchanges = [_described(exchange, engine) for exchange in self.exchanges]
         data = {
             "format": FORMAT,
             "version": VERSION,
@@ -214,12 +208,26 @@ def _read(source: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _described(exchange: Exchange, engine: Engine) -> dict[str, object]:
+    """An exchange as JSON takes it."""
+    described: dict[str, object] = {
+        "prompt": exchange.prompt,
+        "images": [picture.to_dict() for picture in exchange.pictures],
+        "answer": exchange.answer,
+        "answer_ids": list(exchange.answer_ids),
+    }
+    if rest := engine.tokenizer.decode(exchange.answer_ids)[len(exchange.answer) :]:
+        described[AFTER_ANSWER] = rest
+    return described
+
+
 def _exchange(source: Path, entry: object, engine: Engine, max_pixels: int) -> Exchange:
     if not isinstance(entry, dict):
         raise _damaged(source, f"an exchange is {shown(entry)}")
     prompt, answer = _text(source, entry, "prompt"), _entry(source, entry, "answer", str)
     ids = _entry(source, entry, "answer_ids", list)
-    if outside(ids, engine.config.text.vocab_size) or engine.tokenizer.decode(ids) != answer:
+    spelled = answer + (_entry(source, entry, AFTER_ANSWER, str) if AFTER_ANSWER in entry else "")
+    if outside(ids, engine.config.text.vocab_size) or engine.tokenizer.decode(ids) != spelled:
         raise CheckpointError(
             f"{source}: the token ids of the answer {shown(answer[:40])} do not spell it for this model; it belongs "
             "to another model, or the file was changed.",

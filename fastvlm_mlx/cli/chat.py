@@ -14,13 +14,17 @@ from .options import (
     Load8Bit,
     MaxPixels,
     MaxTokens,
+    MinP,
     Model,
     Pictures,
+    RepetitionPenalty,
     Resolution,
     Seed,
+    Stop,
     System,
     Temperature,
     TokenizerPath,
+    TopK,
     TopP,
     Yes,
     agree_to_download,
@@ -39,6 +43,10 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
     system: System = None,
     bits: Annotated[
         int | None,
@@ -76,7 +84,16 @@ def chat(
     from .conversation.session import Session
 
     bits = one_of_bits(bits, load_4bit, load_8bit)
-    options = Options(max_tokens, temperature, top_p, seed)
+    options = Options(
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop or (),
+    )
     check_max_pixels(max_pixels)
     check_dtype(dtype)
     check_bits(bits or None)

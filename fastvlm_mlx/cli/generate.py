@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import counted
-from .messages import for_stdout, say
+from .messages import for_stdout, printable, say
 from .options import (
     DEFAULT_MODEL,
     MAX_PIXELS,
@@ -15,19 +15,25 @@ from .options import (
     Load8Bit,
     MaxPixels,
     MaxTokens,
+    MinP,
     Model,
     Pictures,
+    RepetitionPenalty,
     Resolution,
     Revision,
+    Schema,
     Seed,
+    Stop,
     System,
     Temperature,
     TokenizerPath,
+    TopK,
     TopP,
     Yes,
     agree_to_download,
     one_of_bits,
     pictures_named,
+    schema_named,
 )
 from .startup import without_collector
 
@@ -44,6 +50,17 @@ def generate(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    stop: Stop = None,
+    schema: Schema = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            help="How likely each token was, and so many of the likeliest, 0 to 20: in --json, else as a table on stderr."
+        ),
+    ] = None,
     system: System = None,
     bits: Annotated[
         int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8; 0 leaves it as stored.")
@@ -81,7 +98,18 @@ def generate(
         from ..quantize.recipes import check_bits
 
     bits = one_of_bits(bits, load_4bit, load_8bit)
-    options = Options(max_tokens, temperature, top_p, seed)
+    options = Options(
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop or (),
+        logprobs=logprobs,
+        schema=schema_named(schema),
+    )
     check_max_pixels(max_pixels)
     if not prompt.strip():
         raise PromptError("The prompt is empty; give a question, or leave --prompt out to have the picture described.")
@@ -101,6 +129,8 @@ def generate(
         print(for_stdout(answer.to_json(model=engine.name, load_seconds=engine.load_seconds)))
     else:
         print(flush=True)
+        if answer.logprobs is not None:
+            print(printable(str(answer.logprobs)), file=sys.stderr)
     if answer.finish_reason == "length":
         say(note_of_a_cut(answer.stats.completion_tokens, max_tokens))
     if verbose:

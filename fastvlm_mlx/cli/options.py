@@ -11,6 +11,8 @@ from ..errors import ImageError, OptionError
 from ..hub.consent import Agree
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..inputs.image import Source
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
@@ -51,6 +53,33 @@ TopP = Annotated[
     float,
     typer.Option(
         "--top-p", "--top_p", help="When drawing: only from the likeliest tokens that add up to this probability."
+    ),
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", "--top_k", help="When drawing: only from so many of the likeliest tokens; 0 is all.")
+]
+MinP = Annotated[
+    float,
+    typer.Option(
+        "--min-p",
+        "--min_p",
+        help="When drawing: only tokens at least so many times as likely as the likeliest, 0 to 1.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(
+        help="Above 1, tokens in the text of the prompt or earlier in the answer are made less likely; 1 is off.",
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="End the answer before this text; may be given up to 4 times.", show_default=False),
+]
+Schema = Annotated[
+    str | None,
+    typer.Option(
+        help="A file with the JSON Schema that the answer keeps to; 'json' for any JSON object. Needs an extra."
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="When drawing: the same seed draws the same answer.")]
@@ -135,6 +164,13 @@ def pictures_named(images: Sequence[str] | None, *, stdin_is_free: bool = True) 
                 )
             found.append(data)
     return found
+
+
+def schema_named(schema: str | None) -> "str | Path | None":
+    """What --schema names: a file, 'json' for any JSON object, or None."""
+    from pathlib import Path
+
+    return schema if schema in (None, "json") else Path(schema)
 
 
 def agree_to_download(yes: bool, pictures: "Sequence[Source]" = (), max_pixels: int = MAX_PIXELS) -> Agree:

@@ -2,5 +2,5 @@
 
 Enters: a model's name, pictures, questions, options.
 Leaves: answers, whole or in chunks; where they looked.
-May import: errors, config, progress, backend, quantize, inputs, network, storage, hub, convert.
+May import: errors, config, progress, files, backend, quantize, inputs, network, storage, hub, convert.
 """

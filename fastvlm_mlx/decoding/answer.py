@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from ..errors import FastVLMError, counted
 from . import notebook
+from .logprobs import Logprobs
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ class Stats:
 class Answer:
     """A finished answer; `str(answer)` is its text. `finish_reason` is "stop" or "length".
 
-    `thumbnails` are small JPEGs of the pictures, made in notebooks only, where an answer shows itself. `left_out` says in words
-    what was left out of a full conversation to make room for this answer, "" where nothing was.
+    `token_ids` are all that were generated, with the one that ended the answer, or those of the stop string that did,
+    which `text` is without. `thumbnails` are small JPEGs of the pictures, made in notebooks only, where an answer shows
+    itself. `left_out` says in words what was left out of a full conversation to make room for this answer, "" where
+    nothing was. `logprobs` are the log-probabilities of the tokens, one for each of `token_ids`, where they were asked
+    for.
     """
 
     text: str
@@ -51,12 +55,14 @@ class Answer:
     stats: Stats
     thumbnails: tuple[bytes, ...] = field(default=(), repr=False, compare=False)
     left_out: str = ""
+    logprobs: Logprobs | None = None
 
     def __str__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:
-        return notebook.html(self.text, self.thumbnails, self._details)
+        table = self.logprobs._repr_html_() if self.logprobs is not None else ""
+        return notebook.html(self.text, self.thumbnails, self._details) + table
 
     def _repr_markdown_(self) -> str:
         return notebook.markdown(self.text, self._details)
@@ -67,8 +73,10 @@ class Answer:
         return f"{tokens}, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
 
     def to_json(self, **extra: object) -> str:
-        """One JSON object of the text, `extra` and every figure, and of `left_out` where there is something."""
+        """One JSON object of the text, `extra` and every figure, of `left_out` where there is something, and of
+        `logprobs`, as the OpenAI API writes their `content`, where they were asked for."""
         extra |= {"left_out": self.left_out} if self.left_out else {}
+        extra |= {"logprobs": self.logprobs.to_json()} if self.logprobs is not None else {}
         figures = asdict(self.stats)
         del figures["reused_tokens"]  # 0 for a question asked alone
         return json.dumps(
@@ -107,10 +115,14 @@ def _named(error: FastVLMError) -> str:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The next piece of a streamed answer: whole characters. The last one, perhaps empty, carries the finished answer."""
+    """The next piece of a streamed answer: whole characters. The last one, perhaps empty, carries the finished answer.
+
+    `logprobs` are those of the tokens since the chunk before, where they were asked for.
+    """
 
     text: str
     answer: Answer | None = None
+    logprobs: Logprobs = field(default=Logprobs(), repr=False)
 
 
 def finish(chunks: Iterator[Chunk]) -> Answer:

@@ -1,7 +1,7 @@
 """Where an answer looked: how much of its attention went to each place of a picture.
 
-Computed afterwards, by going over the finished sequence once more: answering itself is not slowed. Attention says what the
-decoder read from, not why it answered as it did (arXiv:1902.10186).
+Computed afterwards, by going over the finished sequence once more: answering itself is not slowed. Attention says what
+the decoder read from, not why it answered as it did (arXiv:1902.10186).
 """
 
 import math
@@ -70,9 +70,10 @@ def attention_map(
 ) -> AttentionMap:
     """Attention of the answer to a request to the positions of its pictures, averaged over tokens, layers and heads.
 
-    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half, where
-    what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all. Raises
-    OptionError for one that the model does not have, ImageError without a picture, PromptError for what is no answer.
+    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half,
+    where what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all.
+    Raises OptionError for one that the model does not have, ImageError without a picture, PromptError for what is no
+    answer.
     """
     if not isinstance(answer, Answer):
         raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")
@@ -82,12 +83,13 @@ def attention_map(
     digests = [digest(pixels) for pixels in request.pixels]
     with explaining(), forgetting(engine.images, digests):
         pictures = Encoding(engine, request, digests)
+        pictures.begin_all()
         pictures.wait()
-        return _attention_map(engine.model, request.pieces, pictures.shown, request.pixels, ids, layers, heads)
+        return _attention_map(engine.model, request.pieces, pictures.images, request.pixels, ids, layers, heads)
 
 
 def _ids(engine: Engine, request: Request, answer: Answer) -> list[int]:
-    """The answer's token ids; raises PromptError unless this model has them, and had room for them after the request."""
+    """The answer's token ids; raises PromptError unless this model has them, and room for them after the request."""
     vocabulary, given = engine.config.text.vocab_size, answer.token_ids
     ids = given.tolist() if isinstance(given, (np.ndarray, mx.array)) else given
     if not isinstance(ids, (list, tuple)):
@@ -98,14 +100,14 @@ def _ids(engine: Engine, request: Request, answer: Answer) -> list[int]:
         raise PromptError("The answer holds no tokens; give the Answer that this question was given.")
     if foreign := outside(ids, vocabulary):
         raise PromptError(
-            f"The answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was given by "
-            "another model; give the Answer that this model gave to the question."
+            f"The answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: "
+            "it was given by another model; give the Answer that this model gave to the question."
         )
     tokens = request.prompt_tokens + len(ids)
     if tokens > engine.context:
         raise PromptError(
-            f"The question and its answer take {tokens} tokens, and the model has room for {engine.context}, so it was given by "
-            "another model; give the Answer that this model gave to the question."
+            f"The question and its answer take {tokens} tokens, and the model has room for {engine.context}, so it was "
+            "given by another model; give the Answer that this model gave to the question."
         )
     return [int(token) for token in ids]
 
@@ -147,7 +149,9 @@ def _attention_map(
 
 
 def attention_weights(queries: mx.array, keys: mx.array) -> mx.array:
-    """Attention (heads, T, L) of the last T positions: queries (1, heads, T, head_dim), keys (1, kv_heads, L, head_dim)."""
+    """Attention (heads, T, L) of the last T positions: queries (1, heads, T, head_dim), keys (1, kv_heads, L,
+    head_dim).
+    """
     _, heads, T, head_dim = queries.shape
     _, kv_heads, L, _ = keys.shape
     grouped = queries.astype(mx.float32).reshape(kv_heads, heads // kv_heads, T, head_dim)

@@ -1,209 +1,101 @@
-"""Several questions answered together: their prompts one after another, then one token of every answer in each step.
+"""Many questions, each answered as if alone, in less time than one by one and in memory that does not grow with their
+number.
 
-A step reads all weights, for one row or for many, so rows that go on together cost little more than one. What prompts share
-at their beginning (the system prompt, a picture asked about more than once) is computed once. Every answer is the one its
-question gets when it is asked alone, up to the rounding of sums.
+Enters: requests, prepared as they are needed. Leaves: answers, in order or as they are finished. `rows` says how they
+go on together; here the calling thread takes the turns.
 """
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, overload
+from collections.abc import Iterable, Iterator, Sequence
 
 import mlx.core as mx
 
 from .. import progress
-from ..backend.failures import explaining
-from ..backend.residency import check_device, wired
+from ..backend.residency import wired
 from ..errors import DeviceError, FastVLMError
-from ..network.kv_cache import BatchCache
-from .answer import Answer, Answers, Stats
+from .answer import Answer, Answers, Chunk
 from .engine import Engine
-from .image_cache import digest
-from .notebook import thumbnails
-from .pictures import Encoding, forgetting
-from .prefix import Prefix, positions
 from .request import Options, Request
-from .sampling import choose
+from .row import Emit, Row
+from .rows import MAX_BATCH_ROWS, Rows
 
-MAX_BATCH_ROWS = 16  # answers under way at a time; bounds the memory of their caches
-
-Held = list[tuple[mx.array, mx.array]]  # keys and values of each layer
-
-
-@dataclass
-class Row:
-    """An answer under way: which question it belongs to, the tokens so far, and what its figures are made of."""
-
-    index: int
-    request: Request
-    limit: int
-    keys: Iterator[mx.array | None]
-    kept: int
-    vision_seconds: float
-    prefill_seconds: float
-    ttft_seconds: float
-    first: mx.array
-    held: Held = field(repr=False)
-    tokens: list[int] = field(default_factory=list)
+MAX_PREPARED = 2 * MAX_BATCH_ROWS  # requests that wait with their pixels, 3 MB each at 1024 pixels
 
 
-def answer_in_order(engine: Engine, requests: Sequence[Request], options: Options) -> Answers[Answer]:
-    """The answers to requests in the order of these, with a progress bar where it takes long."""
-    with progress.bar("Answering", len(requests)) as track:
-        answers = dict(track(answer_all(engine, requests, options)))
-    return Answers(answers[index] for index in range(len(requests)))
+def answer_in_order(
+    engine: Engine, requests: Iterable[Request | FastVLMError], options: Options, count: int | None = None
+) -> Answers[Answer]:
+    """The answers to requests in the order of these, with a progress bar of `count` steps where it takes long.
+
+    The first error ends everything, one that stands in the place of a request before anything is computed if it is
+    among the first MAX_PREPARED.
+    """
+    found: dict[int, Answer] = {}
+    with progress.bar("Answering", count) as track:
+        for index, answer in track(answer_all(engine, requests, options)):
+            if not isinstance(answer, Answer):
+                raise answer
+            found[index] = answer
+    return Answers(found[index] for index in range(len(found)))
 
 
 def answer_or_return(
-    engine: Engine, requests: Sequence[Request | FastVLMError], options: Options
+    engine: Engine, requests: Iterable[Request | FastVLMError], options: Options, count: int | None = None
 ) -> Answers[Answer | FastVLMError]:
-    """`answer_in_order` for requests that could not all be prepared: an error stands in the place of its answer.
-
-    So does one that a picture or a question raises later, but for those of the device (DeviceError), which are raised.
+    """`answer_in_order` where the error of a question stands in the place of its answer; but those of the device are
+    raised.
     """
-    found: list[Answer | FastVLMError] = list(requests)  # type: ignore[arg-type]  # each request is replaced
-    asked = [(index, request) for index, request in enumerate(requests) if isinstance(request, Request)]
-    with progress.bar("Answering", len(asked)) as track:
-        for place, answer in track(answer_all(engine, [request for _, request in asked], options, go_on=True)):
-            found[asked[place][0]] = answer
-    return Answers(found)
-
-
-@overload
-def answer_all(
-    engine: Engine, requests: Sequence[Request], options: Options, *, go_on: Literal[False] = ...
-) -> Iterator[tuple[int, Answer]]: ...
-
-
-@overload
-def answer_all(
-    engine: Engine, requests: Sequence[Request], options: Options, *, go_on: bool
-) -> Iterator[tuple[int, Answer | FastVLMError]]: ...
+    found: dict[int, Answer | FastVLMError] = {}
+    with progress.bar("Answering", count) as track:
+        for index, answer in track(answer_all(engine, requests, options)):
+            if isinstance(answer, DeviceError) or not isinstance(answer, (Answer, FastVLMError)):
+                raise answer
+            found[index] = answer
+    return Answers(found[index] for index in range(len(found)))
 
 
 def answer_all(
-    engine: Engine, requests: Sequence[Request], options: Options, *, go_on: bool = False
-) -> Iterator[tuple[int, Answer | FastVLMError]]:
+    engine: Engine, requests: Iterable[Request | FastVLMError], options: Options, *, max_rows: int | None = None
+) -> Iterator[tuple[int, Answer | Exception]]:
     """Answer requests MAX_BATCH_ROWS at a time; each answer comes with its request's index, as soon as it is finished.
 
-    To `go_on` is to give an error of this package, but for a DeviceError, in place of the answer instead of raising it. Where
-    MLX fails, none of the pictures is left in the cache, and what it means is raised.
+    Requests are asked for as others are answered, so that no more than MAX_PREPARED wait. An error in the place of a
+    request is handed on, and what goes wrong with one is given in the place of its answer; the others are answered.
     """
-    pictures = {id(pixels): pixels for request in requests for pixels in request.pixels}
-    known = {key: digest(pixels) for key, pixels in pictures.items()}
-    digests = [[known[id(pixels)] for pixels in request.pixels] for request in requests]
-    order = sorted(
-        range(len(requests)), key=digests.__getitem__
-    )  # the same pictures after each other, to share a beginning
-    prefix = Prefix()
-    started = time.perf_counter()
-    backend = engine.model.backend
-    with explaining(), wired(backend), forgetting(engine.images, list(known.values())):
-        for start in range(0, len(order), MAX_BATCH_ROWS):
-            mx.reset_peak_memory()
-            rows = []
-            for i in order[start : start + MAX_BATCH_ROWS]:
-                try:
-                    rows.append(_begin(engine, i, requests[i], digests[i], options, prefix, started))
-                except FastVLMError as error:
-                    if not go_on or isinstance(error, DeviceError):
-                        raise
-                    yield i, error
-            mx.clear_cache()  # what towers and prefills took is larger than what the steps need
-            if rows:
-                yield from _go_on(engine, rows, options)
-                check_device(backend)
+    rows = Rows(engine, max_rows=max_rows or MAX_BATCH_ROWS, fill=True)
+    coming, finished = enumerate(requests), _Finished()
+    try:
+        with wired(engine.model.backend):
+            while True:
+                while len(rows.waiting) < MAX_PREPARED and (each := next(coming, None)) is not None:
+                    index, request = each
+                    if isinstance(request, Request):
+                        rows.add(Row(engine, request, options, finished.of(index)))
+                    else:
+                        yield index, request
+                if not rows.busy:
+                    break
+                rows.turn()
+                yield from finished.take()
+    finally:
+        rows.close(FastVLMError("The questions were not answered to the end."))
         mx.clear_cache()
 
 
-def _begin(
-    engine: Engine,
-    index: int,
-    request: Request,
-    digests: Sequence[bytes],
-    options: Options,
-    prefix: Prefix,
-    started: float,
-) -> Row:
-    """One question up to its first token, computed as when it is asked alone."""
-    begun = time.perf_counter()
-    known = positions(request.pieces, digests)
-    with prefix.answering(engine.model, known) as (kept, _):
-        pictures = Encoding(engine, request, digests, kept)
-        pictures.wait()
-        seen = time.perf_counter()
-        logits = engine.model.prefill(engine.model.embed(request.pieces, pictures.shown, kept), prefix.layers)
-        keys = options.keys()
-        first = choose(logits, options.temperature, options.top_p, next(keys))
-        held = [layer.held for layer in prefix.layers]
-        mx.eval(first, held)
-    ended = time.perf_counter()
-    limit = min(options.max_tokens, engine.context - request.prompt_tokens)
-    return Row(index, request, limit, keys, kept, seen - begun, ended - seen, ended - started, first, held)
+class _Finished:
+    """Answers that have been finished since somebody looked, with the indices of their requests."""
 
+    def __init__(self) -> None:
+        self._found: list[tuple[int, Answer | Exception]] = []
 
-def batch_caches(rows: Sequence[Held]) -> list[BatchCache]:
-    """The caches of all layers for rows that go on together, with one padding, from what each row holds in every layer."""
-    caches: list[BatchCache] = []
-    for layer in zip(*rows, strict=True):
-        caches.append(BatchCache(layer, caches[0].padding if caches else None))
-    return caches
+    def of(self, index: int) -> Emit:
+        def emit(chunk: Chunk | Exception) -> None:
+            if isinstance(chunk, Exception):
+                self._found.append((index, chunk))
+            elif chunk.answer is not None:
+                self._found.append((index, chunk.answer))
 
+        return emit
 
-def _go_on(engine: Engine, rows: list[Row], options: Options) -> Iterator[tuple[int, Answer]]:
-    """The rest of all answers, a token each at a time; a row that ends leaves the batch."""
-    caches = batch_caches([row.held for row in rows])
-    for row in rows:
-        row.held.clear()
-    tokens = mx.concatenate([row.first for row in rows])
-    stop = engine.stop_tokens(options)
-    decoding = time.perf_counter()
-    while rows:
-        following = tokens
-        if any(len(row.tokens) + 1 < row.limit for row in rows):
-            following = _choose(engine.model.step(tokens, caches), rows, options)
-            mx.async_eval(following)  # under way while the tokens before it are read
-        going = []
-        ids: list[int] = tokens.tolist()  # type: ignore[assignment]  # token ids are whole numbers
-        for place, (row, token) in enumerate(zip(rows, ids, strict=True)):
-            row.tokens.append(token)
-            if token in stop or len(row.tokens) == row.limit:
-                yield row.index, _finished(engine, row, stop, time.perf_counter() - decoding)
-            else:
-                going.append(place)
-        if going and len(going) < len(rows):
-            staying = mx.array(going)  # one for all, so that they share a padding again
-            following = following[staying]
-            for cache in caches:
-                cache.keep(staying)
-        rows, tokens = [rows[place] for place in going], following
-
-
-def _choose(logits: mx.array, rows: Sequence[Row], options: Options) -> mx.array:
-    """The next token of every row (B,), each drawn with its own key from its own logits, as if it were alone."""
-    if options.temperature == 0:
-        return choose(logits, options.temperature, options.top_p, None)
-    drawn = [
-        choose(logits[i : i + 1], options.temperature, options.top_p, next(row.keys)) for i, row in enumerate(rows)
-    ]
-    return mx.concatenate(drawn)
-
-
-def _finished(engine: Engine, row: Row, stop: Sequence[int], decode_seconds: float) -> Answer:
-    ended = row.tokens[-1] in stop
-    text = engine.tokenizer.decode(row.tokens[:-1] if ended else row.tokens)
-    stats = Stats(
-        images=len(row.request.pixels),
-        image_tokens=row.request.image_tokens,
-        prompt_tokens=row.request.prompt_tokens,
-        reused_tokens=row.kept,
-        completion_tokens=len(row.tokens),
-        preprocess_seconds=row.request.preprocess_seconds,
-        vision_seconds=row.vision_seconds if row.request.pixels else 0.0,
-        prefill_seconds=row.prefill_seconds,
-        ttft_seconds=row.ttft_seconds + row.request.preprocess_seconds,
-        decode_tokens_per_second=(len(row.tokens) - 1) / max(decode_seconds, 1e-9),
-        peak_memory_bytes=mx.get_peak_memory(),
-    )
-    return Answer(text, row.tokens, "stop" if ended else "length", stats, thumbnails(row.request.pixels))
+    def take(self) -> Sequence[tuple[int, Answer | Exception]]:
+        found, self._found = self._found, []
+        return found

@@ -10,8 +10,9 @@ from ..errors import BusyError, PromptError
 class Claim:
     """A lock that refuses instead of waiting, and counts how often what it guards has changed.
 
-    An answer is read piece by piece, and its reader may walk away. The thread that began it may begin another one, or change
-    the conversation, and the first answer ends there; other threads are refused until it has ended, or its thread has.
+    An answer is read piece by piece, and its reader may walk away. The thread that began it may begin another one, or
+    change the conversation, and the first answer ends there; other threads are refused until it has ended, or its
+    thread has.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,7 @@ class Claim:
 
     @contextmanager
     def change(self) -> Iterator[None]:
-        """For the moment of a change; raises BusyError while another thread is answering."""
+        """A context manager for the moment of a change; raises BusyError while another thread is answering."""
         with self._lock:
             self._check_thread()
             yield
@@ -30,7 +31,10 @@ class Claim:
 
     @contextmanager
     def complete(self, state: int) -> Iterator[None]:
-        """For the moment in which the answer begun with `state` is taken down, in whichever thread it is read by now."""
+        """A context manager for the moment in which the answer begun with `state` is recorded, in whichever thread.
+
+        Raises PromptError where something has begun or changed since.
+        """
         with self._lock:
             self.check(state)
             yield
@@ -52,12 +56,12 @@ class Claim:
 
     @contextmanager
     def ending(self, state: int) -> Iterator[bool]:
-        """For the moment in which the answer begun with `state` ends; gives whether nothing has begun or changed since."""
+        """A context manager for the end of the answer begun with `state`; gives whether nothing has changed since."""
         with self._lock:
             yield self.state == state
 
     def end(self, state: int) -> None:
-        """The answer begun with `state` has ended, however it did."""
+        """Record that the answer begun with `state` has ended, however it did."""
         with self._lock:
             if self.state == state:
                 self._answering = None
@@ -66,7 +70,8 @@ class Claim:
         """Raise PromptError unless the state is still this one."""
         if self.state != state:
             raise PromptError(
-                "Another question was asked, or the conversation was changed, before this answer was read to its end; ask again."
+                "Another question was asked, or the conversation was changed, before this answer was read to its end; "
+                "ask again."
             )
 
     def _check_thread(self) -> None:

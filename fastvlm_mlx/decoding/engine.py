@@ -1,7 +1,7 @@
 """What answers: a model's settings, its tokenizer, its network, and the pictures it has seen, in one object.
 
-Whatever asks a model takes an `Engine`: `VLM`, a conversation, a batch, a measurement. Questions are prepared (`prepare`) before
-the weights are needed, so that what is wrong with them is said before gigabytes are read.
+Whatever asks a model takes an `Engine`: `VLM`, a conversation, a batch, a measurement. Questions are prepared
+(`prepare`) before the weights are needed, so that what is wrong with them is said before gigabytes are read.
 """
 
 import copy
@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from weakref import WeakValueDictionary
+
+import numpy as np
 
 from ..backend.failures import explaining
 from ..backend.forks import check_process
@@ -18,7 +21,7 @@ from ..errors import CheckpointError, FastVLMError, PromptError, TokenizerError,
 from ..hub.consent import Agree
 from ..hub.find import find, find_tokenizer
 from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
-from ..inputs.imagefile import MAX_PIXELS
+from ..inputs.imagefile import MAX_PIXELS, check_path
 from ..inputs.pieces import Piece, outside
 from ..inputs.prompt import PROMPT, Turn, render
 from ..network.model import FastVLM
@@ -32,8 +35,8 @@ from .request import Options, Request
 class Engine:
     """A model that can be asked, once its weights are loaded (`load_weights`).
 
-    `config` and `tokenizer` are what it was opened with, `images` the embeddings of pictures seen before, `load_seconds` what
-    opening and loading took.
+    `config` and `tokenizer` are what it was opened with, `images` the embeddings of pictures seen before,
+    `load_seconds` what opening and loading took.
     """
 
     def __init__(self, opened: OpenModel):
@@ -87,7 +90,9 @@ class Engine:
         self.load_seconds += time.perf_counter() - started
 
     def at(self, resolution: int) -> "Engine":
-        """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are its own."""
+        """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are
+        its own.
+        """
         check_resolution(resolution)
         other = copy.copy(self)
         other.config = replace(self.config, image=replace(self.config.image, size=int(resolution)))
@@ -136,28 +141,42 @@ class Engine:
         return self._request(image, prompt, system, partial(self.pixels, max_pixels=max_pixels))
 
     def prepare_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> list[Request]:
-        """Prepare several questions, each a pair (image, prompt); a picture that comes again is not decoded again."""
-        return [prepare() for prepare in self._preparations(questions, system)]
-
-    def prepare_or_return(
-        self, questions: Iterable[tuple[Images, str]], *, system: str | None = None
-    ) -> list[Request | FastVLMError]:
-        """`prepare_all`, with the error of what is wrong with a question in its place instead of raised."""
-        found: list[Request | FastVLMError] = []
-        for prepare in self._preparations(questions, system):
-            try:
-                found.append(prepare())
-            except FastVLMError as error:
-                found.append(error)
+        """Prepare several questions, each a pair (image, prompt); raises the first error."""
+        found = []
+        for each in self.prepare_each(questions, system=system):
+            if isinstance(each, FastVLMError):
+                raise each
+            found.append(each)
         return found
 
-    def _preparations(
-        self, questions: Iterable[tuple[Images, str]], system: str | None
-    ) -> Iterator[Callable[[], Request]]:
-        """What prepares each question, to be called before the next one is asked for."""
+    def prepare_each(
+        self, questions: Iterable[tuple[Images, str]], *, system: str | None = None
+    ) -> Iterator[Request | FastVLMError]:
+        """Prepare questions, each a pair (image, prompt), as they are asked for; the error of one stands in its place.
+
+        A picture that comes again is not decoded again while an earlier request that shows it is in use. Raises
+        PromptError for what holds no questions.
+        """
         if not isinstance(questions, Iterable) or isinstance(questions, (str, bytes, dict)):
             raise PromptError(f"The questions are {shown(questions)}, expected a list of pairs (image, prompt).")
-        seen: dict[object, Pixels] = {}
+        return self._prepare_each(questions, system)
+
+    def check_all(self, questions: Iterable[tuple[Images, str]], *, system: str | None = None) -> None:
+        """Raise the first error among questions that shows without decoding a picture: PromptError or ImageError."""
+        no_pixels = np.zeros((0, 0, 3), np.uint8)
+
+        def check(source: Source) -> Pixels:
+            if isinstance(source, (str, os.PathLike)):
+                check_path(os.fsdecode(source))
+            return no_pixels
+
+        for number, question in enumerate(questions, start=1):
+            self._request(*_pair(number, question), system, check)
+
+    def _prepare_each(
+        self, questions: Iterable[tuple[Images, str]], system: str | None
+    ) -> Iterator[Request | FastVLMError]:
+        seen: WeakValueDictionary[object, Pixels] = WeakValueDictionary()
         held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
 
         def pixels(source: Source) -> Pixels:
@@ -165,17 +184,17 @@ class Engine:
             if not named and not held:
                 return self.pixels(source)
             key = source if named else id(source)
-            if key not in seen:
-                seen[key] = self.pixels(source)
-            return seen[key]
-
-        def prepare(number: int, question: tuple[Images, str]) -> Request:
-            if not isinstance(question, (list, tuple)) or len(question) != 2:
-                raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
-            return self._request(*question, system, pixels)
+            found = seen.get(key)
+            if found is None:
+                found = seen[key] = self.pixels(source)
+            return found
 
         for number, question in enumerate(questions, start=1):
-            yield partial(prepare, number, question)
+            try:
+                prepared: Request | FastVLMError = self._request(*_pair(number, question), system, pixels)
+            except FastVLMError as error:
+                prepared = error
+            yield prepared
 
     def _request(self, image: Images, prompt: str, system: str | None, pixels: Callable[[Source], Pixels]) -> Request:
         started = time.perf_counter()
@@ -186,34 +205,36 @@ class Engine:
         return Request([pixels(source) for source in sources], pieces, time.perf_counter() - started)
 
     def render(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
-        """A conversation as the decoder's input; raises what `pieces` raises, and PromptError where it fills the context."""
+        """A conversation as the decoder's input; raises what `pieces` raises, and PromptError where it fills the
+        context.
+        """
         pieces = self.pieces(turns, system)
         tokens = sum(map(len, pieces))
         if tokens >= self.context:
             images = sum(turn.images for turn in turns)
             raise PromptError(
-                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, and the "
-                f"model has room for {self.context}; shorten the text or show fewer images."
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, "
+                f"and the model has room for {self.context}; shorten the text or show fewer images."
             )
         return pieces
 
     def pieces(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
         """A conversation of any length as the decoder's input.
 
-        Every token id is checked here: PromptError for one of an earlier answer that the model does not have, TokenizerError for
-        one that the tokenizer makes of a text.
+        Every token id is checked here: PromptError for one of an earlier answer that the model does not have,
+        TokenizerError for one that the tokenizer makes of a text.
         """
         vocabulary = self.config.text.vocab_size
         if foreign := outside([token for turn in turns for token in turn.answer or ()], vocabulary):
             raise PromptError(
-                f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: it was "
-                "given by another model; ask again."
+                f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to "
+                f"{vocabulary - 1}: it was given by another model; ask again."
             )
         pieces = render(self.tokenizer, turns, self.image_tokens, system)
         if foreign := outside([token for piece in pieces if isinstance(piece, list) for token in piece], vocabulary):
             raise TokenizerError(
-                f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those from 0 to "
-                f"{vocabulary - 1}, so it belongs to another model; name the right one as `tokenizer`."
+                f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those "
+                f"from 0 to {vocabulary - 1}, so it belongs to another model; name the right one as `tokenizer`."
             )
         return pieces
 
@@ -223,4 +244,13 @@ class Engine:
 
     def __repr__(self) -> str:
         text = self.config.text
-        return f"Engine({self.name!r}, {text.num_hidden_layers} layers of {text.hidden_size}, images at {self.config.image.size})"
+        layers = f"{text.num_hidden_layers} layers of {text.hidden_size}"
+        return f"Engine({self.name!r}, {layers}, images at {self.config.image.size})"
+
+
+def _pair(number: int, question: object) -> tuple[Images, str]:
+    """Question `number` as its picture and its prompt; raises PromptError."""
+    if not isinstance(question, (list, tuple)) or len(question) != 2:
+        raise PromptError(f"Question {number} is {shown(question)}, expected a pair (image, prompt).")
+    image, prompt = question
+    return image, prompt

@@ -1,4 +1,4 @@
-"""From a prepared request to an answer: one prefill, then one token at a time, each computed while the last is read."""
+"""From a prepared request to its answer, alone: pictures, one prefill, then token ids and the text they spell."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -9,15 +9,16 @@ import mlx.core as mx
 from ..backend.failures import explaining
 from ..backend.residency import check_device, wired
 from ..network.kv_cache import KVCache
-from ..network.model import PREFILL_CHUNK, FastVLM
-from . import notebook
-from .answer import Answer, Chunk, Stats
+from ..network.model import PREFILL_CHUNK
+from .answer import Chunk
+from .draft import Draft
 from .engine import Engine
 from .image_cache import digest
 from .pictures import Encoding, forgetting
 from .prefix import Position, Prefix, positions
 from .request import Options, Request
-from .sampling import choose
+from .sampling import Sampler, sampler_of
+from .token_ids import token_ids
 
 
 def stream(
@@ -26,9 +27,10 @@ def stream(
     """Answer a request chunk by chunk, up to `options.max_tokens` tokens or the end of the context.
 
     What the engine's `images` and `prefix` hold already is not computed again; they are left holding what was. `prefix`
-    stays true to its caches also where the stream is closed early, or left standing while another one goes on: then it raises
-    PromptError when it is read on. `state` is the one that the prefix's claim gave, where the answer has begun there already.
-    Where MLX fails, neither the request's pictures nor any position is left, and what it means is raised (`failures`).
+    stays true to its caches also where the stream is closed early, or left standing while another one goes on: then it
+    raises PromptError when it is read on. `state` is the one that the prefix's claim gave, where the answer has begun
+    there already. Where MLX fails, neither the request's pictures nor any position is left, and what it means is raised
+    (`failures`).
     """
     model = engine.model
     if prefix is None:
@@ -44,36 +46,33 @@ def stream(
         forgetting(engine.images, digests),
         prefix.answering(model, known, state) as (kept, begun),
     ):
-        last = yield from _stream(
-            engine, request, options, prefix.layers, digests, known, kept, partial(prefix.claim.check, begun)
-        )
+        sampler = sampler_of(engine, request, options)
+        draft = Draft(engine, request, options, sampler, kept=kept)
+        ids = _ids(engine, request, sampler, prefix.layers, digests, draft)
+        yield from _pieces(ids, draft, known, partial(prefix.claim.check, begun))
+        check_device(model.backend)
+        last = draft.finish()
     yield last
 
 
-def _stream(
+def _ids(
     engine: Engine,
     request: Request,
-    options: Options,
+    sampler: Sampler,
     cache: Sequence[KVCache],
     digests: Sequence[bytes],
-    known: list[Position],
-    kept: int,
-    check: Callable[[], None],
-) -> Generator[Chunk, None, Chunk]:
-    """The chunks, the last one returned; appends each token to `known` as it comes. The first `kept` positions are in the cache
-    already. `check` raises what ends the answer where another one has begun meanwhile.
-    """
-    model = engine.model
-    stop = engine.stop_tokens(options)
-    limit = min(options.max_tokens, engine.context - request.prompt_tokens)
-    started = time.perf_counter()
+    draft: Draft,
+) -> Iterator[int]:
+    """The answer's token ids; the first `draft.kept` positions of the request are in the cache already."""
+    model, kept = engine.model, draft.kept
     pictures = Encoding(engine, request, digests, kept)
+    pictures.begin_all()
 
     def prefill() -> Iterator[int]:
-        logits = model.prefill(model.embed(request.pieces, pictures.shown, kept), cache)
-        return _decode(model, cache, logits, options, limit)
+        logits = model.prefill(model.embed(request.pieces, pictures.images, kept), cache)
+        return token_ids(model, cache, logits, sampler, draft.limit)
 
-    # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from a queue, and chunks wait in between anyway.
+    # A GPU gets the prefill queued behind the pictures; a CPU gains nothing from that, and chunks wait anyway.
     queue = model.backend != "cpu" and request.prompt_tokens - kept <= PREFILL_CHUNK
     if not queue:
         pictures.wait()
@@ -81,7 +80,7 @@ def _stream(
     usable = not queue
     try:
         ids = prefill()
-        thumbnails = notebook.thumbnails(request.pixels)  # while a GPU is at the first token
+        draft.take_thumbnails()  # while a GPU is at the first token
         if queue:
             usable = not pictures.wait()
             seen = time.perf_counter()
@@ -92,64 +91,23 @@ def _stream(
                 layer.trim(kept)
     if not usable:
         ids = prefill()
-
-    decoder = engine.tokenizer.decoder()
-    tokens: list[int] = []
-    text, reason = "", "length"
-    answered = seen
+    draft.vision_seconds = seen - draft.started if request.pixels else 0.0
     for token in ids:
-        if not tokens:
-            answered = time.perf_counter()
-        tokens.append(token)
+        if not draft.tokens:
+            draft.prefill_seconds = time.perf_counter() - draft.started - draft.vision_seconds
+        yield token
+
+
+def _pieces(ids: Iterator[int], draft: Draft, known: list[Position], check: Callable[[], None]) -> Iterator[Chunk]:
+    """The pieces of text that the ids complete, up to the answer's end; appends each token to `known` as it comes.
+
+    `check` raises what ends the answer where another one has begun meanwhile.
+    """
+    for token in ids:
+        chunk = draft.add(token)
         known.append(token)
-        if token in stop:
-            reason = "stop"
-            break
-        piece = decoder.add(token)
-        text += piece
-        if piece:
-            yield Chunk(piece)
+        if chunk is not None:
+            yield chunk
             check()
-    ended = time.perf_counter()
-    check_device(model.backend)
-    rest = decoder.finish()
-    stats = Stats(
-        images=len(request.pixels),
-        image_tokens=request.image_tokens,
-        prompt_tokens=request.prompt_tokens,
-        reused_tokens=kept,
-        completion_tokens=len(tokens),
-        preprocess_seconds=request.preprocess_seconds,
-        vision_seconds=seen - started if request.pixels else 0.0,
-        prefill_seconds=answered - (seen if request.pixels else started),
-        ttft_seconds=answered - started + request.preprocess_seconds,
-        decode_tokens_per_second=(len(tokens) - 1) / max(ended - answered, 1e-9),
-        peak_memory_bytes=mx.get_peak_memory(),
-    )
-    return Chunk(rest, Answer(text + rest, tokens, reason, stats, thumbnails))
-
-
-def _decode(model: FastVLM, cache: Sequence[KVCache], logits: mx.array, options: Options, limit: int) -> Iterator[int]:
-    """The token that `logits` give and up to `limit` in all; the first is under way when this returns."""
-    keys = options.keys()
-    token = choose(logits, options.temperature, options.top_p, next(keys))
-    mx.async_eval(token)
-    return _tokens(model, cache, token, keys, options, limit)
-
-
-def _tokens(
-    model: FastVLM,
-    cache: Sequence[KVCache],
-    token: mx.array,
-    keys: Iterator[mx.array | None],
-    options: Options,
-    limit: int,
-) -> Iterator[int]:
-    """Token ids, the next one under way before the last is handed out."""
-    for count in range(1, limit + 1):
-        following = token
-        if count < limit:
-            following = choose(model.step(token, cache), options.temperature, options.top_p, next(keys))
-            mx.async_eval(following)
-        yield int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
-        token = following
+        if draft.reason is not None:
+            return

@@ -17,6 +17,11 @@ def digest(pixels: Pixels) -> bytes:
     return blake2b(pixels.tobytes(), digest_size=16, person=repr(pixels.shape).encode()[:16]).digest()
 
 
+def salted(key: bytes, salt: bytes) -> bytes:
+    """A digest that only those find who know the salt; with none, the digest as it is."""
+    return blake2b(key, digest_size=16, key=blake2b(salt, digest_size=32).digest()).digest() if salt else key
+
+
 class ImageCache:
     """Embeddings (N, D) by digest; the one unused for longest goes first when `capacity` bytes are exceeded.
 

@@ -25,8 +25,9 @@ from ..storage.open import OpenModel, is_ours, open_ours
 def open_model(found: Found, tokenizer: Path | None = None, *, name: str | None = None, **how: Any) -> OpenModel:
     """Read and check the small files of a model, called `name` (by default as it was asked for); no weights yet.
 
-    `tokenizer` is a folder to take the tokenizer from instead. `how` are what `convert.open_foreign` takes to read a checkpoint
-    of another layout: `layout`, `vision_from` and `fit`. Raises CheckpointError, TokenizerError and OptionError.
+    `tokenizer` is a folder to take the tokenizer from instead. `how` are what `convert.open_foreign` takes to read a
+    checkpoint of another layout: `layout`, `vision_from` and `fit`. Raises CheckpointError, TokenizerError and
+    OptionError.
     """
     name = name or found.name
     if is_ours(found.folder) and all(value is None for value in how.values()):
@@ -46,10 +47,11 @@ def read_weights(
     plan: Plan | None = None,
     dtype: Dtype | None = None,
 ) -> tuple[FastVLM, ModelConfig]:
-    """Read the weights into a network for the default device; returns it with the config that the weights turned out to fit.
+    """Read the weights into a network for the default device; returns it with the config that the weights turned out to
+    fit.
 
-    `bits` quantises the decoder on the way, in groups of `group_size`; a `plan` says each layer's bits. `dtype` is what to
-    compute in, by default the stored type on a GPU and float32 on a CPU. Raises OptionError and CheckpointError.
+    `bits` quantises the decoder on the way, in groups of `group_size`; a `plan` says each layer's bits. `dtype` is what
+    to compute in, by default the stored type on a GPU and float32 on a CPU. Raises OptionError and CheckpointError.
     """
     backend = ops.current()
     check_dtype(dtype)
@@ -75,7 +77,7 @@ def read_weights(
 
 
 def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
-    """Say beforehand where a GPU's share of the memory is too small for the model and a conversation about one picture."""
+    """Warn where a GPU's share of the memory is too small for the model and a conversation about one picture."""
     working_set = residency.working_set() if backend != "cpu" else None
     if working_set is None:
         return
@@ -89,7 +91,9 @@ def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
 
 
 def tower_in(dtype: mx.Dtype, model: FastVLM, config: ModelConfig) -> FastVLM:
-    """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no weights."""
+    """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no
+    weights.
+    """
     other = FastVLM(config)
     layers.apply(other, config.quantization)
     parts = [

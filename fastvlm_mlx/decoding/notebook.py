@@ -27,7 +27,7 @@ def thumbnail(pixels: Pixels) -> bytes:
 
 
 def thumbnails(pictures: Sequence[Pixels]) -> tuple[bytes, ...]:
-    """Thumbnails of prepared pictures in a notebook; none elsewhere, where they would cost time and nobody would look."""
+    """Small JPEGs of prepared pictures in a notebook; none elsewhere, where they would cost time for nothing."""
     return tuple(map(thumbnail, pictures)) if progress.in_notebook() else ()
 
 
@@ -43,13 +43,14 @@ def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:
         summary, _, rest = escape(details).partition("\n")
         folded = f'<details style="opacity:0.7"><summary>{summary}</summary><pre>{rest}</pre></details>'
     return (
-        '<div class="tex2jax_ignore mathjax_ignore" style="display:flex;gap:1em;align-items:flex-start">'  # $5 is no formula
+        # "$5" is no formula.
+        '<div class="tex2jax_ignore mathjax_ignore" style="display:flex;gap:1em;align-items:flex-start">'
         f'{images}<div><div style="white-space:pre-wrap">{escape(text)}</div>{folded}</div></div>'
     )
 
 
 def markdown(text: str, details: str) -> str:
-    """A text as it is, and `details` folded below it. The pictures are left to the HTML: a notebook keeps both forms."""
+    """Markdown of a text as it is, with `details` folded below it; pictures are in the HTML alone."""
     from html import escape
 
     lines = "  \n".join(NUMBER.sub(r"\1\\\2", MARKUP.sub(r"\\\1", line.strip())) for line in text.splitlines())

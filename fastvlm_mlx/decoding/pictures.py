@@ -1,4 +1,5 @@
-"""The pictures of a request as the decoder reads them: encoded one after the other, waited for, and kept once they are sound.
+"""The pictures of a request as the decoder reads them: encoded one after the other, waited for, and kept once they are
+sound.
 
 Enters: pixels (S, S, 3), uint8. Leaves: embeddings (N, D), finite, in the engine's image cache as well.
 """
@@ -27,45 +28,61 @@ AGAIN = (
 
 
 class Encoding:
-    """Embeddings (N, D) of a request's pictures by their index, `shown`: on their way until `wait` returns."""
+    """Embeddings (N, D) of a request's pictures by their index, `images`: on their way until `wait` returns."""
 
     def __init__(self, engine: Engine, request: Request, digests: Sequence[bytes], kept: int = 0):
-        """Look up, or begin to encode, the pictures that do not lie in the first `kept` positions whole."""
-        self.shown: dict[int, mx.array] = {}
+        """Of the pictures that do not lie in the first `kept` positions whole; none of them is looked at yet."""
+        self.images: dict[int, mx.array] = {}
         self._engine = engine
         self._pixels: dict[bytes, Pixels] = {}  # of those that are encoded now, by digest
         self._new: dict[bytes, mx.array] = {}
         self._finite: dict[bytes, mx.array] = {}
         self._digests = digests
+        self._wanted: list[tuple[int, Pixels]] = []
         for piece in request.pieces:
             if isinstance(piece, ImageSlot) and kept < len(piece):
-                self.shown[piece.index] = self._look_up(digests[piece.index], request.pixels[piece.index])
+                self._wanted.append((piece.index, request.pixels[piece.index]))
             kept = max(0, kept - len(piece))
 
-    def _look_up(self, key: bytes, pixels: Pixels) -> mx.array:
-        found = self._new.get(key)
-        if found is None:
-            found = self._engine.images.get(key)
-        if found is None:
-            found = self._engine.model.encode(mx.array(pixels[None]))[0]
-            # Also tells when it is done: mx.eval would wait for the prefill as well.
-            finite = mx.isfinite(found).all()
-            # Before the next one: evaluated together, all towers would be in memory together.
-            mx.async_eval(found, finite)
-            self._new[key], self._finite[key], self._pixels[key] = found, finite, pixels
-        return found
+    def begin(self) -> Iterator[int]:
+        """Look up each picture, or begin to encode it; gives the index of each one that is being encoded now."""
+        for index, pixels in self._wanted:
+            key = self._digests[index]
+            found = self._new.get(key)
+            if found is None:
+                found = self._engine.images.get(key)
+            new = found is None
+            if found is None:
+                found = self._engine.model.encode(mx.array(pixels[None]))[0]
+                # Also tells when it is done: mx.eval would wait for the prefill as well.
+                finite = mx.isfinite(found).all()
+                # Before the next one: evaluated together, all towers would be in memory together.
+                mx.async_eval(found, finite)
+                self._new[key], self._finite[key], self._pixels[key] = found, finite, pixels
+            self.images[index] = found
+            if new:
+                yield index
+
+    def begin_all(self) -> None:
+        """Look up every picture, or begin to encode it."""
+        for _ in self.begin():
+            pass
 
     def wait(self) -> bool:
-        """Wait for the embeddings and keep them; returns whether any in `shown` was replaced, having overflowed float16.
+        """Wait for the embeddings and keep them; returns whether any in `images` was replaced, having overflowed
+        float16.
 
-        Raises CheckpointError where numbers overflow otherwise. Before, no other thread sees them: it could not wait for them.
+        Raises CheckpointError where numbers overflow otherwise. Before, no other thread sees them: it could not wait
+        for them.
         """
         overflowed = [key for key, finite in self._finite.items() if not finite.item()]
+        self._finite = {}
         if overflowed:
-            self._new |= dict(
-                zip(overflowed, encode_again(self._engine, [self._pixels[key] for key in overflowed]), strict=True)
-            )
-            self.shown |= {index: self._new[key] for index in self.shown if (key := self._digests[index]) in overflowed}
+            again = encode_again(self._engine, [self._pixels[key] for key in overflowed])
+            self._new |= dict(zip(overflowed, again, strict=True))
+            self.images |= {
+                index: self._new[key] for index in self.images if (key := self._digests[index]) in overflowed
+            }
         for key, embeddings in self._new.items():
             self._engine.images.put(key, embeddings)
         return bool(overflowed)
@@ -107,7 +124,7 @@ def encode_again(engine: Engine, pictures: Sequence[Pixels]) -> list[mx.array]:
 
 @contextmanager
 def forgetting(images: ImageCache, digests: Sequence[bytes]) -> Iterator[None]:
-    """Within the block these pictures are answered about; what fails in MLX meanwhile leaves none of them in the cache."""
+    """A context manager for an answer about pictures: none of them stays in the cache where MLX fails in the block."""
     try:
         yield
     except BaseException as error:

@@ -1,7 +1,8 @@
 """What the caches of a conversation hold, position by position, so that what is already there is not computed again.
 
-A position is a token id, or one of an image's embeddings, known by the image's content. Positions are compared as they are:
-whatever changed (an earlier turn, the system prompt, a picture), everything up to the first difference is kept, and only that.
+A position is a token id, or one of an image's embeddings, known by the image's content. Positions are compared as they
+are: whatever changed (an earlier turn, the system prompt, a picture), everything up to the first difference is kept,
+and only that.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from ..inputs.pieces import ImageSlot, Piece
 from ..network.kv_cache import KVCache
 from ..network.model import FastVLM
 from .claim import Claim
+
+STRIDE = 64  # positions compared at a time
 
 Position = int | tuple[bytes, int]  # a token id, or (digest of an image, index of the embedding)
 
@@ -29,6 +32,17 @@ def positions(pieces: Sequence[Piece], digests: Sequence[bytes]) -> list[Positio
     return every
 
 
+def shared(ours: Sequence[Position], theirs: Sequence[Position]) -> int:
+    """How many positions two sequences begin with alike."""
+    length = min(len(ours), len(theirs))
+    start = 0
+    while start < length and ours[start : start + STRIDE] == theirs[start : start + STRIDE]:
+        start += STRIDE
+    while start < length and ours[start] == theirs[start]:
+        start += 1
+    return min(start, length)
+
+
 class Prefix:
     """The caches of all layers of a network, the positions they hold, and who may work on them (`claim`)."""
 
@@ -40,7 +54,9 @@ class Prefix:
         self._held = False
 
     def hold(self, backend: Backend) -> None:
-        """Keep the weights resident for as long as this is there, which its next answers would otherwise ask for each time."""
+        """Keep the weights resident for as long as this is there, which its next answers would otherwise ask for each
+        time.
+        """
         if not self._held:
             hold(self, backend)
             self._held = True
@@ -49,10 +65,10 @@ class Prefix:
     def answering(self, model: FastVLM, known: list[Position], state: int | None = None) -> Iterator[tuple[int, int]]:
         """Keep what is shared with `known`; it may grow meanwhile, and is what the caches hold when the block ends.
 
-        Gives the number of positions kept, and the state of the claim to hold on to. Where another answer has begun in the
-        meantime, the end changes nothing. Where MLX fails, everything is forgotten: the buffers it was writing to are those of
-        all positions. `state` is the one to hold on to where the answer has begun already. Raises BusyError while another
-        thread is answering.
+        Gives the number of positions kept, and the state of the claim to hold on to. Where another answer has begun in
+        the meantime, the end changes nothing. Where MLX fails, everything is forgotten: the buffers it was writing to
+        are those of all positions. `state` is the one to hold on to where the answer has begun already. Raises
+        BusyError while another thread is answering.
         """
         begun = self.claim.begin() if state is None else state
         spoilt = False
@@ -74,20 +90,25 @@ class Prefix:
                 self.claim.end(begun)
 
     def keep(self, model: FastVLM, wanted: Sequence[Position]) -> int:
-        """Forget all but the beginning shared with `wanted`, and at least its last position, whose logits are still needed.
+        """Forget all but the beginning shared with `wanted`, and at least its last position, whose logits are still
+        needed.
 
-        Everything is forgotten where another network computed it. Returns how many positions are left: the prefill starts there.
+        Everything is forgotten where another network computed it. Returns how many positions are left: the prefill
+        starts there.
         """
         if self._model is not model:
             self.forget()
             self.layers, self._model = model.text.make_cache(), model
-        shared = 0
-        for ours, theirs in zip(self.held, wanted[:-1], strict=False):
-            if ours != theirs:
-                break
-            shared += 1
-        self.commit(self.held[:shared])
-        return shared
+        kept = shared(self.held, wanted[:-1])
+        self.commit(self.held[:kept])
+        return kept
+
+    def fork(self, length: int) -> "Prefix":
+        """Another prefix that holds the first `length` positions; buffers are copied when either is written to."""
+        other = Prefix()
+        other.held, other._model = self.held[:length], self._model
+        other.layers = [layer.fork(length) for layer in self.layers]
+        return other
 
     def commit(self, known: Sequence[Position]) -> None:
         """Say what the caches hold, after something was computed: `known` positions, as far as every layer has come.

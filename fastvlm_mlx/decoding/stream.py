@@ -13,7 +13,8 @@ INTERVAL = 0.1  # seconds between two updates of a growing answer
 class Stream(Iterator[Chunk]):
     """The chunks of an answer, made as they are asked for, once.
 
-    A notebook that is given a stream to display (the last line of a cell) reads it to its end and shows it growing in place.
+    A notebook that is given a stream to display (the last line of a cell) reads it to its end and shows it growing in
+    place.
     """
 
     def __init__(self, chunks: Iterator[Chunk], pictures: Sequence[Pixels]):

@@ -8,11 +8,12 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +32,8 @@ MAX_SIDE = 65_535  # what a JPEG can hold
 MAX_FILE_BYTES = 1 << 28  # bytes: MAX_PIXELS at 32 bits, uncompressed
 OPEN_SECONDS = 2.0  # to read a header; a whole one takes milliseconds
 DECODE_SECONDS = 20.0
+
+Found = TypeVar("Found")
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:", re.IGNORECASE)
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -103,6 +106,15 @@ def check_size(name: str, size: tuple[int, int], max_pixels: int | None) -> None
 
 def read(path: str) -> bytes:
     """The bytes of an image file, its path as people have it (`files.paths`); raises ImageError."""
+    return _found(path, partial(files.read, limit=MAX_FILE_BYTES))
+
+
+def check_path(path: str) -> None:
+    """Raise ImageError where there is no file to be read at a path, as far as that is seen without opening it."""
+    _found(path, files.size_of)
+
+
+def _found(path: str, use: Callable[[Path], Found]) -> Found:
     name = shown(path)
     if not path:
         raise ImageError("The path of the image is empty; give the path of a picture.")
@@ -112,7 +124,7 @@ def read(path: str) -> bytes:
             f"{name} is an address, and nothing is fetched from the network; save the picture and give its path."
         )
     try:
-        return files.read(Path(found), MAX_FILE_BYTES)
+        return use(Path(found))
     except FileNotFoundError as error:
         if Path(found).is_symlink():
             raise ImageError(

@@ -92,6 +92,10 @@ class Tokenizer:
         """Whether an id is a special token's."""
         return token in self._special_ids
 
+    def name_of(self, token: int) -> str:
+        """What the tokenizer calls an id, such as "<|im_end|>"; "" where no token has it."""
+        return self.bpe.id_to_token(token) or ""
+
     def find(self, name: str) -> int | None:
         """The id of a token by its name, or None."""
         return self.bpe.token_to_id(name)
@@ -112,6 +116,18 @@ class Tokenizer:
         symbols = self.bpe.id_to_token(token) or ""
         table = _bytes_of_symbols()
         return b"".join(bytes([table[s]]) if s in table else s.encode() for s in symbols)
+
+    def every_bytes(self) -> list[bytes]:
+        """The bytes of every id from 0 on, as `bytes_of` gives them, in less time than asking for each."""
+        table = {ord(symbol): chr(byte) for symbol, byte in _bytes_of_symbols().items()}
+        every = [b""] * len(self)
+        for symbols, token in self.bpe.get_vocab(with_added_tokens=True).items():
+            if token not in self._special_ids:
+                try:
+                    every[token] = symbols.translate(table).encode("latin-1")
+                except UnicodeEncodeError:  # symbols that stand for themselves
+                    every[token] = self.bytes_of(token)
+        return every
 
     def to_json(self) -> str:
         """The tokenizer as the content of a tokenizer.json."""

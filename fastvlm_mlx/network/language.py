@@ -14,9 +14,9 @@ from ..backend.linear import Linear
 from ..backend.ops import causal_attention, linear, swiglu
 from ..config import TextConfig
 from ..quantize.layers import QuantizedEmbedding
-from .kv_cache import BatchCache, KVCache
+from .kv_cache import KVCache, RaggedCache
 
-Cache = KVCache | BatchCache
+Cache = KVCache | RaggedCache
 
 
 class Attention(nn.Module):
@@ -34,12 +34,26 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array, cache: Cache | None) -> mx.array:
         B, L, D = x.shape
         queries, keys, values = self.project(x, 0 if cache is None else cache.offset)
-        mask: str | mx.array | None = "causal"
+        y = self.attend(queries, keys, values, cache)
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
+
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, cache: Cache | None) -> mx.array:
+        """Attention (B, heads, L, head_dim) to what the cache holds and to new keys and values, which it holds then.
+
+        Rows of a `RaggedCache` attend one by one; what is returned for those that it holds nothing of is zero.
+        """
+        if isinstance(cache, RaggedCache):
+            rows = [
+                self.attend(queries[i : i + 1], keys[i : i + 1], values[i : i + 1], row)
+                for i, row in enumerate(cache.rows)
+            ]
+            unused = len(queries) - len(rows)
+            return mx.concatenate([*rows, mx.zeros((unused, *queries.shape[1:]), queries.dtype)] if unused else rows)
+        mask: str | None = "causal"
         if cache is not None:
             keys, values = cache.update(keys, values)
-            mask = cache.mask(L, self.heads)
-        y = causal_attention(queries, keys, values, mask)
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(B, L, D))
+            mask = cache.mask(queries.shape[2])
+        return causal_attention(queries, keys, values, mask)
 
     def project(self, x: mx.array, offset: int | mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values (B, their heads, L, head_dim) of x (B, L, D), which begins at position `offset`."""

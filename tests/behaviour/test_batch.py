@@ -19,7 +19,7 @@ from fastvlm_mlx.decoding.loading import open_model
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.errors import CheckpointError, ImageError, OptionError, PromptError
 from fastvlm_mlx.hub.find import find
-from fastvlm_mlx.network.kv_cache import BatchCache, KVCache
+from fastvlm_mlx.network.kv_cache import KVCache, RaggedCache, ragged
 
 from .. import checkpoint
 
@@ -72,6 +72,7 @@ def random_questions(rng: random.Random) -> list[tuple[Any, str]]:
 def test_a_batch_answers_as_one_by_one(model: VLM, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(batch, "MAX_BATCH_ROWS", rng.choice([2, 3, 16]))
+    monkeypatch.setattr(batch, "MAX_PREPARED", rng.choice([1, 2, 32]))
     questions = random_questions(rng)
     options: dict[str, Any] = {"max_tokens": rng.choice([1, 2, 9, 30])}
     if seed % 2:
@@ -92,56 +93,70 @@ def test_a_batch_answers_as_one_by_one(model: VLM, seed: int, monkeypatch: pytes
 
 
 def test_rows_of_any_length_attend_as_alone() -> None:
-    """Three steps of a batch of caches against each row's own, through attention, with rows leaving in between."""
+    """Steps of rows that join and leave, through attention, against each row's own; and wider than there are rows."""
     from fastvlm_mlx.diagnostics.random_model import open_random
 
     engine = Engine(open_random("small", layers=1))
     engine.load_weights()
     attend = engine.model.text.layers[0].self_attn
     draw = np.random.default_rng(0)
-    own, last = [], []
+    own, together, last = [], [], []
     for length in (1, 7, 300, 255):
         cache = KVCache()
         attend(mx.array(draw.normal(size=(1, length, 128)).astype(np.float32)), cache)
         own.append(cache)
+        together.append(cache.fork(length))
         last.append(mx.array(draw.normal(size=(1, 1, 128)).astype(np.float32)))
-    together = BatchCache([cache.held for cache in own])
-    for staying, places in (([0, 1, 2, 3], [0, 1, 2, 3]), ([1, 3], [1, 3]), ([3], [1])):
-        together.keep(mx.array(places))
-        ours = np.array(attend(mx.concatenate([last[i] for i in staying]), together))
+    for staying, width in (([0, 1, 2, 3], 4), ([3, 1], 2), ([3, 1], 5), ([3], 1)):
+        (layer,) = ragged([[together[i]] for i in staying], width)
+        assert isinstance(layer, RaggedCache) == (width > 1)
+        unused = [mx.zeros((1, 1, 128))] * (width - len(staying))
+        ours = np.array(attend(mx.concatenate([last[i] for i in staying] + unused), layer))[: len(staying)]
         expected = np.concatenate([np.array(attend(last[i], own[i])) for i in staying])
         assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+    assert [cache.length for cache in together] == [cache.length for cache in own] == [2, 10, 301, 259]
 
 
-def test_a_step_makes_one_mask_for_all_layers_and_none_where_nothing_is_padded(small: VLM) -> None:
-    def held(lengths: list[int]) -> list[batch.Held]:
-        heads, width = attention.kv_heads, attention.head_dim
-        return [[(mx.zeros((1, heads, length, width)),) * 2 for _ in small.model.text.layers] for length in lengths]
+def test_a_fork_and_what_it_was_forked_from_go_on_apart() -> None:
+    draw = np.random.default_rng(0)
 
-    def primitives(caches: list[BatchCache], rows: int) -> Counter[str]:
-        """What MLX is asked for by one step."""
-        found: list[dict[str, Any]] = []
-        mx.export_function(found.append, lambda token: small.model.step(token, caches), mx.zeros((rows,), mx.uint32))
-        return Counter(entry["name"] for entry in found if entry["type"] == "primitive")
+    def some(length: int) -> mx.array:
+        return mx.array(draw.normal(size=(1, 2, length, 4)).astype(np.float32))
+
+    first, then, ours, theirs = some(300), some(20), some(3), some(3)
+    cache = KVCache()
+    cache.update(first, first)
+    cache.update(then, then)
+    fork = cache.fork(300)
+    short = cache.fork(5)
+    assert (fork.length, short.length, cache.fork(999).length, KVCache().fork(3).length) == (300, 5, 320, 0)
+    assert short.nbytes < fork.nbytes == cache.nbytes
+    fork.update(theirs, theirs)
+    cache.update(ours, ours)
+    short.update(theirs, theirs)
+    assert mx.array_equal(cache.held[0], mx.concatenate([first, then, ours], axis=2))
+    assert mx.array_equal(fork.held[1], mx.concatenate([first, theirs], axis=2))
+    assert mx.array_equal(short.held[0], mx.concatenate([first[:, :, :5], theirs], axis=2))
+
+
+def test_a_step_makes_the_positions_once_for_all_layers_and_no_mask(small: VLM) -> None:
+    def held(length: int) -> list[KVCache]:
+        caches = small.model.text.make_cache()
+        for cache in caches:
+            cache.update(*(mx.zeros((1, attention.kv_heads, length, attention.head_dim)),) * 2)
+        return caches
 
     attention = small.model.text.layers[0].self_attn
     assert len(small.model.text.layers) > 1
+    rows = [held(length) for length in (9, 3, 5)]
+    caches = ragged(rows)
+    assert all(cache.offset is caches[0].offset for cache in caches)
+    assert caches[0].offset.tolist() == [9, 3, 5]  # type: ignore[union-attr]
+    found: list[dict[str, Any]] = []
     with general_forms():
-        caches = batch.batch_caches(held([9, 3, 5]))
-        assert len({id(cache.padding) for cache in caches}) == 1
-        padded = primitives(caches, 3)
-        assert padded["GreaterEqual"] == 1
-        masks = [cache.mask(1) for cache in caches]
-        assert masks[0] is not None and masks[0].shape == (3, 1, 1, 10)
-        assert all(mask is masks[0] for mask in masks) and all(cache.offset is caches[0].offset for cache in caches)
-        assert caches[0].offset.tolist() == [10, 4, 6]  # type: ignore[union-attr]
-
-        staying = mx.array([0])
-        for cache in caches:
-            cache.keep(staying)
-        assert len({id(cache.padding) for cache in caches}) == 1 and caches[0].mask(1) is None
-        alike = primitives(batch.batch_caches(held([5, 5, 5])), 3)
-        assert alike["GreaterEqual"] == 0 and alike.total() < padded.total()
+        mx.export_function(found.append, lambda token: small.model.step(token, caches), mx.zeros((3,), mx.uint32))
+    made = Counter(entry["name"] for entry in found if entry["type"] == "primitive")
+    assert made["GreaterEqual"] == 0 and made["ScaledDotProductAttention"] in (0, 3 * len(rows[0]))
 
 
 def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
@@ -173,8 +188,8 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
     mixed = [(PICTURES[1], prompts[0]), (PICTURES[2], prompts[0]), (PICTURES[1], prompts[1]), (PICTURES[2], prompts[1])]
     lengths = [answer.stats.prompt_tokens for answer in small.batch(mixed, max_tokens=2)]
     assert encoded == [1, 1]
-    assert prefilled[0] == lengths[0] and prefilled[2] > lengths[1] - shared  # each picture with its first question,
-    assert all(own <= lengths[2] - shared for own in prefilled[1::2])  # and then what is new
+    assert prefilled[0] == lengths[0] and prefilled[1] > lengths[1] - shared  # each picture with its first question,
+    assert all(own <= lengths[2] - shared for own in prefilled[2:])  # and then what is new
 
 
 def test_pictures_that_are_made_one_by_one_are_not_mixed_up(small: VLM) -> None:

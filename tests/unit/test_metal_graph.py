@@ -3,7 +3,7 @@
 `benchmarks/metal_graph.py` has the rules, with the file and function of MLX's source that each was read in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -12,13 +12,11 @@ import pytest
 
 from benchmarks import metal_graph
 from benchmarks.metal_graph import Graph, Layout, in_order
-from fastvlm_mlx.decoding import batch
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.diagnostics import random_model
 from fastvlm_mlx.diagnostics.random_model import open_random
-from fastvlm_mlx.network.kv_cache import BatchCache
 from fastvlm_mlx.quantize.recipes import usual_bits
 
 
@@ -112,28 +110,16 @@ def test_a_token_at_chats_eight_bits(graphs: dict[str, Graph]) -> None:
 
 
 def test_a_step_of_a_batch(graphs: dict[str, Graph]) -> None:
-    """One token's kernels, two copies of rows in every layer, and one mask for all layers, or none."""
-    one, padded, alike = (graphs[name].kernels for name in ("decode step", "batch step", "batch step, rows alike"))
-    assert alike.total() == one.total() + 2 * 24 and alike["copy"] == 48
-    assert padded.total() == alike.total() + 3
-    assert (padded["Arange"], padded["GreaterEqual"], padded["Subtract"]) == (1, 1, 1)
-
-
-def test_a_mask_in_every_layer_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def each_its_own(rows: Sequence[batch.Held]) -> list[BatchCache]:
-        return [BatchCache(layer) for layer in zip(*rows, strict=True)]
-
-    assert metal_graph.faults(metal_graph.our_graphs("0.5b", 64, layers=2), "0.5b", 64) == []
-    monkeypatch.setattr(batch, "batch_caches", each_its_own)
-    found = metal_graph.faults(metal_graph.our_graphs("0.5b", 64, layers=2), "0.5b", 64)
-    assert found == ["batch step: 2 masks are made, one step needs one, or none where nothing is padded"]
-
-
-def test_a_mask_that_does_not_lie_in_full_is_copied_in_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = BatchCache.mask
-    monkeypatch.setattr(BatchCache, "mask", lambda self, tokens, heads=1: mask(self, tokens))
-    found = metal_graph.faults(metal_graph.our_graphs("0.5b", 64, layers=2), "0.5b", 64)
-    assert len(found) == 2 and all("the mask has to be in order" in fault for fault in found)
+    """Products as for one token; in every layer an attention and two writes for each row, the rows put together, and
+    one copy.
+    """
+    one, four = (graphs[name].kernels for name in ("decode step", "batch step"))
+    rows, layers = len(metal_graph.BATCH_POSITIONS), 24
+    assert four["copy"] == layers and four["Attention"] == rows * layers and four["SliceUpdate"] == 2 * rows * layers
+    assert four["Concatenate"] == rows * layers
+    alike = ("Matmul", "AddMM", "RMSNorm", "RoPE", "Add", "swiglu", "Gather", "ArgReduce")
+    assert all(four[kernel] == one[kernel] for kernel in alike)
+    assert four.total() == sum(four[kernel] for kernel in (*alike, "copy", "Attention", "SliceUpdate", "Concatenate"))
 
 
 def test_a_reshape_copies_just_where_numpy_has_to() -> None:

@@ -104,7 +104,8 @@ class Session:
         self._note_of_what_goes(question, options)
         chunks = self.chat.stream(
             prompt, question.pictures, max_tokens=options.max_tokens, temperature=options.temperature,
-            top_p=options.top_p, seed=options.seed,
+            top_p=options.top_p, seed=options.seed, top_k=options.top_k, min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty, stop=options.stop,
         )  # fmt: skip
         self._stopped, said = question, len(self.chat.exchanges)
         try:

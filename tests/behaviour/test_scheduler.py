@@ -1,0 +1,613 @@
+"""Questions answered together: each answer is the one it gets alone, whoever joins, leaves, fails or is cancelled
+beside it.
+"""
+
+import gc
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import fastvlm_mlx
+from fastvlm_mlx import VLM, Answer, CancelledError, Chunk, DeviceError, FastVLMError, OutOfMemoryError
+from fastvlm_mlx.backend.ops import forms_of
+from fastvlm_mlx.decoding.answer import finish
+from fastvlm_mlx.decoding.engine import Engine
+from fastvlm_mlx.decoding.generate import stream
+from fastvlm_mlx.decoding.request import Options, Request
+from fastvlm_mlx.decoding.row import Row
+from fastvlm_mlx.decoding.rows import SHARED_PREFILL_CHUNK, Rows
+from fastvlm_mlx.decoding.scheduler import Scheduler
+from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.inputs.prompt import Turn
+from fastvlm_mlx.network.kv_cache import KVCache
+
+PICTURES = [np.random.default_rng(seed).integers(0, 256, (40, 60, 3), dtype=np.uint8) for seed in range(12)]
+WORDS = "what is the colour of this thing and how many are there 图里有什么 left? Describe the image.".split()
+NO_MEMORY = "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBuffer)."
+
+Asked = tuple[Request, Options]
+
+
+@pytest.fixture
+def fresh(small: VLM) -> Iterator[VLM]:
+    small.images.clear()
+    yield small
+    small.images.clear()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> VLM:
+    return fastvlm_mlx.load("tiny")
+
+
+def mixed(engine: Engine, seed: int, count: int) -> list[Asked]:
+    """Questions of any length about none, one or two pictures, drawn in any way and cut anywhere."""
+    rng = random.Random(seed)
+    asked = []
+    for _ in range(count):
+        pictures = rng.sample(PICTURES, rng.choice([0, 1, 1, 1, 2]))
+        prompt = " ".join(rng.choices(WORDS, k=rng.choice([1, 3, 6, 12, 40])))
+        options = Options(
+            max_tokens=rng.choice([1, 5, 20]), temperature=rng.choice([0, 0, 0.7, 1.0, 2.0]),
+            top_p=rng.choice([1.0, 0.9, 0.5]), seed=rng.randrange(1 << 64),
+        )  # fmt: skip
+        asked.append((engine.prepare(pictures, prompt), options))
+    return asked
+
+
+def alone(engine: Engine, asked: Asked) -> Answer:
+    return finish(stream(engine, *asked))
+
+
+def said(answer: Answer) -> tuple[list[int], str, str]:
+    return answer.token_ids, answer.text, answer.finish_reason
+
+
+def together(engine: Engine, asked: list[Asked], **how: Any) -> list[Answer]:
+    with Scheduler(engine, **how) as scheduler:
+        pending = [scheduler.submit(request, options) for request, options in asked]
+        return [each.result(60) for each in pending]
+
+
+def in_turns(engine: Engine, asked: list[Asked], **how: Any) -> list[Answer]:
+    """The answers, with the turns taken here."""
+    found: list[list[Any]] = [[] for _ in asked]
+    rows = Rows(engine, **how)
+    for each, results in zip(asked, found, strict=True):
+        rows.add(row_of(engine, each, results))
+    while rows.busy:
+        rows.turn()
+    return [results[-1].answer for results in found]
+
+
+def row_of(engine: Engine, asked: Asked, found: list[Any], salt: bytes = b"") -> Row:
+    return Row(engine, *asked, found.append, salt=salt)
+
+
+def words(engine: Engine, count: int, letter: str = "0") -> Request:
+    """A question of so many positions, which shares no more with one of another letter than what comes before it."""
+    before = engine.prepare(None, "").prompt_tokens
+    request = engine.prepare(None, letter * (count - before))
+    assert request.prompt_tokens == count
+    return request
+
+
+# ---- answers are those given alone ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mixed_questions_are_answered_as_alone(small: VLM, seed: int) -> None:
+    asked = mixed(small.engine, seed, 24)
+    expected = [alone(small.engine, each) for each in asked]
+    for how in ({}, {"max_rows": 3, "pool_bytes": 0}, {"exact": True}):
+        small.images.clear()
+        found = together(small.engine, asked, **how)
+        assert [said(answer) for answer in found] == [said(answer) for answer in expected]
+    figures = ("images", "image_tokens", "prompt_tokens", "completion_tokens")
+    for one, other in zip(found, expected, strict=True):
+        assert all(getattr(one.stats, name) == getattr(other.stats, name) for name in figures)
+
+
+def test_one_step_ahead_of_what_is_read_nothing_changes(small: VLM) -> None:
+    """As a GPU is kept busy: a step is under way before the tokens it began with have been read."""
+    asked = mixed(small.engine, 5, 24)
+    with forms_of("metal"):
+        expected = [said(alone(small.engine, each)) for each in asked]
+        for how in ({}, {"max_rows": 5, "exact": True}, {"fill": True}):
+            small.images.clear()
+            assert [said(answer) for answer in in_turns(small.engine, asked, **how)] == expected
+
+
+@pytest.mark.slow
+def test_a_thousand_mixed_questions_are_answered_as_alone(tiny: VLM) -> None:
+    asked = mixed(tiny.engine, 0, 1000)
+    expected = [said(alone(tiny.engine, each)) for each in asked]
+    assert [said(answer) for answer in together(tiny.engine, asked)] == expected
+
+
+def test_a_trained_model_answers_as_alone(tiny: VLM) -> None:
+    asked = mixed(tiny.engine, 1, 20)
+    expected = [said(alone(tiny.engine, each)) for each in asked]
+    assert [said(answer) for answer in together(tiny.engine, asked)] == expected
+
+
+def test_options_do_not_leak_from_one_question_to_another(small: VLM) -> None:
+    request = small.engine.prepare(PICTURES[0], "What is it?")
+    every = [
+        Options(9), Options(3), Options(9, 1.5, seed=1), Options(9, 1.5, seed=2), Options(9, 1.5, 0.3, seed=1),
+        Options(9, 0.0, 0.3),
+    ]  # fmt: skip
+    every += [Options(9, stop_tokens=(alone(small.engine, (request, Options(9))).token_ids[4],))]
+    expected = [alone(small.engine, (request, options)).token_ids for options in every]
+    assert len({tuple(ids) for ids in expected}) == len(every) - 1  # what is taken greedily has no use for top_p
+    found = together(small.engine, [(request, options) for options in every])
+    assert [answer.token_ids for answer in found] == expected
+
+
+def test_exact_gives_the_same_bits_whoever_else_is_there(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[mx.array] = []
+    step = small.model.step
+
+    def note(tokens: mx.array, caches: Any) -> mx.array:
+        logits = step(tokens, caches)
+        seen.append(logits[0])
+        assert len(tokens) == 6
+        return logits
+
+    monkeypatch.setattr(small.model, "step", note)
+    one = (words(small.engine, 700), Options(12, stop_tokens=()))
+    logits = []
+    for others in (0, 5):
+        seen.clear()
+        rows = Rows(small.engine, max_rows=6, exact=True)
+        found: list[Any] = []
+        if others:  # and what they share is there already
+            rows.add(row_of(small.engine, (words(small.engine, 690), Options(1)), found))
+            while rows.busy:
+                rows.turn()
+        for asked in [one, *mixed(small.engine, 3, others)]:
+            rows.add(row_of(small.engine, asked, found))
+        while rows.busy:
+            rows.turn()
+        logits.append(mx.stack(seen[:11]))
+        assert rows.pool.hits == (others > 0) * rows.pool.hits
+    assert mx.array_equal(*logits)
+
+
+# ---- turns ---------------------------------------------------------------------------------------
+
+
+def test_a_turn_admits_one_picture_or_one_chunk_and_steps_with_everyone(
+    fresh: VLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, model = fresh.engine, fresh.model
+    log: list[tuple[str, int]] = []
+    encode, step, decoder = model.encode, model.step, type(model.text).__call__
+
+    def noting(self: Any, x: mx.array, cache: Any = None) -> mx.array:
+        if x.shape[1] > 1:
+            log.append(("chunk", x.shape[1]))
+        return decoder(self, x, cache)
+
+    monkeypatch.setattr(type(model.text), "__call__", noting)
+    monkeypatch.setattr(model, "encode", lambda x: [log.append(("encode", len(x))), encode(x)][1])
+    monkeypatch.setattr(model, "step", lambda x, caches: [log.append(("step", len(x))), step(x, caches)][1])
+    rows, found = Rows(engine), []
+    rows.add(row_of(engine, (words(engine, 900), Options(200, stop_tokens=())), found))
+    turns = []
+    for number in range(12):
+        if number == 1:
+            rows.add(
+                row_of(engine, (engine.prepare([PICTURES[0], PICTURES[1]], "Hi"), Options(3, stop_tokens=())), found)
+            )
+            rows.add(row_of(engine, (words(engine, 1000, "1"), Options(9, stop_tokens=())), found))
+        log.clear()
+        rows.turn()
+        turns.append(list(log))
+    assert turns[0] == [("chunk", 900), ("step", 1)]  # alone, in one piece
+    assert turns[1] == turns[2] == [("encode", 1), ("step", 1)]
+    assert turns[3][0][0] == "chunk" and turns[3][1] == ("step", 2)
+    assert turns[4][0] == ("chunk", SHARED_PREFILL_CHUNK) and turns[4][1] == ("step", 2)
+    assert turns[5][0][0] == "chunk" and turns[5][1] == ("step", 2)  # the rest of it, while one of the others ends
+    assert all(len(turn) == 1 for turn in turns[6:])
+
+
+def test_rows_join_and_leave_between_steps(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh.engine
+    widths: list[int] = []
+    step = fresh.model.step
+    monkeypatch.setattr(fresh.model, "step", lambda x, caches: [widths.append(len(x)), step(x, caches)][1])
+    rows, found = Rows(engine, max_rows=3), []
+    for length in (9, 2, 4, 5):
+        rows.add(row_of(engine, (engine.prepare(None, "Hi"), Options(length, stop_tokens=())), found))
+    while rows.busy:
+        rows.turn()
+    assert widths == [1, 2, 2, 3, 3, 2, 2, 1]  # one joins in each turn; the last waits until the second has left
+    assert [len(chunk.answer.token_ids) for chunk in found if chunk.answer] == [2, 4, 5, 9]
+
+
+def test_a_long_prompt_is_not_starved_by_short_ones(fresh: VLM) -> None:
+    engine = fresh.engine
+    order: list[str] = []
+    rows = Rows(engine, max_rows=4)
+
+    def ask(name: str, request: Request) -> None:
+        rows.add(Row(engine, request, Options(2, stop_tokens=()), lambda chunk: chunk.answer and order.append(name)))  # type: ignore[union-attr, func-returns-value]
+
+    ask("first", words(engine, 40))
+    rows.turn()
+    ask("long", words(engine, 1020))
+    for _ in range(20):
+        ask("short", words(engine, 40))
+    while rows.busy:
+        rows.turn()
+    assert order.index("long") == 1
+
+
+# ---- leaving early -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wait", range(7))
+def test_cancelling_frees_a_row_within_two_steps(fresh: VLM, wait: int) -> None:
+    engine = fresh.engine
+    with Scheduler(engine) as scheduler:
+        pending = scheduler.submit(engine.prepare(PICTURES[0], "Hi"), Options(900, stop_tokens=()))
+        chunks = iter(pending)
+        for _ in range(wait):
+            next(chunks)
+        pending.cancel()
+        with pytest.raises(CancelledError, match="cancelled"):
+            pending.result(10)
+        with pytest.raises(CancelledError):
+            list(chunks)
+        assert (scheduler.load.rows, scheduler.load.queued) == (0, 0)
+        again = scheduler.submit(engine.prepare(PICTURES[0], "Hi"), Options(3)).result(10)
+        assert wait == 0 or again.stats.reused_tokens == again.stats.prompt_tokens - 1
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_cancelled_row_takes_part_in_no_further_step(
+    fresh: VLM, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """As a CPU steps, and as a GPU, which is one step ahead of what has been read."""
+    engine = fresh.engine
+    asked = [(engine.prepare(picture, "Hi"), Options(40, stop_tokens=())) for picture in PICTURES[:3]]
+    expected = [said(alone(engine, each)) for each in asked]
+    widths: list[int] = []
+    step = fresh.model.step
+    monkeypatch.setattr(fresh.model, "step", lambda x, caches: [widths.append(len(x)), step(x, caches)][1])
+    with forms_of("metal" if ahead else "cpu"):
+        rows = Rows(engine)
+        found: list[list[Any]] = [[] for _ in asked]
+        every = [row_of(engine, each, results) for each, results in zip(asked, found, strict=True)]
+        for row in every:
+            rows.add(row)
+        for _ in range(9):
+            rows.turn()
+        assert widths[-1] == 3
+        every[1].cancelled = True
+        rows.turn()
+        assert widths[-1] == 2 and isinstance(found[1][-1], CancelledError)
+        while rows.busy:
+            rows.turn()
+    for place in (0, 2):
+        assert said(found[place][-1].answer) == expected[place]
+    assert widths[:10] == [1, 2, *[3] * 7, 2]
+
+
+def test_what_is_cancelled_while_it_waits_is_never_begun(fresh: VLM) -> None:
+    rows, found = Rows(fresh.engine, max_rows=1), []
+    for _ in range(3):
+        rows.add(row_of(fresh.engine, (fresh.engine.prepare(None, "Hi"), Options(4, stop_tokens=())), found))
+    rows.turn()
+    rows.waiting[0].cancelled = True
+    while rows.busy:
+        rows.turn()
+    kinds = [type(each) for each in found if isinstance(each, Exception) or each.answer]
+    assert kinds == [CancelledError, Chunk, Chunk]
+
+
+def held() -> tuple[int, int]:
+    """Rows and caches that are there."""
+    gc.collect()
+    every = gc.get_objects()
+    return sum(type(each) is Row for each in every), sum(type(each) is KVCache for each in every)
+
+
+def cancel_at_random(vlm: VLM, count: int, seed: int) -> None:
+    """Questions of which each is cancelled at some turn, or none: nothing is left of any, and nobody else notices."""
+    engine, rng = vlm.engine, random.Random(seed)
+    asked = mixed(engine, seed, 8)
+    expected = [said(alone(engine, each)) for each in asked]
+    vlm.images.clear()
+    rows = Rows(engine, max_rows=4, pool_bytes=2_000_000)
+    finished = cancelled = begun = 0
+    under_way: list[tuple[int, Row, list[Any]]] = []
+    before = held()
+    while cancelled < count:
+        while len(under_way) < 6:
+            number = begun % len(asked)
+            found: list[Any] = []
+            row = row_of(engine, asked[number], found)
+            rows.add(row)
+            under_way.append((number, row, found))
+            begun += 1
+        if rng.random() < 0.3:
+            _, row, _ = rng.choice(under_way)
+            row.cancelled = True
+        rows.turn()
+        for number, row, found in list(under_way):
+            last = found[-1] if found else None
+            if isinstance(last, CancelledError):
+                assert row.cancelled
+                cancelled += 1
+            elif isinstance(last, Chunk) and last.answer is not None:
+                assert said(last.answer) == expected[number]
+                finished += 1
+            else:
+                assert not isinstance(last, Exception), last
+                continue
+            under_way.remove((number, row, found))
+        assert rows.under_way <= 4 and rows.pool.nbytes <= 2_000_000
+    for _, row, _ in under_way:
+        row.cancelled = True
+    rows.turn()
+    assert not rows.busy and finished > 0
+    row, found, last = None, [], None  # type: ignore[assignment]
+    under_way.clear()
+    rows.pool.clear()
+    assert held() == before
+
+
+def test_cancelled_at_any_step_nothing_is_left(fresh: VLM) -> None:
+    cancel_at_random(fresh, 10, 0)
+    gc.collect()
+    fresh.images.clear()
+    before = mx.get_active_memory()
+    cancel_at_random(fresh, 60, 1)
+    gc.collect()
+    fresh.images.clear()
+    assert mx.get_active_memory() <= before + 100_000
+
+
+@pytest.mark.slow
+def test_cancelled_a_thousand_times_nothing_is_left(fresh: VLM) -> None:
+    cancel_at_random(fresh, 10, 0)
+    gc.collect()
+    fresh.images.clear()
+    before = mx.get_active_memory()
+    cancel_at_random(fresh, 1000, 2)
+    gc.collect()
+    fresh.images.clear()
+    assert mx.get_active_memory() <= before + 100_000
+
+
+def test_a_finished_answer_keeps_neither_pixels_nor_caches(fresh: VLM) -> None:
+    engine = fresh.engine
+    with Scheduler(engine, pool_bytes=0) as scheduler:
+        before = held()
+        request = engine.prepare(PICTURES[0], "Hi")
+        pixels = weakref.ref(request.pixels[0])
+        pending = scheduler.submit(request, Options(3))
+        del request
+        pending.result(10)
+        deadline = time.monotonic() + 10
+        while (pixels() is not None or held() != before) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert pixels() is None and held() == before
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_error_in_the_middle_fails_its_row_and_no_other(
+    fresh: VLM, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    """A step that cannot be computed for one row, after its third token; and a sampler that has nothing to draw."""
+    with forms_of("metal" if ahead else "cpu"):
+        fail_in_the_middle(fresh, monkeypatch)
+
+
+def fail_in_the_middle(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = fresh.engine
+    asked = [(engine.prepare(picture, "Hi"), Options(8, stop_tokens=())) for picture in PICTURES[:5]]
+    expected = [said(alone(engine, each)) for each in asked]
+    step = fresh.model.step
+    rows = Rows(engine)
+    found: list[list[Any]] = [[] for _ in asked]
+    every = [row_of(engine, each, results) for each, results in zip(asked, found, strict=True)]
+
+    def failing_step(tokens: mx.array, caches: Any) -> mx.array:
+        poisoned = every[1].entry is not None and len(every[1].draft.tokens) >= 3
+        layers = caches[0].rows if hasattr(caches[0], "rows") else [caches[0]]
+        if poisoned and any(layer is every[1].cache[0] for layer in layers):
+            for cache in caches[:1]:  # half done
+                for layer in layers:
+                    layer.update(*(mx.zeros((1, 1, 1, 32)),) * 2)
+            raise ValueError("this row cannot be computed")
+        return step(tokens, caches)
+
+    def failing_draw(logits: mx.array) -> mx.array:
+        raise ValueError("nothing may come next")
+
+    monkeypatch.setattr(fresh.model, "step", failing_step)
+    for row in every:
+        rows.add(row)
+    for _ in range(4):
+        rows.turn()
+    every[2].sampler = failing_draw  # type: ignore[assignment]
+    failing_draw.waits = failing_draw.greedy = failing_draw.ended = False  # type: ignore[attr-defined]
+    failing_draw.accept = lambda token: None  # type: ignore[attr-defined]
+    while rows.busy:
+        rows.turn()
+    assert str(found[1][-1]) == "this row cannot be computed" and str(found[2][-1]) == "nothing may come next"
+    for place in (0, 3, 4):
+        assert said(found[place][-1].answer) == expected[place]
+    assert len(fresh.images) == 3  # what may lie unfinished is dropped, the others' pictures stay
+
+
+def test_a_listener_that_fails_ends_its_answer_only(fresh: VLM) -> None:
+    engine = fresh.engine
+    asked = (engine.prepare(PICTURES[0], "Hi"), Options(8, stop_tokens=()))
+    heard: list[Any] = []
+    thread: set[str] = set()
+
+    def broken(chunk: Any) -> None:
+        raise BrokenPipeError("nobody listens")
+
+    def listening(chunk: Any) -> None:
+        heard.append(chunk)
+        thread.add(threading.current_thread().name)
+
+    with Scheduler(engine) as scheduler:
+        bad = scheduler.submit(*asked, listener=broken)
+        good = scheduler.submit(*asked, listener=listening)
+        with pytest.raises(FastVLMError, match="BrokenPipeError.*nobody listens"):
+            bad.result(10)
+        assert said(good.result(10)) == said(alone(engine, asked))
+    assert "".join(chunk.text for chunk in heard) == good.result().text and heard[-1].answer is good.result()
+    assert thread == {"fastvlm-scheduler"}
+
+
+def test_a_picture_that_cannot_be_encoded_fails_its_own_question(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = fresh.model.encode
+    bad = mx.array(fresh.engine.pixels(PICTURES[1]))
+    monkeypatch.setattr(fresh.model, "encode", lambda x: encode(x) * (mx.inf if mx.array_equal(x[0], bad) else 1))
+    with Scheduler(fresh.engine) as scheduler:
+        asked = [(fresh.engine.prepare(picture, "Hi"), Options(6)) for picture in PICTURES[:3]]
+        pending = [scheduler.submit(*each) for each in asked]
+        with pytest.raises(CheckpointError, match="overflow"):
+            pending[1].result(10)
+        for place in (0, 2):
+            assert said(pending[place].result(10)) == said(alone(fresh.engine, asked[place]))
+
+
+@pytest.mark.parametrize("place", ["encode", "prefill", "step"])
+def test_when_the_device_fails_nothing_is_kept_and_the_next_answer_is_right(
+    fresh: VLM, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    engine = fresh.engine
+    asked = [(engine.prepare(picture, "Hi"), Options(6, stop_tokens=())) for picture in PICTURES[:3]]
+    expected = [said(alone(engine, each)) for each in asked]
+    fresh.images.clear()
+    with Scheduler(engine) as scheduler:
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> mx.array:
+                raise RuntimeError(NO_MEMORY)
+
+            patch.setattr(fresh.model, place, fail)
+            for each in [scheduler.submit(*each) for each in asked]:
+                with pytest.raises(OutOfMemoryError, match="not enough memory"):
+                    each.result(10)
+            assert len(fresh.images) == 0 and scheduler.load.pool_bytes == 0 and scheduler.load.rows == 0
+        assert [said(each.result(10)) for each in [scheduler.submit(*each) for each in asked]] == expected
+
+
+def test_an_error_that_shows_at_an_answers_end_only(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(backend: str) -> None:
+        raise RuntimeError("[METAL] Command buffer execution failed: Caused GPU Timeout Error (00000002:x).")
+
+    monkeypatch.setattr("fastvlm_mlx.backend.residency.check_device", fail)
+    with Scheduler(fresh.engine) as scheduler, pytest.raises(DeviceError, match="GPU Timeout"):
+        scheduler.submit(fresh.engine.prepare(PICTURES[0], "Hi"), Options(3)).result(10)
+    assert len(fresh.images) == 0
+
+
+def test_close_ends_what_is_under_way_and_leaves_no_thread(fresh: VLM) -> None:
+    engine = fresh.engine
+    scheduler = Scheduler(engine, max_rows=1)
+    pending = [scheduler.submit(engine.prepare(None, "Hi"), Options(900, stop_tokens=())) for _ in range(3)]
+    next(iter(pending[0]))
+    scheduler.close()
+    scheduler.close()
+    for each in pending:
+        with pytest.raises(CancelledError, match="closed"):
+            each.result(0)
+    assert not any(thread.name == "fastvlm-scheduler" for thread in threading.enumerate())
+    with pytest.raises(FastVLMError, match="closed"):
+        scheduler.submit(engine.prepare(None, "Hi"), Options(1))
+    for wrong in ({"max_rows": 0}, {"pool_bytes": -1}):
+        with pytest.raises(OptionError):
+            Scheduler(engine, **wrong)
+
+
+def test_waiting_for_an_answer_has_an_end(fresh: VLM) -> None:
+    with Scheduler(fresh.engine) as scheduler:
+        pending = scheduler.submit(fresh.engine.prepare(None, "Hi"), Options(900, stop_tokens=()))
+        with pytest.raises(TimeoutError, match="within 0.01 s"):
+            pending.result(0.01)
+        assert not pending.done
+
+
+# ---- what is shared ------------------------------------------------------------------------------
+
+
+def test_a_conversation_that_is_sent_back_goes_on_where_it_was(fresh: VLM) -> None:
+    engine = fresh.engine
+    with Scheduler(engine) as scheduler:
+
+        def ask(turns: list[Turn], salt: bytes = b"") -> Answer:
+            pixels = [engine.pixels(PICTURES[0])]
+            return scheduler.submit(
+                Request(pixels, engine.render(turns), 0.0), Options(6, 1.0, seed=3), salt=salt
+            ).result(10)
+
+        first = ask([Turn("What is it?", 1)])
+        ids = scheduler.ids_of(first.text)
+        assert list(ids) == first.token_ids[: len(ids)] and len(first.token_ids) - len(ids) <= 1
+        turns = [Turn("What is it?", 1, ids), Turn("And why?")]
+        before = sum(map(len, engine.render([Turn("What is it?", 1)])))
+        second = ask(turns)
+        assert second.stats.reused_tokens >= before + len(first.token_ids) - 1
+        assert scheduler.ids_of("never said") == tuple(engine.tokenizer.encode("never said"))
+        assert scheduler.ids_of(first.text, salt=b"other") == tuple(engine.tokenizer.encode(first.text))
+        other = ask(turns, b"other")
+        assert (other.stats.reused_tokens, other.token_ids) == (0, second.token_ids)
+        assert len(fresh.images) == 2  # nor does one key's picture tell another's that it was seen
+
+
+def test_the_pool_is_bounded_and_the_one_unused_for_longest_goes_first(fresh: VLM) -> None:
+    engine = fresh.engine
+    requests = [engine.prepare(None, word * 30) for word in ("abc", "def", "ghi")]
+    with Scheduler(engine) as scheduler:
+        scheduler.submit(requests[0], Options(2)).result(10)
+        one = scheduler.load.pool_bytes
+    with Scheduler(engine, pool_bytes=2 * one) as scheduler:
+
+        def reused(request: Request) -> int:
+            return scheduler.submit(request, Options(2)).result(10).stats.reused_tokens
+
+        start = reused(requests[1])
+        assert start == 0
+        system = reused(requests[0])
+        assert 0 < reused(requests[2]) == system < requests[0].prompt_tokens - 1
+        assert reused(requests[0]) == requests[0].prompt_tokens - 1
+        assert reused(requests[1]) == system  # which went when the third came
+        assert scheduler.load.pool_bytes <= 2 * one and scheduler.load.pool_misses == 1
+
+
+def test_one_in_use_is_forked_and_both_go_on_rightly(fresh: VLM) -> None:
+    engine = fresh.engine
+    asked = [
+        (engine.prepare(PICTURES[0], "What is it?"), Options(30, t, seed=1, stop_tokens=())) for t in (0, 1.0, 2.0)
+    ]
+    expected = [said(alone(engine, each)) for each in asked]
+    found: list[list[Any]] = [[] for _ in asked]
+    rows = Rows(engine)
+    for each, results in zip(asked, found, strict=True):
+        rows.add(row_of(engine, each, results))
+        rows.turn()
+    while rows.busy:
+        rows.turn()
+    answers = [results[-1].answer for results in found]
+    assert [said(answer) for answer in answers] == expected
+    assert [answer.stats.reused_tokens for answer in answers] == [0, *[asked[0][0].prompt_tokens - 1] * 2]
