@@ -1,9 +1,9 @@
-"""What an answer held to a JSON schema costs: what is built once, the mask of each token, and a token beside a free one.
+"""What an answer held to a JSON schema costs: what is built once, the mask of a token, and a token beside a free one.
 
     python -m benchmarks.constraints --model tiny
     python -m benchmarks.constraints --random 0.5b --tokenizer FOLDER   # a full vocabulary: vocab.json and merges.txt
 
-A schema that asks for more text than there is room for, so that no answer ends early. Held and free answers take turns, and
+The schema asks for more than there is room for, so that no answer ends early. Held and free answers take turns, and
 the ratio of each pair is taken; the pair beside it is a free answer against a free one, which says how much is noise.
 """
 

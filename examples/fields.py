@@ -2,8 +2,8 @@
 
 Usage: python examples/fields.py [--model MODEL] [--image PICTURE] [--schema FILE]
 
-Needs an extra: pip install 'fastvlm-mlx[schema]'. The built-in model keeps to the form like any other, but has not learned to
-answer in JSON, so what it fills in is often wrong.
+Needs an extra: pip install 'fastvlm-mlx[schema]'. The built-in model keeps to the form like any other, but has not
+learned to answer in JSON, so what it fills in is often wrong.
 """
 
 import argparse

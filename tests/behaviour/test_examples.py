@@ -40,7 +40,9 @@ def test_with_the_built_in_model(script: str) -> None:
     least = {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3, "fields.py": 3}
     assert len(lines) >= {**least, "choices.py": 3}[script]
     if script == "choices.py":
-        assert lines[0].startswith("No ") and sum(float(line.split()[-1][:-1]) for line in lines) == pytest.approx(100, abs=0.01)
+        assert lines[0].startswith("No ") and sum(float(line.split()[-1][:-1]) for line in lines) == pytest.approx(
+            100, abs=0.01
+        )
     if script == "fields.py":
         assert [line.partition(":")[0] for line in lines] == ["shape", "colour", "how many"]
     if script == "compare.py":  # the same questions of every view, then of all three together
