@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastvlm_mlx.config import STRIDE, Fit, ImageConfig, ModelConfig, SourceConfig, TextConfig, VisionConfig, check
-from fastvlm_mlx.errors import CheckpointError, OptionError, listed, shown
+from fastvlm_mlx.errors import CheckpointError, OptionError, listed, shown, warn
 from fastvlm_mlx.files.jsonfile import read_table
 from fastvlm_mlx.hub.licence import APPLE
 
@@ -51,6 +51,11 @@ ONLY_WAYS = {
     "do_flip_channel_order": False, "do_image_splitting": False, "crop_to_patches": False, "do_pan_and_scan": False,
     "image_grid_pinpoints": [], "min_pixels": None, "max_pixels": None, "offset": False,
 }  # fmt: skip
+TILES = (
+    "image_grid_pinpoints",
+    "image_crop_resolution",
+    "image_split_resolution",
+)  # for views beside the whole picture
 NOT_SQUARE = "the image processor neither pads nor crops, FastVLM's pictures are square"
 
 
@@ -190,6 +195,9 @@ def _llava_image(theirs: dict[str, Any], processor: dict[str, Any], fit: Fit | N
         f"mm_vision_tower is {shown(tower)}, but the image processor has sides of {shown(sides)} pixels; the two have "
         "to agree",
     )
+    tiles = [key for key in TILES if theirs.get(key)]
+    if tiles:
+        warn(f"config.json: {listed(tiles)} describes pictures cut into tiles, and is ignored: each is a single view.")
     if fit is None:
         fit = "pad" if ratio == "pad" or processor.get("do_pad") is True else "crop"
         check(fit == "pad" or processor.get("do_center_crop") is not False, NOT_SQUARE)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import mlx.core as mx
 
-from .config import Dtype, ModelConfig
+from .config import Dtype, ModelConfig, check_dtype
 from .decoding import generate as generation
 from .decoding.answer import Answer, Answers, finish
 from .decoding.engine import Engine
@@ -19,7 +19,7 @@ from .inputs.image import Images, Source, as_list
 from .inputs.prompt import PROMPT
 from .inputs.tokenizer import Tokenizer
 from .network.model import FastVLM
-from .quantize.recipes import DEFAULT_GROUP
+from .quantize.recipes import DEFAULT_GROUP, choose
 
 if TYPE_CHECKING:
     from .chat.conversation import Chat
@@ -47,6 +47,9 @@ def load(
 
     Raises OptionError for an argument outside its range, HubError, CheckpointError and OutOfMemoryError.
     """
+    check_dtype(dtype)
+    if bits is not None:
+        choose(bits=bits, group_size=group_size)
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
     engine.load_weights(bits=bits, group_size=group_size, dtype=dtype)
     return VLM(engine)

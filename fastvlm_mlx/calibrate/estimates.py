@@ -52,7 +52,7 @@ def of(model: str, *, tokenizer: str | None = None, resolution: int | None = Non
         try:
             config = Engine.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True).config
         except HubError as error:
-            size = _published(model)
+            size = published_size(model)
             if size is None:
                 sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
                 raise HubError(f"{str(error).rstrip('.')}. Published sizes are {sizes}.") from error
@@ -68,8 +68,10 @@ def _of_size(size: str, resolution: int | None) -> ModelConfig:
     return config if resolution is None else replace(config, image=replace(config.image, size=resolution))
 
 
-def _published(model: str) -> str | None:
-    """The size of a published model by its name or address; None for others."""
+def published_size(model: str) -> str | None:
+    """The size of a published model, by its name, its address or the size itself ("7b"); None for others."""
+    if model.lower() in random_model.SIZES:
+        return model.lower()
     named = hub_model(model)
     found = PUBLISHED.fullmatch(model if named is None else named.name)
     return next(filter(None, found.groups())).lower() if found else None

@@ -74,12 +74,14 @@ def bench(
     """
     from json import dumps
 
+    from ..config import check_dtype, check_resolution
     from ..decoding.engine import Engine
     from ..diagnostics import bench as benches
     from ..diagnostics.machine import machine
     from ..diagnostics.random_model import open_random
     from ..errors import OptionError
     from ..inputs.image import Source
+    from ..quantize.recipes import check_bits
 
     if quality is None and (folder or chart):
         raise OptionError("--pictures and --chart belong to --quality A B; give it as well.")
@@ -90,9 +92,13 @@ def bench(
         raise OptionError("--layers was given without --random; a model that is read keeps all its layers.")
     if image and images > 1:
         raise OptionError("--images was given together with --image; repeat --image for several pictures.")
+    check_bits(bits)
+    check_dtype(dtype)
+    for size in resolution or ():
+        check_resolution(size)
     names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
     engines = [Engine.open(name, agree=agree_to_download(yes)) for name in names]
-    engines += [Engine(open_random(size, layers)) for size in random or []]
+    engines += [Engine(open_random(name, layers)) for name in random or []]
     pictures: list[Source] = pictures_named(image) or [benches.made_photo(seed=number) for number in range(images)]
     results = benches.measure_all(
         engines, pictures, resolutions=resolution or (), prompt=prompt, bits=bits,

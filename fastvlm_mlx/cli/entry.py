@@ -78,11 +78,15 @@ def _explain(error: BaseException) -> int:
 
 
 def _explain_usage(error: BaseException) -> int:
+    from .app import WITH_PICTURES
+
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "fastvlm-mlx"
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.format_message(), file=sys.stderr)  # type: ignore[attr-defined]
     else:
-        message = " ".join(error.format_message().split())  # type: ignore[attr-defined]
-        say(f"{message.rstrip('.')}; see '{command} --help'.")
+        message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+        if "unexpected extra argument" in message and command.rpartition(" ")[2] in WITH_PICTURES:
+            message += "; pictures are given after --image"
+        say(f"{message}; see '{command} --help'.")
     return int(getattr(error, "exit_code", 2))

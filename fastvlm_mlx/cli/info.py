@@ -39,7 +39,7 @@ def info(
     """
     from ..diagnostics.info import describe
     from ..diagnostics.machine import machine_info
-    from ..errors import OptionError
+    from ..errors import HubError, OptionError
 
     if estimate:
         from dataclasses import asdict
@@ -62,7 +62,15 @@ def info(
         return
     from ..files.digests import verify as compare
 
-    found = describe(model, tokenizer=tokenizer_path, resolution=resolution)
+    try:
+        found = describe(model, tokenizer=tokenizer_path, resolution=resolution)
+    except HubError as error:
+        from ..calibrate.estimates import published_size
+
+        if published_size(model) is None:
+            raise
+        advice = f"what it would take is estimated by 'fastvlm-mlx info {model} --estimate'"
+        raise HubError(f"{str(error).rstrip('.')}; {advice}.") from error
     lines, table = found.lines(), found.to_dict()
     table["verdict"] = with_flags(found.verdict)
     if verify:

@@ -41,14 +41,16 @@ def quantize(
 
     Example: fastvlm-mlx quantize fastvlm-0.5b --out fastvlm-0.5b-4bit --recipe mixed --pictures photos --report
     """
+    from ..config import check_dtype
     from ..decoding.loading import open_model
     from ..hub.find import find, find_tokenizer
     from ..quantize.recipes import choose
     from ..storage.place import target_of
 
     smaller = choose(recipe, bits=bits, mode=mode, group_size=group_size, target_bits=target_bits, tower=tower)
+    check_dtype(dtype)
     tokenizer, target = find_tokenizer(tokenizer_path), target_of(out)
     found = find(model, agree=agree_to_download(yes))
     opened = open_model(found, tokenizer, name=found.title)
-    checked = cast("Dtype | None", dtype)  # by run
+    checked = cast("Dtype | None", dtype)
     run(opened, found.folder, target, smaller, dtype=checked, pictures=pictures, report=report, force=force)

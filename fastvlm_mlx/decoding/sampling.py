@@ -82,7 +82,7 @@ class Sampler:
         if self._recent is not None:
             logits = penalised(logits, self._recent, options.repetition_penalty)
         token = choose(logits, options.temperature, options.top_p, next(self._keys), options.top_k, options.min_p)
-        # What is kept is under way with the token: another thread, which may read it, cannot compute what this one left.
+        # What is kept is under way with the token: another thread may read on, and cannot compute what this one left.
         if self._recent is not None:
             self._recent = mx.concatenate([self._recent, token[None]], axis=-1)[:, -REPETITION_WINDOW:]
             mx.async_eval(token, self._recent)

@@ -9,7 +9,6 @@ from ..backend import ops
 from ..config import ModelConfig
 from ..decoding.engine import Engine
 from ..errors import counted
-from ..hub.find import find
 from ..hub.licence import AGREEMENT, APPLE, FILES
 from ..network import memory
 from ..network.memory import Memory
@@ -115,8 +114,9 @@ def describe(model: str, *, tokenizer: str | None = None, resolution: int | None
 
     Raises HubError where it is not on this machine, and CheckpointError where its files are not in order.
     """
-    folder = find(model, cached_only=True).folder
     engine = Engine.open(model, tokenizer=tokenizer, resolution=resolution, cached_only=True)
+    folder = engine.opened.folder
+    assert folder is not None  # only models made in memory have none
     return ModelInfo(model, folder, engine.config, len(engine.tokenizer), _estimate(engine.config), usable_memory())
 
 

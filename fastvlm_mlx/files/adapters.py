@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..errors import CheckpointError, about_its_path, listed, shown
+from ..errors import CheckpointError, about_its_path, listed, shown, warn
 from .jsonfile import read_table
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -40,11 +40,24 @@ def check_whole(folder: Path) -> None:
             f"{folder}: {what}, not a whole model, and adapters are not applied yet; {MERGE_ADVICE}, and use the "
             "result."
         )
+    inner = sorted(path.name for path in folder.iterdir() if _is_adapter(path))
+    if inner and models:
+        warn(f"{folder}: the adapter in {listed(inner)} is not applied; to use it, {MERGE_ADVICE}.")
+    if inner and not weights:
+        raise CheckpointError(
+            f"{folder}: no weights in it but an adapter in {listed(inner)}, not a whole model, and adapters are not "
+            f"applied yet; {MERGE_ADVICE}, and use the result."
+        )
     if weights == [PROJECTOR_FILE]:
         raise CheckpointError(
             f"{folder}: the projector of a model alone ({PROJECTOR_FILE}), as the first stage of training leaves it; "
             "use the whole model."
         )
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether this is a folder, not hidden, with an adapter's settings in it."""
+    return not folder.name.startswith(".") and (folder / ADAPTER_CONFIG).is_file()
 
 
 def _described(folder: Path) -> str:

@@ -4,6 +4,7 @@ Pillow may only try the formats named here. Other files that people have are rec
 by name, with what to do about it.
 """
 
+import os
 import re
 import time
 import warnings
@@ -133,6 +134,19 @@ def _found(path: str, use: Callable[[Path], Found]) -> Found:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{name} cannot be read ({reason}); give the path of an image file you may read.") from error
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file begins as a picture of a format that is read, whatever its name; False where it cannot be read."""
+    try:
+        if not os.path.isfile(path):  # noqa: PTH113  (false, too, for impossible names)
+            return False
+        with Path(path).open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return False
+    known = any(re.match(signature, start, re.DOTALL) for signature, _ in SIGNATURES)
+    return known or bool(_brands(start) & (HEIF_BRANDS | AVIF_BRANDS))
 
 
 def read_open(file: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Answers held to a JSON schema: JSON that keeps to it, by an independent validator, or cut at the limit; or refused."""
+"""Answers held to a JSON schema: JSON that keeps to it by an independent validator, or cut at the limit; or refused."""
 
 import json
 import sys
@@ -49,7 +49,8 @@ def test_schemas_as_people_write_them(tiny: VLM, name: str) -> None:
         found += tiny.batch(
             [(None, "Who is it?"), (None, "Where?")], max_tokens=80, temperature=temperature, seed=7, schema=rules
         )
-    assert any([check(each, rules) for each in found])
+    whole = [check(each, rules) for each in found]
+    assert any(whole)
 
 
 def test_a_batch_gives_what_each_gets_alone(tiny: VLM) -> None:
@@ -64,7 +65,7 @@ def test_a_batch_gives_what_each_gets_alone(tiny: VLM) -> None:
 
 
 def write(vlm: VLM, text: str, rng: Random, limit: int = 120) -> str | None:
-    """What a model could write under the text of a schema, None where it is longer: any allowed tokens, endings often."""
+    """What a model could write under the text of a schema, None where it is longer: any tokens, endings often."""
     tokenizer, stop = vlm.tokenizer, vlm.config.eos_token_ids
     made = constraints.constraints_of(tokenizer).constraint(text, vlm.config.text.vocab_size, stop)
     endings = {tokenizer.encode(sign)[0] for sign in ('"', "}", "]", ",")} | set(stop)
@@ -81,11 +82,10 @@ def write(vlm: VLM, text: str, rng: Random, limit: int = 120) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("start", [0, 10_000])
-def test_any_schema(tiny: VLM, start: int) -> None:
+def test_any_schema(tiny: VLM) -> None:
     """Random schemas, and whatever their grammar lets through: valid, or unfinished; or the schema is refused."""
     ended: Counter[str] = Counter()
-    for seed in range(start, start + 200):
+    for seed in range(250):
         rng = Random(seed)
         rules = random_schema(rng)
         try:
@@ -167,7 +167,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("given", "says"), REFUSED, ids=lambda each: str(each)[:40])
 def test_schemas_that_are_refused(given: Any, says: str) -> None:
-    with pytest.raises(OptionError, match="^`schema` ") as raised:
+    with pytest.raises(OptionError, match=r"^`schema` ") as raised:
         Options(schema=given)
     assert says in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 700
     assert raised.value.option == "schema"
@@ -175,7 +175,7 @@ def test_schemas_that_are_refused(given: Any, says: str) -> None:
 
 def test_a_schema_that_becomes_too_large(tiny: VLM) -> None:
     endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"], "additionalProperties": False}
-    with pytest.raises(OptionError, match="`schema` cannot be kept to: .*Too many items"):
+    with pytest.raises(OptionError, match=r"`schema` cannot be kept to: .*Too many items"):
         tiny.generate(None, "Who?", schema=endless)
     assert tiny.generate(None, "Who?", max_tokens=3).token_ids
 

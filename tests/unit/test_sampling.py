@@ -1,4 +1,4 @@
-"""Drawing tokens: what options leave of the logits, against plain arithmetic, and what a sampler knows of its answer."""
+"""Drawing tokens: what options leave of the logits, against plain arithmetic, and what a sampler knows of an answer."""
 
 import math
 from collections import Counter
@@ -73,20 +73,21 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
 
 
 def test_the_penalty_looks_at_the_text_of_the_prompt_and_the_answer(small: VLM) -> None:
-    tokenizer = small.tokenizer
-    logits = mx.zeros((1, 10)) + mx.array([9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0])
-    end = tokenizer.special("<|im_end|>")
-    sampler = Sampler(Options(repetition_penalty=100.0), tokenizer, prompt=[0, 2, end])
-    drawn = [int(sampler(logits).item()) for _ in range(5)]
-    assert drawn == [1, 3, 4, 5, 6]
-    assert sampler._recent is not None and end not in sampler._recent.tolist()[0]
+    """And at no special token of the prompt: those that end turns are in every one."""
+    end = small.tokenizer.special("<|im_end|>")
+    logits = np.zeros((1, len(small.tokenizer)), np.float32)
+    logits[0, [end, 0, 1, 2, 3, 4]] = [9, 8, 7, 6, 5, 4]
+    sampler = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=[0, 2, end])
+    assert [sampler(mx.array(logits)).item() for _ in range(4)] == [end, 1, 3, 4]
 
 
-def test_the_penalty_looks_back_so_far_and_no_further(small: VLM) -> None:
-    old, new = [0], [1] * REPETITION_WINDOW
-    sampler = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=[*old, *new])
-    assert sampler(mx.array([[9.0, 8.0, 7.0]])).item() == 0
-    assert sampler._recent is not None and sampler._recent.shape == (1, REPETITION_WINDOW)
+@pytest.mark.parametrize(("further", "expected"), [(0, 2), (1, 0)])
+def test_the_penalty_looks_back_so_far_and_no_further(small: VLM, further: int, expected: int) -> None:
+    prompt = [0] + [1] * (REPETITION_WINDOW - 1 + further)
+    sampler = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=prompt)
+    assert sampler(mx.array([[9.0, 8.0, 7.0]])).item() == expected
+    short = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=prompt[1:])
+    assert short(mx.array([[9.0, 8.0, 7.0]])).item() == 0
 
 
 def test_log_probabilities_are_those_of_the_raw_logits(small: VLM) -> None:

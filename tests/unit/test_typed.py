@@ -4,6 +4,7 @@ dragged in."""
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fastvlm_mlx.cli.conversation.typed import COMMANDS, parse
 from fastvlm_mlx.errors import PromptError
@@ -15,6 +16,7 @@ NAMES = ["a.png", "b.JPG", "My Photo (1).jpg", "it's.png", "日 本.webp", "noen
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in NAMES:
         (tmp_path / name).touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "IMG 1", "PNG")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     return str(tmp_path)
@@ -38,6 +40,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("~/a.png", "", ["{}/a.png"]),
         ("./a.png ../nowhere.png", "", ["./a.png", "../nowhere.png"]),
         ("{}/a.png\n{}/b.JPG\n", "", ["{}/a.png", "{}/b.JPG"]),
+        # by what the file begins with, where its name does not say
+        ("{}/IMG\\ 1", "", ["{}/IMG 1"]),
+        ("'{}/IMG 1' What is it?", "What is it?", ["{}/IMG 1"]),
+        ("{}/noend", "{}/noend", []),
         # with a question
         ("{}/a.png What is it?", "What is it?", ["{}/a.png"]),
         ("What is it? {}/a.png ", "What is it?", ["{}/a.png"]),

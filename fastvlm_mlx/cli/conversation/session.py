@@ -68,6 +68,8 @@ class Session:
                 return False
             if said.command is not None:
                 getattr(self, f"_{said.command}")(said)
+            elif (meant := typed.BARE.get(said.text.lower())) is not None and self._front.typing and not said.pictures:
+                self._front.note(f"Commands begin with a slash: /{meant}. To ask about the word, put it in quotes.")
             elif said.text or said.pictures:
                 self._image(said)
         except OutOfMemoryError as error:

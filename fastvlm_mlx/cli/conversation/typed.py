@@ -12,7 +12,7 @@ from itertools import islice
 
 from ...errors import ImageError, PromptError, shown
 from ...files import paths
-from ...inputs import folder
+from ...inputs import folder, imagefile
 
 COMMANDS = {
     "image": ("PATH ...", "show pictures, or a folder's, with the next question; or drag them into the line"),
@@ -27,6 +27,7 @@ COMMANDS = {
     "help": ("", "this list"),
     "quit": ("", "leave (also Ctrl-D)"),
 }
+BARE = {"quit": "quit", "exit": "quit", "bye": "quit", "help": "help"}  # lines that are meant as a command
 ALIASES = {"exit": "quit", "q": "quit", "?": "help", "images": "image", "reset": "clear"}
 
 # What ends in one of these is meant as a picture, also where it will be refused, with the reason.
@@ -165,6 +166,8 @@ def _picture_at(line: str, start: int, meant: bool) -> tuple[str | None, int]:
     for raw in dict.fromkeys(word[0] for word in words if word is not None):
         for cut in (raw, raw.rstrip(SENTENCE_END)):
             unquoted = _unquoted(cut)
+            if unquoted.startswith(PLAIN) and imagefile.is_picture(path := paths.find(unquoted)):
+                return path, start + len(cut)
             if unquoted.lower().endswith(PICTURE_SUFFIXES):
                 path = paths.find(unquoted)
                 sure = meant or unquoted.startswith(PLAIN)
