@@ -1,4 +1,4 @@
-"""What is asked, made ready: the pixels of each picture, the prompt in pieces, and how the answer is to be drawn."""
+"""A question made ready, and how its answer is to be drawn: pixels, the prompt in pieces, options."""
 
 import os
 import time
@@ -57,8 +57,8 @@ class Options:
             self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
         ):
             raise OptionError(
-                f"`temperature` is {shown(self.temperature)}, expected 0 (greedy) or a number from {LEAST_TEMPERATURE:g} "
-                f"to {MAX_TEMPERATURE:g}."
+                f"`temperature` is {shown(self.temperature)}, expected 0 (greedy) or a number from "
+                f"{LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}."
             )
         if not is_number(self.top_p) or not LEAST_TOP_P <= self.top_p <= 1:
             raise OptionError(f"`top_p` is {shown(self.top_p)}, expected a number above 0 and up to 1 (everything).")
@@ -69,7 +69,8 @@ class Options:
             and all(is_whole(token) and token >= 0 for token in self.stop_tokens)
         ):
             raise OptionError(
-                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole numbers from 0 on."
+                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole numbers "
+                "from 0 on."
             )
         self._check_filters()
         object.__setattr__(self, "stop", _stop_strings(self.stop))
@@ -155,8 +156,10 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """A question made ready: pixels of each image, the prompt in pieces, how long that took, and digests already
-    known."""
+    """A question made ready: pixels (S, S, 3) of each picture, uint8, and the prompt in pieces.
+
+    `preprocess_seconds` is how long that took. `digests` identify the pictures, where they are known already.
+    """
 
     pixels: list[Pixels]
     pieces: list[Piece]
@@ -165,7 +168,7 @@ class Request:
 
     @property
     def image_tokens(self) -> int:
-        """Positions taken by images."""
+        """The number of positions that pictures take."""
         return sum(len(piece) for piece in self.pieces if isinstance(piece, ImageSlot))
 
     @property
@@ -175,5 +178,5 @@ class Request:
 
     @property
     def prompt_tokens(self) -> int:
-        """Positions taken by everything."""
+        """The number of positions that the whole prompt takes."""
         return sum(map(len, self.pieces))
