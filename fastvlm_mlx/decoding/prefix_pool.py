@@ -97,9 +97,9 @@ class PrefixPool:
         """Keep nothing of a prefix whose computation failed."""
         self._remove(entry)
 
-    def clear(self) -> None:
-        """Forget every prefix that is not in use."""
-        self._entries = [entry for entry in self._entries if entry.in_use]
+    def clear(self, *, in_use: bool = False) -> None:
+        """Forget every prefix that is not in use, or the others too, which must not be given back then."""
+        self._entries = [] if in_use else [entry for entry in self._entries if entry.in_use]
         self.nbytes = 0
 
     def _add(self, entry: Entry) -> None:

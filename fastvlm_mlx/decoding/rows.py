@@ -84,10 +84,14 @@ class Rows:
 
     def close(self, error: Exception) -> None:
         """End everything that waits or is under way with an error that says why, and forget what was kept."""
-        self._unread = False
-        for row in [*self.waiting, *([self.beginning] if self.beginning else []), *self.decoding]:
-            self._end(row, error)
-        self.pool.clear()
+        every = [*self.waiting, *([self.beginning] if self.beginning else []), *self.decoding]
+        self.waiting.clear()
+        self.beginning, self._pieces = None, iter(())
+        self.decoding, self._tokens, self._unread = [], mx.array([], mx.uint32), False
+        self.pool.clear(in_use=True)
+        for row in every:
+            row.entry = None
+            row.emit(error)
 
     @property
     def _newcomer(self) -> bool:
