@@ -90,6 +90,7 @@ def test_download_unpack_load(server: type[Handler], model: Path, data: bytes) -
     assert fastvlm_mlx.load(NAME, dtype="float32").generate(None, "Hi", max_tokens=3).text is not None
 
 
+@pytest.mark.slow
 def test_commands_find_it_by_name(server: type[Handler], run: Run, photo: Path, model: Path) -> None:
     find(NAME, agree=agree)
     cache = {"FASTVLM_CACHE": str(caches.root())}

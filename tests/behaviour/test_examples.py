@@ -50,6 +50,7 @@ def test_with_the_built_in_model(script: str) -> None:
         assert first == 0 and min(others) > 9
 
 
+@pytest.mark.slow
 def test_chinese_with_a_tokenizer_that_lies_apart(apple: Path, tokenizer_files: Path) -> None:
     """The checkpoint has no tokenizer of its own; the one named knows some Chinese, so that fewer tokens than bytes are
     needed."""

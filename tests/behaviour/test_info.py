@@ -209,6 +209,7 @@ LISTS: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LISTS)
 def test_lists_that_are_none(run: Run, ours: Path, case: str) -> None:
     content, says = LISTS[case]
