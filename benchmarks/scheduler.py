@@ -28,7 +28,8 @@ from fastvlm_mlx.diagnostics.random_model import open_random
 import mlx.core as mx  # isort: skip
 
 SIZES = (1, 2, 4, 8, 16)
-WORDS = "what colour is the thing on the left side of the picture and where are the others".split()
+TEXT = "what colour is the thing on the left side of the picture and where are the others"
+WORDS = TEXT.split()
 LONG = 100_000  # tokens that no answer here comes to
 
 

@@ -56,8 +56,8 @@ class Constraint:
         found[self._stop] = self._matcher.is_accepting()
         if not found.any():
             raise OptionError(
-                "`schema` cannot be kept to: the model has no token for what comes next; write that part of it in another "
-                "way."
+                "`schema` cannot be kept to: the model has no token for what comes next; write that part of it in "
+                "another way."
             )
         return found
 

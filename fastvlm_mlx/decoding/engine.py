@@ -213,8 +213,9 @@ class Engine:
         if tokens >= self.context:
             images = sum(turn.images for turn in turns)
             raise PromptError(
-                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for {counted(images, 'image')}, "
-                f"and the model has room for {self.context}; shorten the text or show fewer images."
+                f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for "
+                f"{counted(images, 'image')}, and the model has room for {self.context}; "
+                "shorten the text or show fewer images."
             )
         return pieces
 

@@ -57,8 +57,8 @@ class Options:
             self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE
         ):
             raise OptionError(
-                f"`temperature` is {shown(self.temperature)}, expected 0 (greedy) or a number from {LEAST_TEMPERATURE:g} "
-                f"to {MAX_TEMPERATURE:g}."
+                f"`temperature` is {shown(self.temperature)}, expected 0 (greedy) or a number from "
+                f"{LEAST_TEMPERATURE:g} to {MAX_TEMPERATURE:g}."
             )
         if not is_number(self.top_p) or not LEAST_TOP_P <= self.top_p <= 1:
             raise OptionError(f"`top_p` is {shown(self.top_p)}, expected a number above 0 and up to 1 (everything).")
@@ -69,7 +69,8 @@ class Options:
             and all(is_whole(token) and token >= 0 for token in self.stop_tokens)
         ):
             raise OptionError(
-                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole numbers from 0 on."
+                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole "
+                "numbers from 0 on."
             )
         self._check_filters()
         object.__setattr__(self, "stop", _stop_strings(self.stop))

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_a_command_without_its_slash(capsys: pytest.CaptureFixture[str], line: s
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"bits": 7}, {"bits": 4, "group_size": 48}, {"resolution": 100}])
-def test_arguments_before_a_download(wrong: dict[str, object]) -> None:
+def test_arguments_before_a_download(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError) as raised:
         fastvlm_mlx.load("nobody/nothing", **wrong)
     assert raised.value.option == list(wrong)[-1]
