@@ -134,7 +134,7 @@ def test_dropped_again_and_again_within_a_run(server: type[Handler], model: Path
 
 def test_given_up_kept_and_taken_up_by_the_next_run(server: type[Handler], model: Path, data: bytes) -> None:
     server.script += [drops(300_000), *[drops(0)] * 5]
-    with pytest.raises(HubError, match=r"300,000 bytes of it are kept.*goes on from there"):
+    with pytest.raises(HubError, match=r"300,000 bytes of it are kept.*continues from there"):
         find(NAME, agree=agree)
     assert parts() == {f"{NAME}.zip.part": 300_000, f"{NAME}.zip.part.json": parts()[f"{NAME}.zip.part.json"]}
     assert_nothing()

@@ -68,3 +68,9 @@ def test_an_adapter_in_a_subfolder(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights in it but an adapter in 'lora'"):
         Engine.open(folder)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench"])
+def test_a_missing_picture_before_a_model_is_looked_for(run: Run, command: str) -> None:
+    done = run(command, "--model", "nobody/nothing", "--image", "missing.jpg")
+    assert (done.code, done.err) == (1, "fastvlm-mlx: 'missing.jpg': no such image; check the path.\n")
