@@ -58,8 +58,7 @@ def generate(
     logprobs: Annotated[
         int | None,
         typer.Option(
-            help="How likely each token was, and so many of the likeliest, 0 to 20: in --json, else as a table on "
-            "stderr."
+            help="How likely each token was, and so many of the likeliest, 0 to 20: in --json, or a table on stderr."
         ),
     ] = None,
     system: System = None,

@@ -46,13 +46,13 @@ class Sampler:
         self._keys = options.keys()
         self.logprobs: list[TokenLogprob] = []  # of the accepted tokens, where the options ask for them
         self._likely: deque[tuple[mx.array, ...]] = deque()  # of the tokens drawn and not accepted yet
-        self.recent: mx.array | None = None  # the tokens (1, N) that the repetition penalty looks at
+        self._recent: mx.array | None = None
         if options.repetition_penalty != 1:
             # The signs that end a turn are in every prompt; penalised, an answer would not find its end.
             text = [token for token in prompt if not tokenizer.is_special(token)]
             # Made of numbers alone: another thread may draw, which could compute nothing that is left undone here.
-            self.recent = mx.array([text[-REPETITION_WINDOW:]], mx.uint32)
-        extra = constraint is not None or self.recent is not None or options.logprobs is not None
+            self._recent = mx.array([text[-REPETITION_WINDOW:]], mx.uint32)
+        extra = constraint is not None or self._recent is not None or options.logprobs is not None
         self._greedy = options.temperature == 0 and not extra
 
     @property
@@ -79,14 +79,13 @@ class Sampler:
         if self._constraint is not None:
             allowed = self._constraint.allowed()
             logits = mx.where(mx.array(allowed), logits, -mx.inf)
-        if self.recent is not None:
-            logits = penalised(logits, self.recent, options.repetition_penalty)
+        if self._recent is not None:
+            logits = penalised(logits, self._recent, options.repetition_penalty)
         token = choose(logits, options.temperature, options.top_p, next(self._keys), options.top_k, options.min_p)
-        # What is kept is under way with the token: another thread, which may read it, cannot compute what this one
-        # left.
-        if self.recent is not None:
-            self.recent = mx.concatenate([self.recent, token[None]], axis=-1)[:, -REPETITION_WINDOW:]
-            mx.async_eval(token, self.recent)
+        # What is kept is under way with the token: another thread may read on, and cannot compute what this one left.
+        if self._recent is not None:
+            self._recent = mx.concatenate([self._recent, token[None]], axis=-1)[:, -REPETITION_WINDOW:]
+            mx.async_eval(token, self._recent)
         if options.logprobs is not None:
             likely = likeliest(raw, token, options.logprobs)
             mx.async_eval(token, *likely)

@@ -1,5 +1,4 @@
-"""Answers held to a JSON schema: JSON that keeps to it, by an independent validator, or cut at the limit; or
-refused."""
+"""Answers held to a JSON schema: JSON that keeps to it by an independent validator, or cut at the limit; or refused."""
 
 import json
 import sys
@@ -18,7 +17,7 @@ from fastvlm_mlx.decoding.answer import Answer
 from fastvlm_mlx.decoding.request import Options
 from fastvlm_mlx.decoding.sampling import sampler_of
 
-from .forkserver import Run
+from .conftest import Run
 from .schemas import NAMED, PERSON, Schema, random_schema
 
 pytest.importorskip("llguidance", reason="the extra `schema` is not installed")
@@ -50,7 +49,8 @@ def test_schemas_as_people_write_them(tiny: VLM, name: str) -> None:
         found += tiny.batch(
             [(None, "Who is it?"), (None, "Where?")], max_tokens=80, temperature=temperature, seed=7, schema=rules
         )
-    assert sum(check(each, rules) for each in found)
+    whole = [check(each, rules) for each in found]
+    assert any(whole)
 
 
 def test_a_batch_gives_what_each_gets_alone(tiny: VLM) -> None:
@@ -65,8 +65,7 @@ def test_a_batch_gives_what_each_gets_alone(tiny: VLM) -> None:
 
 
 def write(vlm: VLM, text: str, rng: Random, limit: int = 120) -> str | None:
-    """What a model could write under the text of a schema, None where it is longer: any allowed tokens, endings
-    often."""
+    """What a model could write under the text of a schema, None where it is longer: any tokens, endings often."""
     tokenizer, stop = vlm.tokenizer, vlm.config.eos_token_ids
     made = constraints.constraints_of(tokenizer).constraint(text, vlm.config.text.vocab_size, stop)
     endings = {tokenizer.encode(sign)[0] for sign in ('"', "}", "]", ",")} | set(stop)
@@ -83,11 +82,10 @@ def write(vlm: VLM, text: str, rng: Random, limit: int = 120) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("start", [0, 10_000])
-def test_any_schema(tiny: VLM, start: int) -> None:
+def test_any_schema(tiny: VLM) -> None:
     """Random schemas, and whatever their grammar lets through: valid, or unfinished; or the schema is refused."""
     ended: Counter[str] = Counter()
-    for seed in range(start, start + 200):
+    for seed in range(250):
         rng = Random(seed)
         rules = random_schema(rng)
         try:
@@ -225,7 +223,6 @@ def test_other_options_beside_a_schema(tiny: VLM) -> None:
         answer = tiny.generate(None, "Who?", **drawing, **options)
         check(answer, PERSON)
         if "logprobs" in options:  # the model's own, not those of what the schema leaves
-            assert answer.logprobs is not None
             assert [token.id for token in answer.logprobs] == answer.token_ids
             assert any(token.id not in [other.id for other in token.top_logprobs] for token in answer.logprobs)
 
@@ -246,7 +243,7 @@ def test_a_conversation_goes_on_behind_json(tiny: VLM, tmp_path: Path) -> None:
 
 def test_a_schema_is_built_once(tiny: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
-    new = schema.new_matcher
+    new = constraints.new_matcher
     monkeypatch.setattr(constraints, "new_matcher", lambda *args: built.append(args) or new(*args))
     rules = {"enum": ["built", "once"]}
     assert constraints.constraints_of(tiny.tokenizer) is constraints.constraints_of(tiny.tokenizer)

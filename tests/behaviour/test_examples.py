@@ -22,7 +22,7 @@ def run(script: str, *args: object) -> str:
 
 
 def test_all_are_here() -> None:
-    assert SCRIPTS == ["chinese.py", "compare.py", "describe.py", "page.py", "questions.py"]
+    assert SCRIPTS == ["chinese.py", "choices.py", "compare.py", "describe.py", "fields.py", "page.py", "questions.py"]
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir() if path.is_file()) < 400_000
 
 
@@ -37,7 +37,14 @@ def test_with_a_model_and_a_picture_of_ones_own(apple: Path, script: str) -> Non
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_with_the_built_in_model(script: str) -> None:
     lines = run(script).splitlines()
-    assert len(lines) >= {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3}[script]
+    least = {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3, "fields.py": 3}
+    assert len(lines) >= {**least, "choices.py": 3}[script]
+    if script == "choices.py":
+        assert lines[0].startswith("No ") and sum(float(line.split()[-1][:-1]) for line in lines) == pytest.approx(
+            100, abs=0.01
+        )
+    if script == "fields.py":
+        assert [line.partition(":")[0] for line in lines] == ["shape", "colour", "how many"]
     if script == "compare.py":  # the same questions of every view, then of all three together
         assert [line for line in lines if not line.startswith("  ")][:3] == [
             "part-front.png",

@@ -1,9 +1,7 @@
-"""Drawing tokens: what options leave of the logits, against plain arithmetic, and what a sampler knows of its
-answer."""
+"""Drawing tokens: what options leave of the logits, against plain arithmetic, and what a sampler knows of an answer."""
 
 import math
 from collections import Counter
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -42,7 +40,7 @@ def kept(temperature: float, top_p: float, top_k: int, min_p: float) -> set[int]
 def test_what_may_be_drawn(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
     expected = kept(temperature, top_p, top_k, min_p)
     many = mx.broadcast_to(mx.array(LOGITS), (DRAWS, LOGITS.size))
-    drawn = Counter(np.array(choose(many, temperature, top_p, mx.random.key(0), top_k, min_p)).tolist())
+    drawn = Counter(choose(many, temperature, top_p, mx.random.key(0), top_k, min_p).tolist())
     assert set(drawn) <= expected
     chances = {token: math.exp(LOGITS[0, token] / temperature) for token in expected}
     for token, chance in chances.items():
@@ -74,25 +72,22 @@ def test_the_repetition_penalty_is_that_of_transformers() -> None:
     assert np.allclose(np.array(ours), theirs.numpy(), atol=1e-6)
 
 
-def id_of(token: mx.array) -> int:
-    return int(np.array(token)[0])
-
-
 def test_the_penalty_looks_at_the_text_of_the_prompt_and_the_answer(small: VLM) -> None:
-    tokenizer = small.tokenizer
-    logits = mx.zeros((1, 10)) + mx.array([9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0])
-    end = tokenizer.special("<|im_end|>")
-    sampler = Sampler(Options(repetition_penalty=100.0), tokenizer, prompt=[0, 2, end])
-    drawn = [id_of(sampler(logits)) for _ in range(5)]
-    assert drawn == [1, 3, 4, 5, 6]
-    assert sampler.recent is not None and end not in np.array(sampler.recent)[0]
+    """And at no special token of the prompt: those that end turns are in every one."""
+    end = small.tokenizer.special("<|im_end|>")
+    logits = np.zeros((1, len(small.tokenizer)), np.float32)
+    logits[0, [end, 0, 1, 2, 3, 4]] = [9, 8, 7, 6, 5, 4]
+    sampler = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=[0, 2, end])
+    assert [sampler(mx.array(logits)).item() for _ in range(4)] == [end, 1, 3, 4]
 
 
-def test_the_penalty_looks_back_so_far_and_no_further(small: VLM) -> None:
-    old, new = [0], [1] * REPETITION_WINDOW
-    sampler = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=[*old, *new])
-    assert sampler(mx.array([[9.0, 8.0, 7.0]])).item() == 0
-    assert sampler.recent is not None and sampler.recent.shape == (1, REPETITION_WINDOW)
+@pytest.mark.parametrize(("further", "expected"), [(0, 2), (1, 0)])
+def test_the_penalty_looks_back_so_far_and_no_further(small: VLM, further: int, expected: int) -> None:
+    prompt = [0] + [1] * (REPETITION_WINDOW - 1 + further)
+    sampler = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=prompt)
+    assert sampler(mx.array([[9.0, 8.0, 7.0]])).item() == expected
+    short = Sampler(Options(repetition_penalty=100.0), small.tokenizer, prompt=prompt[1:])
+    assert short(mx.array([[9.0, 8.0, 7.0]])).item() == 0
 
 
 def test_log_probabilities_are_those_of_the_raw_logits(small: VLM) -> None:
@@ -101,7 +96,7 @@ def test_log_probabilities_are_those_of_the_raw_logits(small: VLM) -> None:
     sampler = Sampler(options, small.tokenizer, prompt=[1, 2, 3])
     tokens = [sampler(mx.array(LOGITS)) for _ in range(3)]  # one behind the other, none read yet
     for token in tokens:
-        sampler.accept(id_of(token))
+        sampler.accept(int(token.item()))
     assert [found.id for found in sampler.logprobs] == [token.item() for token in tokens]
     for found in sampler.logprobs:
         assert found.logprob == pytest.approx(expected[found.id], abs=1e-5)
@@ -143,10 +138,9 @@ def test_what_is_out_of_range(options: dict[str, object]) -> None:
 
 
 def test_numpy_s_numbers_are_numbers() -> None:
-    numbers: dict[str, Any] = {
-        "top_k": np.int64(5), "min_p": np.float32(0.5), "repetition_penalty": np.float64(1.5), "logprobs": np.uint8(3)
-    }  # fmt: skip
-    options = Options(stop=["x"], **numbers)
+    options = Options(
+        top_k=np.int64(5), min_p=np.float32(0.5), repetition_penalty=np.float64(1.5), logprobs=np.uint8(3), stop=["x"]
+    )  # type: ignore[arg-type]
     assert options == Options(top_k=5, min_p=0.5, repetition_penalty=1.5, logprobs=3, stop="x")
     assert {type(options.top_k), type(options.logprobs)} == {int}
     assert {type(options.min_p), type(options.repetition_penalty)} == {float}
