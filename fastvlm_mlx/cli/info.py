@@ -57,7 +57,8 @@ def info(
     if model is None:
         if verify or tokenizer_path or resolution:
             raise OptionError(
-                "--verify, --tokenizer-path and --resolution need a model; give one, as in 'fastvlm-mlx info FOLDER --verify'."
+                "--verify, --tokenizer-path and --resolution need a model; give one, as in 'fastvlm-mlx info FOLDER "
+                "--verify'."
             )
         here = machine_info()
         _print(here.lines(), here.to_dict() if as_json else None)
