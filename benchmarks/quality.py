@@ -85,9 +85,9 @@ def chart(qualities: Sequence[Quality]) -> str:
     )
 
 
-def named(quality: Quality) -> str:
+def named(model: Quality) -> str:
     """A model's name with how often it is right, where that was asked."""
-    return quality.name if quality.accuracy is None else f"{quality.name}: {100 * quality.accuracy:.1f} % right"
+    return model.name if model.accuracy is None else f"{model.name}: {100 * model.accuracy:.1f} % right"
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ MLX_VLM_TOWER = "vision_tower.vision_model."
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 COUNTER = "a counter of training steps"
-ROTARY = "positions that are worked out anew from rope_theta"
+ROTARY = "positions, which are computed from rope_theta"
 NEWLINE = "the mark between rows of tiles, which a single view of a picture has no use for"
 POOLED_HEAD = "the pooled head of image-text pre-training, which FastVLM does not use"
 

@@ -71,7 +71,7 @@ class Chain:
         if foreign := outside([token for run in runs for token in run], vocabulary):
             raise PromptError(
                 f"The examples hold the token {listed(foreign)}, and this model has those from 0 to {vocabulary - 1}: "
-                "they were made for another model; make them anew."
+                "they were made for another model; make them again with this one."
             )
         self.batches = list(_batches(examples.items))
         self.steps = list(_joined(self._steps(), layers))

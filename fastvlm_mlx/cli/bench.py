@@ -96,10 +96,10 @@ def bench(
     check_dtype(dtype)
     for size in resolution or ():
         check_resolution(size)
+    pictures: list[Source] = pictures_named(image) or [benches.made_photo(seed=number) for number in range(images)]
     names = model or ([] if random else [os.environ.get("FASTVLM_MODEL", DEFAULT_MODEL)])
     engines = [Engine.open(name, agree=agree_to_download(yes)) for name in names]
     engines += [Engine(open_random(name, layers)) for name in random or []]
-    pictures: list[Source] = pictures_named(image) or [benches.made_photo(seed=number) for number in range(images)]
     results = benches.measure_all(
         engines, pictures, resolutions=resolution or (), prompt=prompt, bits=bits,
         dtype=dtype,  # type: ignore[arg-type]  # checked there

@@ -61,8 +61,10 @@ def chat(
     resolution: Resolution = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
-    load: Annotated[str | None, typer.Option(help="Take up a conversation that /save has written.")] = None,
-    plain: Annotated[bool, typer.Option("--plain", help="Show answers as they are, Markdown not rendered.")] = False,
+    load: Annotated[str | None, typer.Option(help="Continue a conversation that /save has written.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Print answers as they are, without rendering Markdown.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Talk about pictures.

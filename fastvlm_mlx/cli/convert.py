@@ -56,7 +56,7 @@ def convert(
     """Convert a checkpoint, once, into a folder that loads faster.
 
     Everything constant is folded (batch norms, layer scales, branches) and laid out for speed. The result is written
-    whole or not at all. With --recipe, --bits or --mode it is quantised as well, as 'fastvlm-mlx quantize' does.
+    atomically. With --recipe, --bits or --mode it is quantised as well, as 'fastvlm-mlx quantize' does.
 
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
     """

@@ -15,14 +15,14 @@ def download(
         ),
     ] = DEFAULT_MODEL,
     revision: Annotated[
-        str | None, typer.Option(help="A branch, tag or commit instead of the newest; use it by the folder printed.")
+        str | None, typer.Option(help="A branch, tag or commit instead of the newest; use it by the printed folder.")
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="The SHA-256 that an archive has to have.")] = None,
     yes: Yes = False,
 ) -> None:
-    """Fetch a model, so that later runs work offline.
+    """Download a model, so that later runs work offline.
 
-    Prints the folder it is in. What is interrupted goes on from there the next time. A private model needs HF_TOKEN, or
+    Prints the folder it is in. An interrupted download continues where it stopped. A private model needs HF_TOKEN, or
     'hf auth login'. Archives come from Apple, or from the address in FASTVLM_ARCHIVES, and are kept in FASTVLM_CACHE.
 
     Example: fastvlm-mlx download apple/FastVLM-0.5B

@@ -73,7 +73,7 @@ def _explain(error: BaseException) -> int:
     elif (sentence := address_space.explained(error) or failures.of_mlx(error)) is not None:
         say(sentence)
     else:
-        say(f"An error of its own, {type(error).__name__} ({str(error) or 'no message'}); {REPORT}.")
+        say(f"This is an error in fastvlm-mlx: {type(error).__name__} ({str(error) or 'no message'}); {REPORT}.")
     return 1
 
 

@@ -33,7 +33,7 @@ def info(
 ) -> None:
     """Describe a model and the memory it takes, or without MODEL this machine and what is kept on it.
 
-    Weights are not read (but for --verify), and nothing is fetched.
+    Weights are read only with --verify, and nothing is downloaded.
 
     Example: fastvlm-mlx info fastvlm-0.5b
     """
@@ -56,7 +56,10 @@ def info(
         return
     if model is None:
         if verify or tokenizer_path or resolution:
-            raise OptionError("There is no model to look at; give one, as in 'fastvlm-mlx info FOLDER --verify'.")
+            raise OptionError(
+                "--verify, --tokenizer-path and --resolution need a model; give one, as in 'fastvlm-mlx info FOLDER "
+                "--verify'."
+            )
         here = machine_info()
         _print(here.lines(), here.to_dict() if as_json else None)
         return

@@ -1,5 +1,6 @@
 """Options that several commands share, and what is done with them."""
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,13 +145,18 @@ def pictures_named(images: Sequence[str] | None, *, stdin_is_free: bool = True) 
 
     Raises ImageError, and OptionError where stdin is taken by something else.
     """
+    from ..files import paths
     from ..inputs import folder
-    from ..inputs.imagefile import read_open
+    from ..inputs.imagefile import read, read_open
 
     found: list[Source] = []
     for image in images or []:
         if image != STDIN:
-            found += folder.pictures(image)
+            named = folder.pictures(image)
+            for path in named:
+                if not os.path.exists(paths.find(path)):  # noqa: PTH110  (false for impossible names)
+                    read(path)  # raises the sentence about it, before a model is looked for
+            found += named
         elif not stdin_is_free:
             raise OptionError(
                 "--image - takes the picture from stdin, which something else is read from; give the path of a file."

@@ -65,7 +65,7 @@ def run(
         except KeyboardInterrupt:
             state = pipeline.state_file(target)
             if state.exists():
-                note(f"Interrupted; what was found is kept in {state}, and the same command goes on from there.")
+                note(f"Interrupted; what was found is kept in {state}, and the same command continues from there.")
             raise
     for line in result.lines():
         print(line, file=sys.stderr)

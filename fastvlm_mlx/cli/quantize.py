@@ -36,8 +36,7 @@ def quantize(
 ) -> None:
     """Write a model with fewer bits per weight.
 
-    Without options: the recipe 4bit. An interrupted calibration goes on where it was when the same command is given
-    again.
+    Without options, the recipe is 4bit. An interrupted calibration continues when the same command is given again.
 
     Example: fastvlm-mlx quantize fastvlm-0.5b --out fastvlm-0.5b-4bit --recipe mixed --pictures photos --report
     """

@@ -31,7 +31,7 @@ def without_collector() -> Iterator[None]:
     gc.disable()
     try:
         yield
-        gc.freeze()  # and it need not be looked through later
+        gc.freeze()  # what was imported is never searched for garbage
     finally:
         gc.enable()
 

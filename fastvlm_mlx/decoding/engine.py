@@ -214,8 +214,8 @@ class Engine:
             images = sum(turn.images for turn in turns)
             raise PromptError(
                 f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for "
-                f"{counted(images, 'image')}, and the model has room for {self.context}; shorten the text or "
-                "show fewer images."
+                f"{counted(images, 'image')}, and the model has room for {self.context}; "
+                "shorten the text or show fewer images."
             )
         return pieces
 

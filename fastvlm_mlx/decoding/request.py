@@ -69,8 +69,8 @@ class Options:
             and all(is_whole(token) and token >= 0 for token in self.stop_tokens)
         ):
             raise OptionError(
-                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole numbers "
-                "from 0 on."
+                f"`stop_tokens` is {shown(self.stop_tokens)}, expected a list or tuple of token ids, whole "
+                "numbers from 0 on."
             )
         self._check_filters()
         object.__setattr__(self, "stop", _stop_strings(self.stop))

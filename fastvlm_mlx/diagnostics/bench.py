@@ -80,7 +80,7 @@ def measure(
     reset_peak_memory()
     taken: list[Stats] = []
     for number in range(warmup + rounds):
-        engine.images.clear()  # every round looks at its pictures anew
+        engine.images.clear()  # every round encodes its pictures again
         stats = _answer(engine, images, prompt, options)
         if number >= warmup:
             taken.append(stats)

@@ -20,7 +20,7 @@ from ..version import __version__
 
 MEASURED = ("mlx", "numpy", "pillow", "tokenizers")  # the libraries that figures depend on
 LIBRARIES = (*MEASURED, "huggingface_hub")
-Lines = list[tuple[str, str]]  # of a table for people: what, and how much
+Lines = list[tuple[str, str]]  # rows of a table: name and value
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import unicodedata
 from ..errors import OptionError, shown
 
 FILE_ADDRESS = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)  # one of this machine
-MAX_PATH_CHARS = 4096  # of a path that is looked for in other spellings
+MAX_PATH_CHARS = 4096  # characters of a path that is searched in other spellings
 # macOS keeps a file's attributes in a file whose name begins so, on disks (exFAT, a network's) that cannot hold them.
 COMPANION = "._"
 

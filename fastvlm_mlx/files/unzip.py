@@ -87,7 +87,7 @@ def unpack(contents: Contents, folder: Path, progress: Progress | None = None) -
                         progress(done, contents.nbytes)
             if left:
                 raise CheckpointError(
-                    f"{contents.path}: {shown(name)} is not as long as it is said to be; fetch it again.",
+                    f"{contents.path}: {shown(name)} does not have the size that its entry states; fetch it again.",
                     path=contents.path,
                 )
             sums[name] = digest.hexdigest()

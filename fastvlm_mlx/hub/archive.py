@@ -46,7 +46,7 @@ def find(name: str, agree: Agree | None = None, *, cached_only: bool = False, sh
         raise HubError(f"{folder} is there but holds no model; remove it and fetch the archive again.", path=folder)
     if cached_only:
         raise HubError(
-            f"{name!r}: no such folder, and not in our cache; fetch it first: fastvlm-mlx download {folder.name}"
+            f"{name!r}: no such folder, and not in our cache; download it first: fastvlm-mlx download {folder.name}"
         )
     archive = caches.root() / "archives" / f"{folder.name}.zip"
     url = f"{(os.environ.get('FASTVLM_ARCHIVES') or ARCHIVES_URL).rstrip('/')}/{archive.name}"

@@ -43,7 +43,7 @@ def find(name: str, revision: str | None, agree: Agree | None, cached_only: bool
         pass
     if cached_only:
         raise HubError(
-            f"{name!r}: no such folder, and not in the local cache; fetch it first: fastvlm-mlx download {name}"
+            f"{name!r}: no such folder, and not in the local cache; download it first: fastvlm-mlx download {name}"
         )
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=30)

@@ -74,7 +74,7 @@ def size_of(url: str) -> int | None:
 def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
     """Download a file to `path`, continuing where an earlier run stopped.
 
-    `progress` is called with the bytes received and the bytes in all. Raises HubError where the file cannot be had or
+    `progress` is called with the bytes received and the bytes in all. Raises HubError where the file cannot be read or
     the connection keeps breaking; received bytes are kept then.
     """
     part = path.with_name(path.name + ".part")
@@ -87,7 +87,7 @@ def fetch(url: str, path: Path, progress: Progress | None = None) -> None:
             elif failures == len(WAIT_SECONDS):
                 raise HubError(
                     f"The download of {url} keeps being interrupted ({reason}); {have:,} bytes of it are kept. Check "
-                    "the connection and try again, it goes on from there."
+                    "the connection and try again; it continues from there."
                 )
             else:
                 time.sleep(WAIT_SECONDS[failures])
@@ -216,7 +216,7 @@ def _check_room(url: str, part: Path, start: int, size: int | None) -> None:
     if size is None:
         return
     if size > MAX_DOWNLOAD_BYTES:
-        raise HubError(f"{url} is said to take {size:,} bytes, more than any FastVLM; check the address.")
+        raise HubError(f"{url} has {size:,} bytes, more than any FastVLM; check the address.")
     free = shutil.disk_usage(part.parent).free
     if size - start > free:
         raise HubError(
@@ -246,7 +246,7 @@ def _request(url: str, method: str, headers: dict[str, str]) -> Any:
                 raise _Unsatisfiable from error
             if error.code in (408, 429) or error.code >= 500:
                 raise Interrupted(f"HTTP {error.code}") from error
-            raise HubError(f"{first} cannot be had (HTTP {error.code}); check the name.") from error
+            raise HubError(f"{first} cannot be downloaded (HTTP {error.code}); check the name.") from error
         except (URLError, OSError, http.client.HTTPException, ValueError) as error:
             raise Interrupted(_reason(error)) from error
     raise HubError(f"{first} leads from one address to the next without end; check it.")

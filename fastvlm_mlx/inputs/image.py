@@ -24,7 +24,7 @@ from .imagefile import MAX_PIXELS
 STRIP_PIXELS = 1 << 22  # pixels converted or resized at a time
 SLIM_RATIO = 4  # height over width from which a padded picture is mostly black
 
-MAX_INVISIBLE_ALPHA = 3  # greatest alpha of what nobody has seen
+MAX_INVISIBLE_ALPHA = 3  # greatest alpha that counts as invisible
 FAINT_SHARE = 0.9  # of a drawing's pixels
 FAINT_LEVELS = 32  # levels of difference from the ground that nothing is told by
 
@@ -186,7 +186,7 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
         and alphas[1] > FAINT_LEVELS
         and (darkest >= 255 - FAINT_LEVELS or (lines and faint >= FAINT_SHARE * drawn))
     ):
-        warn(f"{name} is white on transparency; it is shown on black.")
+        warn(f"{name} is white on transparency; it is composed on black.")
         return _strip_by_strip(image, lambda strip: _composed(convert(strip).convert("RGBA"), "black"))
     return white
 

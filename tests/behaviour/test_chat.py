@@ -44,6 +44,7 @@ def from_scratch(vlm: VLM, chat: Chat, prompt: str, pictures: list[np.ndarray], 
     ).token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(16))
 def test_random_conversations(small: VLM, tmp_path: Path, seed: int) -> None:
     """Text, one or several images, an image added later, turns undone or edited, the system prompt changed, answers cut
@@ -291,6 +292,7 @@ def test_what_is_wrong_with_a_transcript_is_said_and_changes_nothing(small: VLM,
         chat.save(tmp_path / "no" / "such" / "folder.json")
 
 
+@pytest.mark.slow
 def test_too_long_a_question_leaves_the_conversation_as_it_was(small: VLM) -> None:
     chat = small.chat()
     chat.ask("What is it?", PICTURES[0], max_tokens=3)
@@ -453,6 +455,7 @@ def test_a_change_amid_an_answer_ends_it(small: VLM, change: object) -> None:
         assert chat.ask("Why?", max_tokens=5).token_ids == expected
 
 
+@pytest.mark.slow
 def test_a_full_context_is_cleared_from_the_oldest_words_on_and_keeps_its_pictures(small: VLM) -> None:
     chat = small.chat(system="Be brief.")
     chat.ask("What is it? " * 8, PICTURES[0], max_tokens=4)
@@ -530,6 +533,7 @@ def test_more_pictures_than_fit_leave_the_latest(small: VLM) -> None:
         chat.crowded_out("And these?", 300)
 
 
+@pytest.mark.slow
 def test_a_question_too_long_by_itself_leaves_nothing_out(small: VLM) -> None:
     chat = small.chat()
     chat.ask("What is it?", PICTURES[0], max_tokens=3)
@@ -548,6 +552,7 @@ def test_the_same_seed_draws_the_same_conversation(small: VLM) -> None:
     assert talk(3) == talk(3) != talk(4)
 
 
+@pytest.mark.slow
 def test_corrupt_transcripts(small: VLM, tmp_path: Path) -> None:
     """Hundreds of damages, of bytes and of values: each is refused with a sentence, or is none; the conversation goes
     on."""
@@ -606,6 +611,7 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(value)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_follow_ups(capsys: pytest.CaptureFixture[str]) -> None:
     """It runs, and starts both from the same caches (which it checks itself); what it prints is for people to judge."""
     from benchmarks import followup

@@ -51,6 +51,7 @@ def test_the_last_line_may_lack_its_end_and_stdin_may_be_empty(run: Run, small: 
     assert (done.code, done.out, done.err) == (0, b"", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -93,6 +94,7 @@ def test_a_mistake_is_one_sentence_and_the_conversation_goes_on(
     )
 
 
+@pytest.mark.slow
 def test_no_line_ends_the_conversation(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
     """Commands and scraps of paths, quotes and signs, thrown together."""
     rng = random.Random(5)
@@ -162,6 +164,7 @@ def test_commands(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path
         assert refused.code == 1 and "more than the 1 allowed" in refused.err
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_conversation_retries_included(run: Run, model: Path, photo: Path) -> None:
     def outcome(seed: int) -> bytes:
         drawn = ("--temperature", 1, "--seed", seed, *EXACT, "-i", photo)
@@ -170,6 +173,7 @@ def test_the_same_seed_gives_the_same_conversation_retries_included(run: Run, mo
     assert outcome(1) == outcome(1) != outcome(2)
 
 
+@pytest.mark.slow
 def test_near_its_limit_it_says_what_goes_and_keeps_the_rest(run: Run, small: VLM, model: Path, photo: Path) -> None:
     question = "What is on the table? A red circle and a blue square? " * 5
     count = 14
@@ -187,6 +191,7 @@ def test_near_its_limit_it_says_what_goes_and_keeps_the_rest(run: Run, small: VL
     assert chat.left_out.exchanges > 0 and chat.left_out.pictures == 0
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_a_chat_without_a_terminal(model: Path, photo: Path) -> None:
     command = [sys.executable, "-m", "fastvlm_mlx", "chat", "-m", str(model), "-i", str(photo), "--max-tokens", "900"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -231,6 +236,7 @@ def test_corrupt_transcripts_one_after_the_other(
     assert done.err.count("fastvlm-mlx: ") == done.err.count("\n") == 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -307,6 +313,7 @@ def test_the_clipboard(monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
 SCREENSHOT = "Screenshot 2026-01-05 at 3.45.12\u202fPM.png"
 
 
+@pytest.mark.slow
 def test_a_screenshot_as_macos_names_it(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
     """Dragged in, spaces are escaped and U+202F is not; typed, there is a plain space."""
     path = tmp_path / SCREENSHOT
@@ -318,6 +325,7 @@ def test_a_screenshot_as_macos_names_it(run: Run, small: VLM, model: Path, photo
         assert (done.code, done.err, done.out) == (0, "", expected), typed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [
@@ -344,6 +352,7 @@ def test_a_web_address_is_refused_and_never_answered(run: Run, model: Path, line
     assert "is an address, and nothing is fetched" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line", ['Does it say "https://example.org"?', "What does https:// mean?", "Is it 'www.example.org/a'?"]
 )
@@ -351,6 +360,7 @@ def test_an_address_that_is_text(run: Run, small: VLM, model: Path, line: str) -
     assert talk(run, model, line).out == answers(small, (line, []))
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_pattern_in_the_chat(run: Run, small: VLM, model: Path, photo: Path, tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "._a.png", "notes.txt"):
         (tmp_path / name).write_bytes(photo.read_bytes())

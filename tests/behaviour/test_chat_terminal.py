@@ -15,6 +15,8 @@ from fastvlm_mlx import VLM, load
 from fastvlm_mlx.cli.conversation.typed import COMMANDS
 from fastvlm_mlx.cli.messages import printable
 
+pytestmark = pytest.mark.slow
+
 SHAPES, SIGN = (Path(__file__).parents[2] / "examples" / name for name in ("shapes.png", "sign.png"))
 CTRL_C, CTRL_D, UP, PASTE, PASTE_END = "\x03", "\x04", "\x1b[A", "\x1b[200~", "\x1b[201~"
 READY = r"([\d,]+) of ([\d,]+) tokens \(\d+%\)"  # stands beside the line, or in a dumb terminal above it
@@ -93,7 +95,6 @@ def test_questions_and_answers(chat: Open, tiny: VLM) -> None:
     assert screen.leave() == 0
 
 
-@pytest.mark.slow
 def test_completion_history_and_dragging(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     text = tiny.generate(SIGN, "What does the text say?").text
     picture = tmp_path / "my sign (1).png"
@@ -102,10 +103,10 @@ def test_completion_history_and_dragging(chat: Open, tiny: VLM, tmp_path: Path) 
     screen.says("/st\t", "pictures kept: 0")
     screen.says("/image my\t", "1 picture, 9 tokens")
     screen.says("What does the text say?", re.escape(text))
-    screen.says("/clear", "begins anew")
+    screen.says("/clear", "starts over")
     escaped = re.sub(r"([ ()])", r"\\\1", str(picture))
     screen.says(f"{PASTE}{escaped} {PASTE_END}What does the text say?", re.escape(text))
-    screen.says("/clear", "begins anew")
+    screen.says("/clear", "starts over")
     screen.says(f"What does the text say? '{picture}'", re.escape(text))
     assert screen.leave("/quit\r") == 0
     again = chat("-m", "tiny", "-i", SIGN)
@@ -120,7 +121,6 @@ def fresh(small: VLM, photo: Path) -> list[str]:
     return [small.chat().ask(question, photo, max_tokens=250).text for question in ("What is it?", "And now?")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("term", "plain"), [("xterm-256color", True), ("xterm-256color", False), ("dumb", True)])
 def test_an_answer_stopped_is_as_if_never_begun(
     chat: Open, fresh: list[str], model: Path, photo: Path, tmp_path: Path, term: str, plain: bool
@@ -154,7 +154,6 @@ def test_a_dumb_terminal_is_sent_plain_lines(chat: Open, tiny: VLM) -> None:
     assert screen.leave() == 0
 
 
-@pytest.mark.slow
 def test_every_command(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     def text(question: str, *pictures: Path, system: str | None = None) -> str:
         return re.escape(tiny.generate(list(pictures), question, system=system).text)
@@ -172,7 +171,7 @@ def test_every_command(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     screen.says("/retry 0.5", READY)
     screen.says("/retry warm", "takes a temperature")
     screen.says("/save talk", "1 question saved in talk")
-    screen.says("/clear", "begins anew")
+    screen.says("/clear", "starts over")
     screen.says("/undo", "nothing to undo")
     screen.says("/load talk", "1 question about 1 picture")
     screen.says("/undo", "its picture waits")
@@ -188,7 +187,6 @@ def test_every_command(chat: Open, tiny: VLM, tmp_path: Path) -> None:
     assert screen.leave("/exit\r") == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("", ""), (PASTE, PASTE_END)])
 def test_a_very_long_paste(chat: Open, tiny: VLM, before: str, after: str) -> None:
     text = tiny.generate(SHAPES, "How many shapes are there?").text

@@ -44,6 +44,7 @@ def test_generate_prints_the_answer_and_nothing_else(apple: Path, picture: Path)
     assert done.stdout.decode() == expected + "\n"
 
 
+@pytest.mark.slow
 def test_apples_option_names(apple: Path, picture: Path) -> None:
     plain = run(
         "generate",
@@ -79,6 +80,7 @@ def test_json_has_every_key(apple: Path, picture: Path) -> None:
     assert answer["model"] == str(apple)
 
 
+@pytest.mark.slow
 def test_a_prompt_from_stdin(apple: Path, picture: Path) -> None:
     question = "图里有什么？\nAnd what else? 😀"
     typed = run("generate", "-m", apple, "-i", picture, "-p", question, "--max-tokens", 6)
@@ -87,15 +89,18 @@ def test_a_prompt_from_stdin(apple: Path, picture: Path) -> None:
     assert typed.stdout == piped.stdout
 
 
+@pytest.mark.slow
 def test_the_model_from_the_environment(apple: Path, picture: Path) -> None:
     assert run("generate", "-i", picture, "--max-tokens", 2, FASTVLM_MODEL=str(apple)).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--bits", "8"], ["--load-8bit"]])
 def test_bits(apple: Path, picture: Path, flags: list[str]) -> None:
     assert run("generate", "-m", apple, "-i", picture, "--max-tokens", 2, *flags).returncode == 0
 
 
+@pytest.mark.slow
 def test_tokenizer_from_another_folder(apple: Path, picture: Path, tokenizer_files: Path) -> None:
     whole = run("generate", "-m", apple, "-i", picture, "--max-tokens", 6)
     for name in ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"):
@@ -106,6 +111,7 @@ def test_tokenizer_from_another_folder(apple: Path, picture: Path, tokenizer_fil
     assert (given.returncode, given.stdout) == (0, whole.stdout)
 
 
+@pytest.mark.slow
 def test_convert_then_generate(apple: Path, picture: Path, tmp_path: Path) -> None:
     done = run("convert", apple, "--out", tmp_path / "ours", "--dtype", "float32")
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
@@ -114,6 +120,7 @@ def test_convert_then_generate(apple: Path, picture: Path, tmp_path: Path) -> No
     assert answers[0] == answers[1] != b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -133,6 +140,7 @@ def test_mistakes_get_one_sentence_before_any_weights_are_read(
     assert says in message and message.count("\n") == 1 and "Traceback" not in message
 
 
+@pytest.mark.slow
 def test_a_picture_is_checked_before_the_weights(apple: Path, tmp_path: Path) -> None:
     """The weights hold a value that is no number, which reading them reveals; the picture is complained of first."""
     weights = checkpoint.read(apple)
@@ -144,6 +152,7 @@ def test_a_picture_is_checked_before_the_weights(apple: Path, tmp_path: Path) ->
     assert done.returncode == 1 and b"is empty" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "value"), [("--bits", 7), ("--dtype", "int8"), ("--max-tokens", 0), ("--top-p", 2)])
 def test_an_option_out_of_range_is_found_before_the_model_is_looked_for(option: str, value: object) -> None:
     done = run("generate", "-m", "no-such/model", option, value)
@@ -155,6 +164,7 @@ def test_opening_a_checkpoint_reads_no_weights(apple: Path, monkeypatch: pytest.
     Engine.open(str(apple)).prepare(None, "Hi")
 
 
+@pytest.mark.slow
 def test_a_model_that_is_nowhere(picture: Path) -> None:
     done = run("generate", "-m", "no/such/folder", "-i", picture)
     assert done.returncode == 1 and b"no such folder, and not a Hub name" in done.stderr
@@ -173,6 +183,7 @@ def test_wrong_usage_is_exit_code_2() -> None:
     assert run("no-such-command").returncode == 2
 
 
+@pytest.mark.slow
 def test_info(apple: Path) -> None:
     assert b"BLAS" in run("info").stdout
     done = run("info", apple)
@@ -184,6 +195,7 @@ def test_the_built_in_model_is_ours(tmp_path: Path) -> None:
     assert done.returncode == 0 and b" mit, see " in done.stdout and b"apple-amlr" not in done.stdout
 
 
+@pytest.mark.slow
 def test_an_answer_cut_by_its_limit_says_so(apple: Path, picture: Path) -> None:
     cut = run("generate", "-m", apple, "-p", "Hi", "--max-tokens", 1)
     assert cut.stderr.decode() == (
@@ -193,6 +205,7 @@ def test_an_answer_cut_by_its_limit_says_so(apple: Path, picture: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 def test_bits_of_none(apple: Path) -> None:
     plain, none = (run("generate", "-m", apple, "-p", "Hi", "--max-tokens", 4, *bits) for bits in ([], ["--bits", 0]))
     assert none.returncode == 0 and none.stdout == plain.stdout

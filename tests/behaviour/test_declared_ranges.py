@@ -415,7 +415,7 @@ def drawing(colour: int, mode: str = "RGBA") -> Image.Image:
 @pytest.mark.parametrize("colour", [255, 240])
 def test_a_white_drawing_is_shown_on_black(colour: int, mode: str) -> None:
     image = drawing(colour, mode)
-    with pytest.warns(FastVLMWarning, match="shown on black"):
+    with pytest.warns(FastVLMWarning, match="composed on black"):
         found = np.asarray(load_image(image))
     assert found[0, 0].max() == 0 and found[20, 20].min() == colour
 

@@ -393,6 +393,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     assert found[-1] == 7
 
 
+@pytest.mark.slow
 def test_a_conversation_asks_for_residency_once(general: VLM, limits: list[int]) -> None:
     chat = general.chat()
     for _ in range(3):
@@ -422,6 +423,7 @@ def test_an_answer_that_fails_puts_the_limit_back_and_tells_what_failed_first(
     assert limits == [7, 1 << 40, 7] and len(general.images) == 0
 
 
+@pytest.mark.slow
 def test_what_the_device_has_stored_is_taken_before_the_next_answer(
     general: VLM, limits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_a_command_without_its_slash(capsys: pytest.CaptureFixture[str], line: s
 
 
 @pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"bits": 7}, {"bits": 4, "group_size": 48}, {"resolution": 100}])
-def test_arguments_before_a_download(wrong: dict[str, object]) -> None:
+def test_arguments_before_a_download(wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError) as raised:
         fastvlm_mlx.load("nobody/nothing", **wrong)
     assert raised.value.option == list(wrong)[-1]
@@ -67,3 +68,9 @@ def test_an_adapter_in_a_subfolder(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no weights in it but an adapter in 'lora'"):
         Engine.open(folder)
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench"])
+def test_a_missing_picture_before_a_model_is_looked_for(run: Run, command: str) -> None:
+    done = run(command, "--model", "nobody/nothing", "--image", "missing.jpg")
+    assert (done.code, done.err) == (1, "fastvlm-mlx: 'missing.jpg': no such image; check the path.\n")

@@ -17,6 +17,8 @@ from fastvlm_mlx.files import unzip
 from .archives import NAME, zipped
 from .forkserver import Run
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[[zipfile.ZipFile], object]
 TOP = f"{NAME}/"
 
@@ -209,7 +211,6 @@ def test_names_that_a_file_system_may_take_for_one(refused: Callable[[bytes, str
     refused(data, "twice")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", BOMBS)
 def test_bombs(refused: Callable[[bytes, str], None], case: str) -> None:
     make, says = BOMBS[case]

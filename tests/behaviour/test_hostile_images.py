@@ -19,6 +19,8 @@ from fastvlm_mlx.inputs.image import load_image, preprocess
 from . import pictures
 from .forkserver import Result, Run
 
+pytestmark = pytest.mark.slow
+
 Look = Callable[..., Result]
 
 ORIENTATION = 0x0112
@@ -82,7 +84,6 @@ BOMBS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs(look: Look, bombs: dict[str, bytes], bomb: str) -> None:
     assert list(bombs) == BOMBS
@@ -210,7 +211,6 @@ def test_a_camera_s_jpeg_with_a_preview(look: Look) -> None:
     ).answered()
 
 
-@pytest.mark.slow
 def test_a_file_that_keeps_the_reader_busy(look: Look) -> None:
     """Four million comments, that is, a header to read for a long time."""
     look(b"GIF89a\x08\0\x08\0\0\0\0" + b"\x21\xfe\x01a\0" * 4_000_000).refused("photo.jpg", "too long")

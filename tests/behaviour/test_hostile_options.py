@@ -12,6 +12,8 @@ from fastvlm_mlx.errors import OptionError, PromptError
 
 from .forkserver import Run
 
+pytestmark = pytest.mark.slow
+
 HUGE = "9" * 5000
 
 

@@ -78,6 +78,7 @@ def test_estimates(run: Run, model: Path) -> None:
     assert "small" in run("info", model, "--estimate").out.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -181,6 +181,7 @@ def test_names_that_are_none(server: type[Hub], name: str) -> None:
     assert server.requests == []
 
 
+@pytest.mark.slow
 def test_offline(run: Run, model: Path, tmp_path: Path) -> None:
     run("convert", model, "--out", tmp_path / "x", "--upload", NAME, env={"HF_TOKEN": "x"}).refused(
         "the Hub cannot be reached"

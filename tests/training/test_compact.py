@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 import torch
 
 from training import compact
@@ -14,6 +15,7 @@ SMALL = ModelConfig(
 )
 
 
+@pytest.mark.slow
 def test_round_trip(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, auxiliary = FastVLM(SMALL), Auxiliary(SMALL, AuxiliarySizes())

@@ -51,6 +51,7 @@ def test_what_is_left_out_has_no_gradient() -> None:
     assert (logits.grad[1] != 0).all()
 
 
+@pytest.mark.slow
 def test_training_never_names_a_held_out_pair(tokenizer: Tokenizer) -> None:
     rng = np.random.default_rng(5)
     texts = []

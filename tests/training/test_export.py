@@ -22,6 +22,8 @@ from training.model import FastVLM, ModelConfig  # noqa: E402
 from training.questions import Question, corpus  # noqa: E402
 from training.world import Options  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMALL = ModelConfig(
     widths=(32, 32, 64, 64, 128), depths=(1, 1, 1, 1, 1), hidden_size=64, layers=2, heads=1, intermediate_size=64
 )
@@ -44,7 +46,6 @@ def folder(model: FastVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path / "out"
 
 
-@pytest.mark.slow
 def test_keys_are_apples(folder: Path) -> None:
     tensors = load_file(str(folder / "model.safetensors"))
     tower = {key.removeprefix(TOWER) for key in tensors if key.startswith(TOWER)}
@@ -99,7 +100,6 @@ def test_config_and_tokenizer_files(folder: Path) -> None:
     assert not (folder / "tokenizer.json").exists()
 
 
-@pytest.mark.slow
 def test_reading_gives_the_same_model(model: FastVLM, folder: Path) -> None:
     again = read_checkpoint(folder)
     pixels = torch.rand(1, 3, 192, 192)
@@ -127,7 +127,6 @@ def test_packed_questions_equal_single_ones(model: FastVLM, folder: Path) -> Non
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_greedy_answers_every_question(model: FastVLM, folder: Path) -> None:
     (scene, questions), *_ = fixed_items(Options(), 1, seed=6, held_out=True)
     asked = [question.question for question in questions]

@@ -38,6 +38,7 @@ def test_same_seed_same_pictures() -> None:
         assert np.array_equal(np.asarray(a.image), np.asarray(b.image))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [False, True])
 def test_shapes_do_not_overlap_and_stay_inside(held_out: bool) -> None:
     for scene in scenes(60, Options(held_out=held_out)):
@@ -57,6 +58,7 @@ def test_training_never_draws_the_held_out_part() -> None:
             assert not is_held_out_string(scene.text.string)
 
 
+@pytest.mark.slow
 def test_held_out_world_draws_unseen_pairs_and_strings() -> None:
     drawn = scenes(80, Options(held_out=True))
     assert any((shape.kind, shape.colour) in HELD_OUT_PAIRS for scene in drawn for shape in scene.shapes)

@@ -55,6 +55,7 @@ def vlm() -> VLM:
     return VLM(engine)
 
 
+@pytest.mark.slow
 def test_json_has_every_stage_at_every_resolution_and_the_machine(picture: Path) -> None:
     arguments = ["--resolution", "64", "--resolution", "128", "--image", str(picture), "--json"]
     done = subprocess.run([*COMMAND, *arguments], check=True, capture_output=True, text=True)
@@ -70,6 +71,7 @@ def test_json_has_every_stage_at_every_resolution_and_the_machine(picture: Path)
     assert {"fastvlm-mlx", "mlx", "numpy"} <= told["machine"]["libraries"].keys()
 
 
+@pytest.mark.slow
 def test_table_for_people_goes_to_stdout_and_progress_to_stderr(picture: Path) -> None:
     arguments = ["--resolution", "64", "--image", str(picture), "--image", str(picture), "--bits", "4"]
     done = subprocess.run([*COMMAND, *arguments], check=True, capture_output=True, text=True)
@@ -80,6 +82,7 @@ def test_table_for_people_goes_to_stdout_and_progress_to_stderr(picture: Path) -
     assert done.stderr.count("round") == 2
 
 
+@pytest.mark.slow
 def test_layers_belong_to_random_weights() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "fastvlm_mlx", "bench", "-m", "x", "--layers", "2"],
@@ -167,6 +170,7 @@ def texts_of(svg: str) -> set[str]:
     return {"".join(text.itertext()).strip() for text in ElementTree.fromstring(svg).iter(f"{SVG}text")}
 
 
+@pytest.mark.slow
 def test_the_recorded_charts_are_those_of_the_recorded_figures() -> None:
     """What they say; the bytes of a drawing are matplotlib's, and another release's may differ."""
     pytest.importorskip("matplotlib")

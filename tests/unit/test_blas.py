@@ -73,5 +73,6 @@ def test_numpy_starts_no_threads_in_a_command() -> None:
     assert numpy_loaded("spare") == ["0", cores, cores]
 
 
+@pytest.mark.slow
 def test_numpy_starts_the_threads_that_were_asked_for() -> None:
     assert numpy_loaded("spare", OMP_NUM_THREADS="2") == [*numpy_loaded("leave", OMP_NUM_THREADS="2")]

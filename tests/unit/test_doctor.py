@@ -157,6 +157,7 @@ def swapped(right: Callable[..., mx.array]) -> Callable[..., mx.array]:
     return form
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize(
     ("family", "name"),
@@ -310,6 +311,7 @@ def test_what_questions_leave_behind_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert memory.left_behind(engine).status == "wrong"
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize("share", [0.5, 2])
 def test_an_estimate_that_is_off_is_found(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,6 +342,7 @@ def test_an_error_that_says_nothing_of_memory_is_found() -> None:
     assert "nothing was raised" in next(recovery.findings([silent])).found
 
 
+@pytest.mark.slow
 def test_a_sentence_about_memory_is_right_and_the_next_answer_too() -> None:
     def fails() -> mx.array:
         raise CheckpointError("There is not enough memory; use a smaller model.")

@@ -32,6 +32,7 @@ def test_there_and_back_again(tmp_path: Path, tokenizer_files: Path, tied: bool)
         assert json.loads((tmp_path / "again" / "config.json").read_text())[name] == ours[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["llava", "mlx-vlm", "transformers", "apple-mlx"])
 def test_from_any_layout(apple: Path, tmp_path: Path, layout: str) -> None:
     writers: dict[str, Any] = {

@@ -194,6 +194,7 @@ def tensors(vlm: VLM | Engine) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in vlm.model.flat_parameters().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [

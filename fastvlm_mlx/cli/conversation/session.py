@@ -220,7 +220,7 @@ class Session:
     def _clear(self, _: typed.Typed) -> None:
         self.chat.clear()
         self.waiting, self._stopped, self._file = [], None, None
-        self._front.note("The conversation begins anew.")
+        self._front.note("The conversation starts over.")
 
     def _system(self, said: typed.Typed) -> None:
         if said.text:

@@ -15,15 +15,15 @@ from ...files import paths
 from ...inputs import folder, imagefile
 
 COMMANDS = {
-    "image": ("PATH ...", "show pictures, or a folder's, with the next question; or drag them into the line"),
-    "paste": ("", "show the picture on the clipboard with the next question"),
-    "undo": ("", "take back the last picture that waits, or the last question with its answer"),
+    "image": ("PATH ...", "ask the next question about these pictures, or a folder's; or drag them into the line"),
+    "paste": ("", "ask the next question about the picture on the clipboard"),
+    "undo": ("", "take back the pictures that wait for a question, or else the last question and its answer"),
     "retry": ("[TEMPERATURE]", "answer the last question again"),
-    "clear": ("", "begin anew, with the same system prompt"),
-    "system": ("[TEXT]", "show or replace the system prompt; 'default' puts the usual one back"),
+    "clear": ("", "start over, with the same system prompt"),
+    "system": ("[TEXT]", "print or replace the system prompt; 'default' restores the original one"),
     "save": ("[PATH]", "write the conversation to a file"),
-    "load": ("PATH", "take up a saved conversation"),
-    "stats": ("", "what the last answer took, and what is kept in memory"),
+    "load": ("PATH", "continue a saved conversation"),
+    "stats": ("", "times of the last answer, and what is in memory"),
     "help": ("", "this list"),
     "quit": ("", "leave (also Ctrl-D)"),
 }
@@ -37,7 +37,7 @@ PICTURE_SUFFIXES = (
 )  # fmt: skip
 PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
 MAX_PATH_CHARS = 1024  # characters of a path
-MIN_PASTE_CHARS = 20_000  # characters from which a line is a pasted text, in which nobody looks for pictures
+MIN_PASTE_CHARS = 20_000  # characters from which a line counts as pasted text, without paths of pictures in it
 MAX_PASSED_NAMES = 4  # how many pictures' names may be passed over until a path with spaces ends
 WORDS = tuple(
     re.compile(rf"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^{blanks}'"\\])+""", re.DOTALL)

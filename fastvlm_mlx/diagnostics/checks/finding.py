@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# "measured" has no limit to be held against: a figure to read, or one that nobody knows the right value of yet.
+# "measured" is a figure without a limit: there is none, or the right value is not known yet.
 Status = Literal["right", "note", "measured", "wrong"]
 
 
