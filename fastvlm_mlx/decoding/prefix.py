@@ -100,6 +100,10 @@ class Prefix:
         self.commit(self.held[:kept])
         return kept
 
+    def computed_by(self, model: FastVLM) -> bool:
+        """Whether what the caches hold was computed by this network."""
+        return self._model is model
+
     def fork(self, length: int) -> "Prefix":
         """Another prefix that holds the first `length` positions; buffers are copied when either is written to."""
         other = Prefix()
