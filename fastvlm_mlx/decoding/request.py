@@ -156,8 +156,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """A question made ready: pixels of each image, the prompt in pieces, how long that took, and digests already
-    known."""
+    """A question made ready: pixels of each image, the prompt in pieces, how long that took, digests already known."""
 
     pixels: list[Pixels]
     pieces: list[Piece]
