@@ -38,13 +38,11 @@ class Constraint:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing may follow: the JSON is complete, and what would come is a token that ends the answer, or it
-        has."""
+        """Whether nothing may follow but a token that ends the answer: the JSON is complete."""
         return self._ended
 
     def allowed(self) -> Allowed:
-        """Which tokens (V,) may come next, at least one; raises OptionError where the grammar has become too large to
-        go on."""
+        """Which tokens (V,) may come next, at least one; raises OptionError where the grammar has become too large."""
         from llguidance.numpy import fill_next_token_bitmask
 
         fill_next_token_bitmask(self._matcher, self._bits)
@@ -103,8 +101,7 @@ class Constraints:
 
 
 class _Described:
-    """A tokenizer as llguidance asks for it. No token has a meaning of its own there: which ones end an answer is
-    decided here."""
+    """A tokenizer as llguidance asks for it; which tokens end an answer is decided by `Constraint`, not there."""
 
     def __init__(self, tokenizer: Tokenizer, every: Sequence[bytes]):
         # What begins with the byte 255, which no text holds, is not text to llguidance.
@@ -123,8 +120,10 @@ _building = threading.Lock()
 
 
 def constraints_of(tokenizer: Tokenizer) -> Constraints:
-    """The constraints of a tokenizer, built the first time, in about a second for 150,000 tokens; raises OptionError
-    without llguidance."""
+    """The constraints of a tokenizer, built the first time, in about a second for 150,000 tokens.
+
+    May be called ahead, from any thread. Raises OptionError without llguidance.
+    """
     with _building:
         found = _built.get(tokenizer)
         if found is None:

@@ -90,6 +90,7 @@ def _ids(
             for layer in cache:
                 layer.trim(kept)
     if not usable:
+        sampler.begin_again()
         ids = prefill()
     draft.vision_seconds = seen - draft.started if request.pixels else 0.0
     for token in ids:

@@ -30,8 +30,7 @@ class Candidate:
         return math.exp(self.logprob)
 
     def to_json(self) -> dict[str, Any]:
-        """As the OpenAI API writes it, with the `id` beside; bytes are a list of numbers, or null for a special
-        token."""
+        """As the OpenAI API writes it, with the `id` beside; bytes are numbers, or null for a special token."""
         return {
             "token": self.token,
             "id": self.id,

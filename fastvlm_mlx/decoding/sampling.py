@@ -43,17 +43,21 @@ class Sampler:
         constraint: Constraint | None = None,
     ):
         self._options, self._tokenizer, self._constraint = options, tokenizer, constraint
-        self._keys = options.keys()
         self.logprobs: list[TokenLogprob] = []  # of the accepted tokens, where the options ask for them
-        self._likely: deque[tuple[mx.array, ...]] = deque()  # of the tokens drawn and not accepted yet
-        self._recent: mx.array | None = None
+        self._text: list[int] | None = None  # of the prompt, as far as the penalty looks back
         if options.repetition_penalty != 1:
             # The signs that end a turn are in every prompt; penalised, an answer would not find its end.
-            text = [token for token in prompt if not tokenizer.is_special(token)]
-            # Made of numbers alone: another thread may draw, which could compute nothing that is left undone here.
-            self._recent = mx.array([text[-REPETITION_WINDOW:]], mx.uint32)
+            self._text = [token for token in prompt if not tokenizer.is_special(token)][-REPETITION_WINDOW:]
+        self.begin_again()
         extra = constraint is not None or self._recent is not None or options.logprobs is not None
         self._greedy = options.temperature == 0 and not extra
+
+    def begin_again(self) -> None:
+        """Take back the draw of a first token that was not accepted: its logits had to be computed again."""
+        self._keys = self._options.keys()
+        self._likely: deque[tuple[mx.array, ...]] = deque()  # of the tokens drawn and not accepted yet
+        # Made of numbers alone: another thread may draw, which can compute nothing that is left undone here.
+        self._recent = mx.array([self._text], mx.uint32) if self._text is not None else None
 
     @property
     def greedy(self) -> bool:
@@ -71,8 +75,7 @@ class Sampler:
         return self._constraint is not None and self._constraint.ended
 
     def __call__(self, logits: mx.array) -> mx.array:
-        """The next token's id (1,) from logits (1, V); raises OptionError where a schema has become too large to go
-        on."""
+        """The next token's id (1,) from logits (1, V); raises OptionError where a schema has become too large."""
         if self._greedy:
             return mx.argmax(logits, axis=-1)
         options, raw = self._options, logits

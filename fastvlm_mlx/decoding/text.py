@@ -10,8 +10,7 @@ from ..inputs.tokenizer import Tokenizer
 
 
 class AnswerText:
-    """The text of one answer, token by token. What may be the beginning of a stop string is held back until more has
-    come."""
+    """The text of one answer, token by token; what may begin a stop string is held back until more has come."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self._decoder = tokenizer.decoder()
@@ -31,8 +30,7 @@ class AnswerText:
         return "".join(self._pieces)
 
     def add(self, token: int) -> str:
-        """The text that this token completes and no stop string can take back, possibly empty; "" once the text has
-        ended."""
+        """The text that this token completes and no stop string can take back; "" once the text has ended."""
         return self._hand_out(self._decoder.add(token), held_back=True)
 
     def finish(self) -> str:
@@ -50,8 +48,7 @@ class AnswerText:
         return piece
 
     def _split(self, text: str, held_back: bool) -> tuple[str, str]:
-        """What of `text` can be handed out, and what is held back; the stop string that ends the answer is in
-        neither."""
+        """What of `text` can be handed out, and what is held back; a stop string that was found is in neither."""
         found = [(start + len(stop), start) for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:
             self._ended = True

@@ -13,7 +13,7 @@ from fastvlm_mlx import VLM, Answer, load
 from fastvlm_mlx.decoding.logprobs import Logprobs
 from fastvlm_mlx.decoding.stream import Stream
 
-from .conftest import Run
+from .forkserver import Run
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 DRAWING: list[dict[str, Any]] = [
@@ -46,7 +46,9 @@ def test_every_way_of_asking_gives_the_same(small: VLM, options: dict[str, Any])
     if "logprobs" not in options:
         assert alone.logprobs is None and tokens == [] and "logprobs" not in json.loads(alone.to_json())
         return
+    assert alone.logprobs is not None
     for found in (alone.logprobs, tokens, streamed.logprobs, asked.logprobs, batched.logprobs):
+        assert found is not None
         assert [token.id for token in found] == alone.token_ids
         assert [token.logprob for token in found] == pytest.approx(
             [token.logprob for token in alone.logprobs], abs=1e-4
@@ -60,11 +62,17 @@ def test_plain_answers_are_those_without_the_options(small: VLM) -> None:
     one = small.generate(IMAGE, "What is it?", max_tokens=20, temperature=2.0, top_k=1)
     assert one.token_ids == plain.token_ids
     drawn = small.generate(IMAGE, "What is it?", max_tokens=20, temperature=1.0, seed=4)
-    for off in ({"top_k": 0}, {"min_p": 0}, {"repetition_penalty": 1}, {"top_k": 10**9}, {"stop": []}, {"logprobs": 3}):
-        assert (
-            small.generate(IMAGE, "What is it?", max_tokens=20, temperature=1.0, seed=4, **off).token_ids
-            == drawn.token_ids
-        )
+    neutral: list[dict[str, Any]] = [
+        {"top_k": 0},
+        {"min_p": 0},
+        {"repetition_penalty": 1},
+        {"top_k": 10**9},
+        {"stop": []},
+        {"logprobs": 3},
+    ]
+    for off in neutral:
+        again = small.generate(IMAGE, "What is it?", max_tokens=20, temperature=1.0, seed=4, **off)
+        assert again.token_ids == drawn.token_ids
 
 
 def test_nothing_comes_twice_under_a_high_penalty(small: VLM) -> None:

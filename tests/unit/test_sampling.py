@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -40,7 +41,7 @@ def kept(temperature: float, top_p: float, top_k: int, min_p: float) -> set[int]
 def test_what_may_be_drawn(temperature: float, top_p: float, top_k: int, min_p: float) -> None:
     expected = kept(temperature, top_p, top_k, min_p)
     many = mx.broadcast_to(mx.array(LOGITS), (DRAWS, LOGITS.size))
-    drawn = Counter(choose(many, temperature, top_p, mx.random.key(0), top_k, min_p).tolist())
+    drawn = Counter(np.array(choose(many, temperature, top_p, mx.random.key(0), top_k, min_p)).tolist())
     assert set(drawn) <= expected
     chances = {token: math.exp(LOGITS[0, token] / temperature) for token in expected}
     for token, chance in chances.items():
@@ -96,7 +97,7 @@ def test_log_probabilities_are_those_of_the_raw_logits(small: VLM) -> None:
     sampler = Sampler(options, small.tokenizer, prompt=[1, 2, 3])
     tokens = [sampler(mx.array(LOGITS)) for _ in range(3)]  # one behind the other, none read yet
     for token in tokens:
-        sampler.accept(int(token.item()))
+        sampler.accept(int(np.array(token)[0]))
     assert [found.id for found in sampler.logprobs] == [token.item() for token in tokens]
     for found in sampler.logprobs:
         assert found.logprob == pytest.approx(expected[found.id], abs=1e-5)
@@ -108,6 +109,18 @@ def test_log_probabilities_are_those_of_the_raw_logits(small: VLM) -> None:
 def test_so_many_of_the_likeliest(count: int) -> None:
     chosen, ids, values = likeliest(mx.array(LOGITS[:, :7]), mx.array([2]), count)
     assert chosen.shape == (1,) and ids.shape == values.shape == (1, min(count, 7))
+
+
+def test_a_first_token_that_is_drawn_again(small: VLM) -> None:
+    """As where its logits came of a picture that had overflowed."""
+    options = Options(temperature=1.0, seed=3, repetition_penalty=1.5, logprobs=1)
+    once, twice = (Sampler(options, small.tokenizer, prompt=[4, 5]) for _ in range(2))
+    twice(mx.array(-LOGITS))
+    twice.begin_again()
+    for sampler in (once, twice):
+        for token in [sampler(mx.array(LOGITS)) for _ in range(4)]:
+            sampler.accept(int(np.array(token)[0]))
+    assert once.logprobs == twice.logprobs
 
 
 def test_a_greedy_answer_does_nothing_else(small: VLM) -> None:
@@ -138,9 +151,14 @@ def test_what_is_out_of_range(options: dict[str, object]) -> None:
 
 
 def test_numpy_s_numbers_are_numbers() -> None:
-    options = Options(
-        top_k=np.int64(5), min_p=np.float32(0.5), repetition_penalty=np.float64(1.5), logprobs=np.uint8(3), stop=["x"]
-    )  # type: ignore[arg-type]
+    given: dict[str, Any] = {
+        "top_k": np.int64(5),
+        "min_p": np.float32(0.5),
+        "repetition_penalty": np.float64(1.5),
+        "logprobs": np.uint8(3),
+        "stop": ["x"],
+    }
+    options = Options(**given)
     assert options == Options(top_k=5, min_p=0.5, repetition_penalty=1.5, logprobs=3, stop="x")
     assert {type(options.top_k), type(options.logprobs)} == {int}
     assert {type(options.min_p), type(options.repetition_penalty)} == {float}
