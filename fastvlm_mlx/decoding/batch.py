@@ -5,7 +5,7 @@ Enters: requests, prepared as they are needed. Leaves: answers, in order or as t
 go on together; here the calling thread takes the turns.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import mlx.core as mx
 
@@ -55,7 +55,7 @@ def answer_or_return(
 
 def answer_all(
     engine: Engine, requests: Iterable[Request | FastVLMError], options: Options, *, max_rows: int | None = None
-) -> Iterator[tuple[int, Answer | Exception]]:
+) -> Generator[tuple[int, Answer | Exception], None, None]:
     """Answer requests MAX_BATCH_ROWS at a time; each answer comes with its request's index, as soon as it is finished.
 
     Requests are asked for as others are answered, so that no more than MAX_PREPARED wait. An error in the place of a

@@ -1,5 +1,6 @@
 """Lists and batches: every answer is the one its question gets alone, and nothing shared is computed twice."""
 
+import gc
 import random
 import weakref
 from collections import Counter
@@ -301,6 +302,34 @@ def test_rows_that_end_are_filled_again(small: VLM, monkeypatch: pytest.MonkeyPa
     lengths = [len(answer.token_ids) for answer in answers.values() if isinstance(answer, Answer)]
     assert len(lengths) == 40 and min(lengths) < max(lengths)
     assert set(widths[:-12]) == {4} and sum(widths) == sum(lengths) - 40
+
+
+def test_a_batch_that_is_interrupted_or_left_keeps_nothing(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = [(picture, "What is it?") for picture in PICTURES]
+    expected = [answer.token_ids for answer in small.batch(questions, max_tokens=6)]
+    step, steps = small.model.step, iter(range(3))
+
+    def interrupted(tokens: mx.array, caches: Any) -> mx.array:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(tokens, caches)
+
+    def caches() -> int:
+        gc.collect()
+        return sum(type(each) is KVCache for each in gc.get_objects())
+
+    before = caches()
+    with monkeypatch.context() as patch:
+        patch.setattr(small.model, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small.batch(questions, max_tokens=6)
+    assert caches() == before
+    asked = batch.answer_all(small.engine, small.engine.prepare_each(questions), Options(6))
+    next(asked)
+    asked.close()
+    del asked
+    assert caches() == before
+    assert [answer.token_ids for answer in small.batch(questions, max_tokens=6)] == expected
 
 
 def test_a_batch_goes_on_after_a_bad_question_when_asked(
