@@ -1,6 +1,6 @@
-"""Logits -> token ids, one after another, each computed while the last is read. No text, no pictures, no clock.
+"""Logits -> token ids, one after another. No text, no pictures, no clock.
 
-As `generate_step` of mlx-lm: the step that follows a token is under way before that token is handed out.
+As in `generate_step` of mlx-lm, a GPU is at the step that follows a token before that token is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,16 +27,22 @@ def token_ids(
 def _token_ids(
     model: FastVLM, cache: Sequence[KVCache], token: mx.array, sampler: Sampler, limit: int
 ) -> Iterator[int]:
+    ahead = model.backend != "cpu"  # which has no queue to be kept full, and would compute a step behind a stop token
     for count in range(1, limit + 1):
+        last = count == limit
         logits = following = token
-        if count < limit:
+        if ahead and not last:
             logits = model.step(token, cache)
             following = logits if sampler.waits else sampler(logits)
             mx.async_eval(following)
         drawn = int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
         sampler.accept(drawn)
         yield drawn
-        if count < limit and sampler.waits:
+        if last:
+            return
+        if not ahead:
+            logits = model.step(token, cache)
+        if not ahead or sampler.waits:
             following = sampler(logits)
             mx.async_eval(following)
         token = following
