@@ -19,6 +19,7 @@ from .row import Emit, Row
 from .rows import MAX_BATCH_ROWS, Rows
 
 MAX_PREPARED = 2 * MAX_BATCH_ROWS  # requests that wait with their pixels, 3 MB each at 1024 pixels
+BATCH_POOL_BYTES = 64_000_000  # of answers that are over; most of what questions share is in rows under way
 
 
 def answer_in_order(
@@ -61,7 +62,7 @@ def answer_all(
     Requests are asked for as others are answered, so that no more than MAX_PREPARED wait. An error in the place of a
     request is handed on, and what goes wrong with one is given in the place of its answer; the others are answered.
     """
-    rows = Rows(engine, max_rows=max_rows or MAX_BATCH_ROWS, fill=True)
+    rows = Rows(engine, max_rows=max_rows or MAX_BATCH_ROWS, pool_bytes=BATCH_POOL_BYTES, fill=True)
     coming, finished = enumerate(requests), _Finished()
     try:
         with wired(engine.model.backend):
