@@ -249,6 +249,7 @@ def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: p
         small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
 
 
+@pytest.mark.slow
 def test_a_batch_goes_on_after_a_bad_question_when_asked(
     small: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from .forkserver import Run
 TINY = Path(fastvlm_mlx.__file__).parent / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("photo.png",), ("What is it?", "photo.png"), ("--model", "tiny", "photo.png")])
 def test_a_picture_without_its_option(run: Run, arguments: tuple[str, ...]) -> None:
     done = run("generate", *arguments)
@@ -26,6 +27,7 @@ def test_a_picture_without_its_option(run: Run, arguments: tuple[str, ...]) -> N
     assert "; pictures are given after --image; see 'fastvlm-mlx generate --help'." in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["7b", "0.5B", "apple/FastVLM-7B"])
 def test_info_of_a_model_that_is_not_here(run: Run, name: str) -> None:
     done = run("info", name)
