@@ -1,5 +1,6 @@
 """What a new user tries, and the hint that leads on; and arguments that are refused before anything is downloaded."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,11 @@ def test_an_adapter_in_a_subfolder(tmp_path: Path) -> None:
 def test_a_missing_picture_before_a_model_is_looked_for(run: Run, command: str) -> None:
     done = run(command, "--model", "nobody/nothing", "--image", "missing.jpg")
     assert (done.code, done.err) == (1, "fastvlm-mlx: 'missing.jpg': no such image; check the path.\n")
+
+
+def test_settings_of_tiles_that_are_ignored(apple: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(apple, tmp_path / "theirs"))
+    settings = json.loads((folder / "config.json").read_text()) | {"image_grid_pinpoints": [[336, 672]]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.warns(FastVLMWarning, match="'image_grid_pinpoints' describes pictures cut into tiles, and is ignored"):
+        Engine.open(folder)
