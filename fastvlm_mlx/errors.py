@@ -134,7 +134,7 @@ def warn(message: str) -> None:
     warnings.warn(message, FastVLMWarning, stacklevel=level)
 
 
-INSIDE = ("fastvlm_mlx", "contextlib", "functools")  # modules whose lines are not the user's
+INSIDE = ("fastvlm_mlx", "contextlib", "functools")  # packages whose frames are skipped
 MAX_LISTED_NAMES = 5
 MAX_SHOWN_CHARS = 200  # characters of a name or a value
 
