@@ -1,4 +1,4 @@
-"""What comes back: an answer with what it took, whole or in chunks, and several answers as a list."""
+"""What is given back: an answer with its figures, whole or in chunks, and several answers as a list."""
 
 import json
 from collections.abc import Iterator
@@ -12,7 +12,11 @@ from .logprobs import Logprobs
 
 @dataclass(frozen=True)
 class Stats:
-    """What an answer took. Seconds are wall time; `ttft_seconds` runs from the question to the first token."""
+    """Figures of one answer: counts of pictures and tokens, wall time in seconds, memory in bytes.
+
+    `reused_tokens` are positions of the prompt that were in a cache already. `ttft_seconds` is the time from the
+    question to the first token, waiting included; `peak_memory_bytes` is MLX's, shared by all answers under way.
+    """
 
     images: int
     image_tokens: int
@@ -27,7 +31,7 @@ class Stats:
     peak_memory_bytes: int
 
     def describe(self, *, load_seconds: float | None = None) -> str:
-        """The figures in two lines for people."""
+        """The figures as two lines of text; `load_seconds` is what loading the model took, where it is to be told."""
         load = f"load {load_seconds:.2f} s, " if load_seconds is not None else ""
         return (
             f"{load}preprocess {self.preprocess_seconds * 1e3:.0f} ms, "
@@ -73,8 +77,11 @@ class Answer:
         return f"{tokens}, the first after {self.stats.ttft_seconds:.2f} s\n{self.stats.describe()}"
 
     def to_json(self, **extra: object) -> str:
-        """One JSON object of the text, `extra` and every figure, of `left_out` where there is something, and of
-        `logprobs`, as the OpenAI API writes their `content`, where they were asked for."""
+        """One JSON object as text: the answer, `extra` and every figure.
+
+        `left_out` is in it where something was left out, and `logprobs`, as the OpenAI API writes their `content`,
+        where they were asked for.
+        """
         extra |= {"left_out": self.left_out} if self.left_out else {}
         extra |= {"logprobs": self.logprobs.to_json()} if self.logprobs is not None else {}
         figures = asdict(self.stats)
@@ -90,7 +97,7 @@ Outcome = TypeVar("Outcome", Answer, Answer | FastVLMError)
 class Answers(list[Outcome]):
     """The answers to several questions, in their order; printed and shown in a notebook one below the other.
 
-    Where the batch was to go on after an error, that stands in the place of its answer.
+    With `on_error="return"`, a question that could not be answered has its exception in the place of the answer.
     """
 
     def __str__(self) -> str:
@@ -126,7 +133,7 @@ class Chunk:
 
 
 def finish(chunks: Iterator[Chunk]) -> Answer:
-    """Read a stream to its end and return the answer its last chunk carries."""
+    """Read a stream of chunks to its end; returns the answer that the last chunk carries."""
     *_, last = chunks
     if last.answer is None:
         raise AssertionError("a stream ends with the answer")

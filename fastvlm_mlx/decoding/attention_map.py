@@ -68,12 +68,12 @@ def attention_map(
     layers: Sequence[int] | None = None,
     heads: Sequence[int] | None = None,
 ) -> AttentionMap:
-    """Attention of the answer to a request to the positions of its pictures, averaged over tokens, layers and heads.
+    """Attention that the answer to a request paid to its pictures, averaged over tokens, layers and heads.
 
-    Taken where each token was chosen, one position before its own. `layers` are by default those of the second half,
-    where what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads` all.
-    Raises OptionError for one that the model does not have, ImageError without a picture, PromptError for what is no
-    answer.
+    It is taken where each token was chosen, one position before its own. `layers` are by default those of the second
+    half, where what a question asks for is looked up (layers before it attend to pictures whatever is asked), `heads`
+    all. Raises OptionError for one that the model does not have, ImageError without a picture, PromptError for what is
+    no answer.
     """
     if not isinstance(answer, Answer):
         raise PromptError(f"The answer is a {type(answer).__name__}, expected the Answer that this question was given.")

@@ -1,4 +1,4 @@
-"""Who may work on the caches of a conversation: one thread at a time, and of its answers only the one begun last."""
+"""Who may use the caches of a conversation: one thread at a time, and of its answers only the one begun last."""
 
 import threading
 from collections.abc import Iterator

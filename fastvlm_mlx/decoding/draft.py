@@ -52,7 +52,7 @@ class Draft:
         piece = self._text.add(token) if token not in self._stop else ""
         if token in self._stop or self._text.ended or self._sampler.ended:
             self.reason = "stop"
-        elif self.room == 0:
+        elif self.room <= 0:
             self.reason = "length"
         return self._chunk(piece) if piece else None
 

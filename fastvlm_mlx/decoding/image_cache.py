@@ -13,19 +13,19 @@ CAPACITY = 256_000_000  # bytes: about 280 pictures of the 0.5B model, 70 of the
 
 
 def digest(pixels: Pixels) -> bytes:
-    """What identifies a picture: its size and every value of its prepared pixels (S, S, 3)."""
+    """16 bytes that identify a picture by its size and every value of its prepared pixels (S, S, 3), uint8."""
     return blake2b(pixels.tobytes(), digest_size=16, person=repr(pixels.shape).encode()[:16]).digest()
 
 
 def salted(key: bytes, salt: bytes) -> bytes:
-    """A digest that only those find who know the salt; with none, the digest as it is."""
+    """A digest under which nobody finds a picture without knowing the salt; with no salt, the digest unchanged."""
     return blake2b(key, digest_size=16, key=blake2b(salt, digest_size=32).digest()).digest() if salt else key
 
 
 class ImageCache:
-    """Embeddings (N, D) by digest; the one unused for longest goes first when `capacity` bytes are exceeded.
+    """Embeddings (N, D) of pictures by digest, up to `capacity` bytes; the ones unused for longest are dropped first.
 
-    Conversations in several threads may share one.
+    Several threads may use it at once.
     """
 
     def __init__(self, capacity: int = CAPACITY):
@@ -43,7 +43,7 @@ class ImageCache:
             return found
 
     def put(self, key: bytes, embeddings: mx.array) -> None:
-        """Keep a picture's embeddings, if they fit at all."""
+        """Keep a picture's embeddings, unless they alone exceed the capacity."""
         if embeddings.nbytes > self.capacity:
             return
         with self._lock:
@@ -54,7 +54,7 @@ class ImageCache:
                 self.nbytes -= self._embeddings.popitem(last=False)[1].nbytes
 
     def drop(self, keys: Iterable[bytes]) -> None:
-        """Forget these pictures, as far as they are here."""
+        """Forget the pictures of these digests; those that are not held are ignored."""
         with self._lock:
             for key in keys:
                 before = self._embeddings.pop(key, None)
@@ -67,7 +67,7 @@ class ImageCache:
             self.nbytes = 0
 
     def __len__(self) -> int:
-        """Pictures held."""
+        """The number of pictures held."""
         return len(self._embeddings)
 
     def __repr__(self) -> str:

@@ -47,8 +47,7 @@ def read_weights(
     plan: Plan | None = None,
     dtype: Dtype | None = None,
 ) -> tuple[FastVLM, ModelConfig]:
-    """Read the weights into a network for the default device; returns it with the config that the weights turned out to
-    fit.
+    """Read the weights into a network for the default device; returns it with the config that the weights fit.
 
     `bits` quantises the decoder on the way, in groups of `group_size`; a `plan` says each layer's bits. `dtype` is what
     to compute in, by default the stored type on a GPU and float32 on a CPU. Raises OptionError and CheckpointError.
@@ -91,9 +90,7 @@ def _warn_of_size(config: ModelConfig, backend: Backend, dtype: Dtype) -> None:
 
 
 def tower_in(dtype: mx.Dtype, model: FastVLM, config: ModelConfig) -> FastVLM:
-    """A network whose tower and projector are those of `model`, of this config, in another dtype; its decoder has no
-    weights.
-    """
+    """A network of this config with the tower and projector of `model` in another dtype; its decoder has no weights."""
     other = FastVLM(config)
     layers.apply(other, config.quantization)
     parts = [

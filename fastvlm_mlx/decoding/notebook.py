@@ -32,7 +32,7 @@ def thumbnails(pictures: Sequence[Pixels]) -> tuple[bytes, ...]:
 
 
 def html(text: str, thumbnails: Sequence[bytes], details: str = "") -> str:
-    """Pictures beside a text, `details` folded below it; both in full, as they are."""
+    """HTML of pictures (JPEG bytes) beside a text, which is escaped, with `details` folded below."""
     from html import escape  # not on the way to a first token
 
     images = "".join(

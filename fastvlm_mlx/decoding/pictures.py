@@ -1,5 +1,4 @@
-"""The pictures of a request as the decoder reads them: encoded one after the other, waited for, and kept once they are
-sound.
+"""The pictures of a request as the decoder reads them: encoded one by one, checked, and kept where they are finite.
 
 Enters: pixels (S, S, 3), uint8. Leaves: embeddings (N, D), finite, in the engine's image cache as well.
 """
@@ -28,10 +27,13 @@ AGAIN = (
 
 
 class Encoding:
-    """Embeddings (N, D) of a request's pictures by their index, `images`: on their way until `wait` returns."""
+    """The pictures of one request on their way through the tower.
+
+    `images` are their embeddings (N, D) by index; they may not be computed yet until `wait` returns.
+    """
 
     def __init__(self, engine: Engine, request: Request, digests: Sequence[bytes], kept: int = 0):
-        """Of the pictures that do not lie in the first `kept` positions whole; none of them is looked at yet."""
+        """Pictures that lie whole in the first `kept` positions are not needed; nothing is encoded before `begin`."""
         self.images: dict[int, mx.array] = {}
         self._engine = engine
         self._pixels: dict[bytes, Pixels] = {}  # of those that are encoded now, by digest
@@ -69,11 +71,10 @@ class Encoding:
             pass
 
     def wait(self) -> bool:
-        """Wait for the embeddings and keep them; returns whether any in `images` was replaced, having overflowed
-        float16.
+        """Wait for what is being encoded, and put it into the engine's image cache.
 
-        Raises CheckpointError where numbers overflow otherwise. Before, no other thread sees them: it could not wait
-        for them.
+        Returns whether any in `images` was replaced, because its numbers had overflowed float16. Raises CheckpointError
+        where numbers overflow otherwise. No other thread finds a picture in the cache before this: it could not wait.
         """
         overflowed = [key for key, finite in self._finite.items() if not finite.item()]
         self._finite = {}
@@ -89,8 +90,10 @@ class Encoding:
 
 
 def encode_all(engine: Engine, sources: Iterable[Source]) -> list[mx.array]:
-    """Embeddings (N, D) of pictures, float32, one after the other and apart from the cache; raises ImageError, and
-    CheckpointError where they overflow."""
+    """Embeddings (N, D) of pictures, float32, encoded one by one without the image cache.
+
+    Raises ImageError, and CheckpointError where numbers overflow.
+    """
     found = []
     with explaining():
         for source in sources:
@@ -106,8 +109,10 @@ def encode_all(engine: Engine, sources: Iterable[Source]) -> list[mx.array]:
 
 
 def encode_again(engine: Engine, pictures: Sequence[Pixels]) -> list[mx.array]:
-    """Embeddings of pictures whose numbers have overflowed float16, computed in float32 and cast; warns, or raises
-    CheckpointError where that does not help."""
+    """Embeddings (N, D) of pictures that overflowed float16, computed in float32 and cast, with a FastVLMWarning.
+
+    Raises CheckpointError where that does not help.
+    """
     model = engine.model
     if model.dtype != mx.float16:
         raise CheckpointError(OVERFLOW)

@@ -22,7 +22,7 @@ Position = int | tuple[bytes, int]  # a token id, or (digest of an image, index 
 
 
 def positions(pieces: Sequence[Piece], digests: Sequence[bytes]) -> list[Position]:
-    """The positions of a prompt whose images have these digests."""
+    """Every position of a prompt in pieces, whose image slots hold the pictures of these digests."""
     every: list[Position] = []
     for piece in pieces:
         if isinstance(piece, ImageSlot):
@@ -33,7 +33,7 @@ def positions(pieces: Sequence[Piece], digests: Sequence[bytes]) -> list[Positio
 
 
 def shared(ours: Sequence[Position], theirs: Sequence[Position]) -> int:
-    """How many positions two sequences begin with alike."""
+    """The length of the beginning that two sequences of positions share."""
     length = min(len(ours), len(theirs))
     start = 0
     while start < length and ours[start : start + STRIDE] == theirs[start : start + STRIDE]:
@@ -54,16 +54,14 @@ class Prefix:
         self._held = False
 
     def hold(self, backend: Backend) -> None:
-        """Keep the weights resident for as long as this is there, which its next answers would otherwise ask for each
-        time.
-        """
+        """On Metal, keep the weights resident in memory for as long as this object exists."""
         if not self._held:
             hold(self, backend)
             self._held = True
 
     @contextmanager
     def answering(self, model: FastVLM, known: list[Position], state: int | None = None) -> Iterator[tuple[int, int]]:
-        """Keep what is shared with `known`; it may grow meanwhile, and is what the caches hold when the block ends.
+        """A context manager for one answer, from what is shared with `known`, which grows by the tokens of the answer.
 
         Gives the number of positions kept, and the state of the claim to hold on to. Where another answer has begun in
         the meantime, the end changes nothing. Where MLX fails, everything is forgotten: the buffers it was writing to
@@ -90,8 +88,7 @@ class Prefix:
                 self.claim.end(begun)
 
     def keep(self, model: FastVLM, wanted: Sequence[Position]) -> int:
-        """Forget all but the beginning shared with `wanted`, and at least its last position, whose logits are still
-        needed.
+        """Trim the caches to the beginning shared with `wanted`, less its last position, whose logits are needed.
 
         Everything is forgotten where another network computed it. Returns how many positions are left: the prefill
         starts there.
@@ -103,6 +100,10 @@ class Prefix:
         self.commit(self.held[:kept])
         return kept
 
+    def computed_by(self, model: FastVLM) -> bool:
+        """Whether what the caches hold was computed by this network."""
+        return self._model is model
+
     def fork(self, length: int) -> "Prefix":
         """Another prefix that holds the first `length` positions; buffers are copied when either is written to."""
         other = Prefix()
@@ -111,9 +112,10 @@ class Prefix:
         return other
 
     def commit(self, known: Sequence[Position]) -> None:
-        """Say what the caches hold, after something was computed: `known` positions, as far as every layer has come.
+        """Record that the caches hold the `known` positions, as far as every layer has come.
 
-        An answer may be broken off at any moment; what some layer lacks, or nobody can name, is forgotten.
+        An answer may be broken off at any moment: positions that some layer lacks, or that are not known, are
+        forgotten.
         """
         length = min([len(known), *(layer.length for layer in self.layers)])
         self.held = list(known[:length])
@@ -121,7 +123,7 @@ class Prefix:
             layer.trim(length)
 
     def forget(self) -> None:
-        """Hold nothing, and no buffers."""
+        """Forget every position and free the buffers."""
         self.held, self.layers, self._model = [], [], None
 
     @property

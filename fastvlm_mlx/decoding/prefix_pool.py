@@ -39,6 +39,7 @@ class PrefixPool:
         self.nbytes = 0  # of the prefixes that are not in use
         self.hits = self.misses = 0  # questions that found a part of their prompt, and those that found nothing
         self._entries: list[Entry] = []  # the one used last stands last
+        self._model: FastVLM | None = None
 
     def __len__(self) -> int:
         """Prefixes that are not in use."""
@@ -51,9 +52,12 @@ class PrefixPool:
         prefix that is continued where it ends is given itself; one that is in use, or holds something else behind, is
         forked.
         """
+        if model is not self._model:  # other weights have computed what is here
+            self.clear()
+            self._model = model
         found, kept = None, 0
         for entry in reversed(self._entries):
-            if entry.salt == salt:
+            if entry.salt == salt and entry.prefix.computed_by(model):
                 length = shared(entry.prefix.held, wanted[:-1]) // multiple * multiple
                 if length > kept:
                     found, kept = entry, length
@@ -97,9 +101,9 @@ class PrefixPool:
         """Keep nothing of a prefix whose computation failed."""
         self._remove(entry)
 
-    def clear(self) -> None:
-        """Forget every prefix that is not in use."""
-        self._entries = [entry for entry in self._entries if entry.in_use]
+    def clear(self, *, in_use: bool = False) -> None:
+        """Forget every prefix that is not in use, or the others too, which must not be given back then."""
+        self._entries = [] if in_use else [entry for entry in self._entries if entry.in_use]
         self.nbytes = 0
 
     def _add(self, entry: Entry) -> None:

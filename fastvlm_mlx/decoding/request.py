@@ -1,4 +1,4 @@
-"""What is asked, made ready: the pixels of each picture, the prompt in pieces, and how the answer is to be drawn."""
+"""A question made ready, and how its answer is to be drawn: pixels, the prompt in pieces, options."""
 
 import os
 import time
@@ -156,7 +156,10 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Request:
-    """A question made ready: pixels of each image, the prompt in pieces, how long that took, digests already known."""
+    """A question made ready: pixels (S, S, 3) of each picture, uint8, and the prompt in pieces.
+
+    `preprocess_seconds` is how long that took. `digests` identify the pictures, where they are known already.
+    """
 
     pixels: list[Pixels]
     pieces: list[Piece]
@@ -165,7 +168,7 @@ class Request:
 
     @property
     def image_tokens(self) -> int:
-        """Positions taken by images."""
+        """The number of positions that pictures take."""
         return sum(len(piece) for piece in self.pieces if isinstance(piece, ImageSlot))
 
     @property
@@ -175,5 +178,5 @@ class Request:
 
     @property
     def prompt_tokens(self) -> int:
-        """Positions taken by everything."""
+        """The number of positions that the whole prompt takes."""
         return sum(map(len, self.pieces))

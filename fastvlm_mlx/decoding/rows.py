@@ -73,6 +73,8 @@ class Rows:
         it.
         """
         self._drop_cancelled()
+        if not self._ahead:
+            self._read()  # where rows that end make room
         if self._newcomer:
             self._read()  # what fails next is the newcomer's own, and no token waits for its piece
             self._begin()
@@ -82,10 +84,14 @@ class Rows:
 
     def close(self, error: Exception) -> None:
         """End everything that waits or is under way with an error that says why, and forget what was kept."""
-        self._unread = False
-        for row in [*self.waiting, *([self.beginning] if self.beginning else []), *self.decoding]:
-            self._end(row, error)
-        self.pool.clear()
+        every = [*self.waiting, *([self.beginning] if self.beginning else []), *self.decoding]
+        self.waiting.clear()
+        self.beginning, self._pieces = None, iter(())
+        self.decoding, self._tokens, self._unread = [], mx.array([], mx.uint32), False
+        self.pool.clear(in_use=True)
+        for row in every:
+            row.entry = None
+            row.emit(error)
 
     @property
     def _newcomer(self) -> bool:
@@ -117,7 +123,7 @@ class Rows:
 
     def _step(self) -> None:
         """The next token of every row, under way when this returns; the tokens before are handed out meanwhile."""
-        if not self._ahead or any(row.draft.room <= self._unread for row in self.decoding):
+        if any(row.draft.room <= self._unread for row in self.decoding):
             self._read()
         rows = list(self.decoding)
         if not rows:

@@ -56,7 +56,8 @@ class Sampler:
         """Take back the draw of a first token that was not accepted: its logits had to be computed again."""
         self._keys = self._options.keys()
         self._likely: deque[tuple[mx.array, ...]] = deque()  # of the tokens drawn and not accepted yet
-        self._recent = mx.array(self._text, mx.uint32)[None] if self._text is not None else None
+        # Made of numbers alone: another thread may draw, which can compute nothing that is left undone here.
+        self._recent = mx.array([self._text], mx.uint32) if self._text is not None else None
 
     @property
     def greedy(self) -> bool:

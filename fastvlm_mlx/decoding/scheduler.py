@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from ..backend.residency import wired
+from ..config import is_whole
 from ..errors import CancelledError, FastVLMError, OptionError, shown
 from .answer import Answer, Chunk
 from .engine import Engine
@@ -130,10 +131,10 @@ class Scheduler:
 
         Raises CheckpointError without weights, OptionError for fewer than one row or a negative number of bytes.
         """
-        if max_rows < 1:
+        if not is_whole(max_rows) or max_rows < 1:
             raise OptionError(f"`max_rows` is {shown(max_rows)}, expected a whole number of at least 1.")
-        if pool_bytes is not None and pool_bytes < 0:
-            raise OptionError(f"`pool_bytes` is {shown(pool_bytes)}, expected a number of bytes, 0 for none.")
+        if pool_bytes is not None and not (is_whole(pool_bytes) and pool_bytes >= 0):
+            raise OptionError(f"`pool_bytes` is {shown(pool_bytes)}, expected a whole number of bytes, 0 for none.")
         self.engine = engine
         self._rows = Rows(
             engine, max_rows=max_rows, pool_bytes=POOL_BYTES if pool_bytes is None else pool_bytes, exact=exact

@@ -1,4 +1,4 @@
-"""An answer on its way: chunks to loop over, or, in a notebook, a picture and a text that grows beside it."""
+"""An answer while it is made: chunks to loop over, or, in a notebook, a picture beside a text that grows."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ class Stream(Iterator[Chunk]):
         return next(self._chunks)
 
     def close(self) -> None:
-        """Break the answer off."""
+        """End the answer early and free what it holds."""
         close = getattr(self._chunks, "close", None)
         if close is not None:
             close()

@@ -1,6 +1,7 @@
 """Lists and batches: every answer is the one its question gets alone, and nothing shared is computed twice."""
 
 import random
+import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,59 @@ def test_nothing_is_computed_where_something_is_wrong(small: VLM, monkeypatch: p
         small.generate(PICTURES[0], ["What is it?", 7])  # type: ignore[list-item]
     with pytest.raises(OptionError, match="max_tokens"):
         small.batch([(PICTURES[0], "What is it?")], max_tokens=0)
+
+
+def test_of_a_long_list_all_but_the_pictures_is_checked_first(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small.model, "encode", lambda pixels: pytest.fail("encoded"))
+    small.images.clear()
+    many: list[Any] = [(PICTURES[0], "What is it?")] * (batch.MAX_PREPARED + 5)
+    wrong: Any
+    for wrong, error, said in (
+        (("no-such-picture.png", "And this?"), ImageError, "no such image"),
+        ("And?", PromptError, f"Question {len(many) + 1} is 'And\\?'"),
+        ((None, 7), PromptError, "expected text"),
+    ):
+        with pytest.raises(error, match=said):
+            small.batch([*many, wrong])
+
+
+def test_memory_does_not_grow_with_the_number_of_questions(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are decoded as they are needed, also from a generator, whose end nobody knows; answers are in order."""
+    monkeypatch.setattr(batch, "MAX_PREPARED", 4)
+    monkeypatch.setattr(batch, "MAX_BATCH_ROWS", 3)
+    prepare = small.engine.pixels
+    alive: list[weakref.ref[Any]] = []
+    most = 0
+
+    def pixels(source: Any, **how: Any) -> Any:
+        nonlocal most
+        found = prepare(source, **how)
+        alive.append(weakref.ref(found))
+        most = max(most, sum(each() is not None for each in alive))
+        return found
+
+    monkeypatch.setattr(small.engine, "pixels", pixels)
+    levels = [7 * number % 256 for number in range(60)]
+    pictures = (Image.new("RGB", (60, 40), (level, 0, 255 - level)) for level in levels)
+    answers = small.batch(((picture, "What is it?") for picture in pictures), max_tokens=3)
+    assert len(answers) == 60 and len(alive) == 60 and most <= 4 + 3 + 1
+    for number in (0, 31, 59):
+        picture = Image.new("RGB", (60, 40), (levels[number], 0, 255 - levels[number]))
+        assert answers[number].token_ids == small.generate(picture, "What is it?", max_tokens=3).token_ids
+
+
+def test_rows_that_end_are_filled_again(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "MAX_BATCH_ROWS", 4)
+    widths: list[int] = []
+    step = small.model.step
+    monkeypatch.setattr(small.model, "step", lambda x, caches: [widths.append(len(x)), step(x, caches)][1])
+    rng = random.Random(0)
+    stops = tuple(rng.sample(range(small.config.text.vocab_size), 60))
+    asked = small.engine.prepare_each((None, " ".join(rng.choices(WORDS, k=5))) for _ in range(40))
+    answers = dict(batch.answer_all(small.engine, asked, Options(12, 1.5, seed=1, stop_tokens=stops)))
+    lengths = [len(answer.token_ids) for answer in answers.values() if isinstance(answer, Answer)]
+    assert len(lengths) == 40 and min(lengths) < max(lengths)
+    assert set(widths[:-12]) == {4} and sum(widths) == sum(lengths) - 40
 
 
 @pytest.mark.slow

@@ -194,6 +194,7 @@ def test_a_bar_in_a_terminal(tmp_path: Path) -> None:
     assert "Loading [##########--------------------] 1/3" in in_a_terminal(BAR.format(0))
     assert re.fullmatch(r"(\r *\r[^\r]+){3}\r *\r", in_a_terminal(BAR.format(0)))
     assert in_a_terminal(BAR.format(60)) == ""
+    assert "\rLoading 2" in in_a_terminal(BAR.format(0).replace("3)", "None)", 1))  # of a number that is not known
     piped = subprocess.run([sys.executable, "-c", BAR.format(0)], capture_output=True, check=True)
     assert (piped.stdout, piped.stderr) == (b"", b"")
 
