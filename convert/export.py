@@ -197,7 +197,7 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "vocab_size": text.vocab_size,
         "hidden_act": "silu",
         "rms_norm_eps": text.rms_norm_eps,
-        "rope_theta": text.rope_theta,  # where releases before 5 look for it
+        "rope_theta": text.rope_theta,  # releases before 5 read it here
         "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
         "max_position_embeddings": text.max_position_embeddings,
         "tie_word_embeddings": text.tie_word_embeddings,
@@ -217,7 +217,7 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "model_type": "fast_vlm",
         "architectures": ["FastVlmForConditionalGeneration"],
         "dtype": config.dtype,
-        "torch_dtype": config.dtype,  # where earlier releases look for it
+        "torch_dtype": config.dtype,  # earlier releases read it here
         "license": config.source.license,
         "image_token_index": image,
         "image_seq_length": config.image.tokens,

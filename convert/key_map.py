@@ -267,7 +267,7 @@ LAYOUTS = {
     "transformers-training": Layout(TRANSFORMERS_TRAINING, ("fast_vlm",), (".conv_kxk.", ".large_conv.")),
     "transformers": Layout(TRANSFORMERS, ("fast_vlm",), (TIMM_TOWER,)),
 }
-USUAL = {"llava_qwen2": "llava", "fastvlm": "mlx-vlm", "fast_vlm": "transformers"}  # where no name shows a sign
+USUAL = {"llava_qwen2": "llava", "fastvlm": "mlx-vlm", "fast_vlm": "transformers"}  # where no name has a layout's sign
 
 
 def recognise(names: Iterable[str], model_type: object = "llava_qwen2") -> str:

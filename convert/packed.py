@@ -19,7 +19,7 @@ PARTS = ("weight", "scales", "biases")
 AFFINE = {(bits, group) for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 128)}
 FORMS = {"affine": AFFINE, "mxfp4": {(4, 32)}, "mxfp8": {(8, 32)}, "nvfp4": {(4, 16)}}  # mode -> (bits, group size)
 
-Plan = dict[str, QuantConfig]  # by layer: of the published form, or ours
+Plan = dict[str, QuantConfig]  # layer (of the published form, or ours) -> setting
 
 # Layers that our layout holds as they are, and those it stacks into one.
 MOVED = re.compile(r"text\.(embed_tokens|lm_head|layers\.\d+\.(self_attn\.o_proj|mlp\.down_proj))|projector\.linear_2")

@@ -63,7 +63,7 @@ def load(path: Path) -> dict[str, mx.array]:
     arrays = {}
     for name in list(tensors):
         tensor = tensors.pop(name).detach().contiguous()
-        if tensor.dtype == torch.bfloat16:  # numpy has no such type
+        if tensor.dtype == torch.bfloat16:  # NumPy has no such dtype
             arrays[name] = mx.array(tensor.view(torch.int16).numpy()).view(mx.bfloat16)
         else:
             arrays[name] = mx.array(tensor.numpy())

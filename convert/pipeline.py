@@ -205,7 +205,7 @@ def _check_shapes(config: ModelConfig, sources: list[Source]) -> None:
         holders |= dict.fromkeys(shapes, source)
     if (
         config.text.tie_word_embeddings and f"{HEAD}.weight" in found
-    ):  # stored all the same: equal or not is resolved on loading
+    ):  # it is stored although tied; whether it is equal is checked on loading
         config = replace(config, text=replace(config.text, tie_word_embeddings=False))
 
     def name_of(target: str) -> str:

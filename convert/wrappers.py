@@ -23,13 +23,13 @@ ROOTS = {
     "vision_tower",
     "mm_projector",
     "multi_modal_projector",
-}  # where layouts begin
-OUTER = ("model.model.", "model.lm_head.")  # names of a model that is an attribute called model itself
-MAX_WRAPPERS = 4  # trainers around each other
+}  # first components of the layouts' names
+OUTER = ("model.model.", "model.lm_head.")  # of a model inside an attribute called `model`
+MAX_WRAPPERS = 4  # nested wrappers
 TOWER, INNER = (
     "model.vision_tower.vision_tower.",
     "model.",
-)  # which trainers that build the image encoder by themselves leave out
+)  # left out by trainers that build the image encoder themselves
 
 # Signs of what is no plain model, in the components of a name.
 ADAPTERS = {
@@ -96,7 +96,7 @@ def check_plain(names: Iterable[str], config: dict[str, object]) -> None:
         and method is None
         and any(table.get(key) is True for key in ("load_in_4bit", "load_in_8bit"))
     ):
-        method = "bitsandbytes"  # as its older versions wrote it
+        method = "bitsandbytes"  # of its older versions
     found = (
         shown(method) if method is not None else next((FOREIGN[part] for part in sorted(parts & FOREIGN.keys())), None)
     )

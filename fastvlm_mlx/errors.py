@@ -1,17 +1,19 @@
-"""Every error this package raises on purpose.
+"""Every error and warning that this package raises on purpose.
 
     FastVLMError
-    ├── ImageError        a picture that cannot be opened or used
-    ├── PromptError       text, or text and pictures together, that the model cannot take
-    ├── OptionError       an option outside its range
-    ├── BusyError         a conversation that is answering already, in another thread
-    ├── CancelledError    an answer that was broken off before it was finished
-    ├── CheckpointError   a folder whose files are missing, broken or foreign
+    ├── ImageError        a picture cannot be opened or used
+    ├── PromptError       a text, or a text with its pictures, cannot be given to the model
+    ├── OptionError       an argument is outside its range
+    ├── BusyError         a conversation is used while another thread reads an answer of it
+    ├── CancelledError    an answer was ended before it was finished
+    ├── CheckpointError   a model folder has files that are missing, damaged or of an unknown layout
     │   └── TokenizerError
-    ├── HubError          a name that could not be turned into a folder
-    ├── OutputError       a result that could not be written
-    └── DeviceError       what computes failed, or cannot be used from here
-        └── OutOfMemoryError  (a MemoryError as well) the memory ran out
+    ├── HubError          a name cannot be resolved to a folder
+    ├── OutputError       a result cannot be written
+    └── DeviceError       the device that computes failed, or cannot be used from this process
+        └── OutOfMemoryError   the memory ran out; it is a MemoryError as well
+
+    FastVLMWarning        an input was used, but there is something about it to know
 
 A message is one sentence or two: what was found, what was expected, what to do. Arguments stand in backquotes, as
 Python names them (`max_tokens`, `dtype='bfloat16'`); the command line puts its flags in their place. A program need not
@@ -132,7 +134,7 @@ def warn(message: str) -> None:
     warnings.warn(message, FastVLMWarning, stacklevel=level)
 
 
-INSIDE = ("fastvlm_mlx", "contextlib", "functools")  # modules whose lines are not the user's
+INSIDE = ("fastvlm_mlx", "contextlib", "functools")  # packages whose frames are skipped
 MAX_LISTED_NAMES = 5
 MAX_SHOWN_CHARS = 200  # characters of a name or a value
 

@@ -15,7 +15,7 @@ BAR_CHARS = 30  # characters of a bar
 
 Item = TypeVar("Item")
 
-_erase: Callable[[], None] | None = None  # of the bar that stands on a terminal's line now
+_erase: Callable[[], None] | None = None  # erases the bar that is on the terminal's line now
 
 
 class Track(Protocol):

@@ -24,9 +24,9 @@ from ..network.vision import AttentionBlock, RepMixerBlock
 from ..quantize.layers import layer_at
 from ..quantize.rounding import rounded
 
-RATIOS = tuple(n / 20 for n in range(20))  # exponents of the mean input tried; 0 leaves a layer as it is
-SAMPLED_INPUTS = 512  # inputs of a layer that are looked at, about
-MIN_SCALE = 1e-4  # of a scale before it is centred
+RATIOS = tuple(n / 20 for n in range(20))  # exponents of the mean input that are tried; 0 changes nothing
+SAMPLED_INPUTS = 512  # inputs of a layer that scales are searched with, about
+MIN_SCALE = 1e-4  # least scale, before scales are centred
 
 
 @dataclass(frozen=True)

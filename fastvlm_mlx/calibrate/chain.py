@@ -22,8 +22,8 @@ from ..network.kv_cache import KVCache
 from ..network.model import LEVELS, FastVLM
 from .examples import Example, Examples
 
-MAX_BATCH_POSITIONS = 4096  # of a batch, filled ones counted: bounds the memory of a step
-MAX_LOGIT_ROWS = 64  # tokens whose logits are there at a time, each for the whole vocabulary
+MAX_BATCH_POSITIONS = 4096  # of a batch, padding counted; bounds the memory of a step
+MAX_LOGIT_ROWS = 64  # tokens whose logits, (V) each, are in memory at a time
 
 State = list[mx.array]
 

@@ -12,7 +12,7 @@ from .examples import questions_for
 from .pipeline import trial
 from .quality import Quality
 
-ALL_RECIPES = "recipes"  # in place of the second model: the first one, quantised by every recipe
+ALL_RECIPES = "recipes"  # as the second model: the first one, quantised by every recipe
 
 
 def compare(

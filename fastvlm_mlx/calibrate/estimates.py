@@ -20,7 +20,9 @@ PUBLISHED = re.compile(
     r"apple/FastVLM-(0\.5B|1\.5B|7B)|mlx-community/FastVLM-(0\.5B|1\.5B|7B)-bf16|llava-fastvithd_(0\.5b|1\.5b|7b)_stage[23](?:\.zip)?",
     re.IGNORECASE,
 )
-GPU: Backend = "metal"  # where memory is counted: a CPU computes in float32 and keeps wide copies (backend/ready.py)
+GPU: Backend = (
+    "metal"  # estimates are for a GPU: a CPU computes in float32 and keeps dequantised copies (backend/ready.py)
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def of(model: str, *, tokenizer: str | None = None, resolution: int | None = Non
         except HubError as error:
             size = published_size(model)
             if size is None:
-                sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # which nobody has published
+                sizes = ", ".join(size for size in random_model.SIZES if size != "small")  # made up for tests
                 raise HubError(f"{str(error).rstrip('.')}. Published sizes are {sizes}.") from error
             config = _of_size(size, resolution)
     if config.quantization:

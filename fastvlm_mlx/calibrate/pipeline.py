@@ -24,9 +24,9 @@ from ..storage.save import write
 from . import quality, report, search
 from .examples import Examples, Question, answered, questions_for
 
-STATE_SUFFIX = ".calibration"  # the file beside the result that an interrupted run leaves, to go on from
+STATE_SUFFIX = ".calibration"  # of the file beside the result with the state of an interrupted run
 SAME = "\nThese are the questions it was calibrated on; others may tell more.\n"
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
+Progress = Callable[[str, float], None]  # what is being done, and the share of everything that is done, 0-1
 
 
 @dataclass(frozen=True)

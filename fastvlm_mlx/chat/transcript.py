@@ -90,7 +90,7 @@ class LeftOut:
     """
 
     exchanges: int = 0
-    pictures: int = 0  # of those in `exchanges`, the first ones
+    pictures: int = 0  # the first ones of the conversation
 
     def within(self, exchanges: Sequence[Exchange]) -> "LeftOut":
         """The part of this that exists in a conversation of these exchanges."""

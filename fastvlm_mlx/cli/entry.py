@@ -23,10 +23,10 @@ def main() -> NoReturn:
         process.open_streams()
         code = _run()
         process.flush()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is leaving
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the exit is left
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # the reader has left: no complaint, and none at exit either
+    except BrokenPipeError:  # the reader is gone: no message, and none at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
     except BaseException as error:

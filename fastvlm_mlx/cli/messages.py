@@ -15,11 +15,11 @@ from .. import progress
 
 MAX_MESSAGE_CHARS = 1000  # characters of a message
 BAR_STEPS = 1000  # steps of a bar
-ERASE = "\r\x1b[K"  # back to the line's beginning, and nothing after it
+ERASE = "\r\x1b[K"  # to the beginning of the line, then erase to its end
 BLANKS = frozenset(
     "\n\t\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 )
-ARGUMENT = re.compile(r"(?<![^\s(])`([A-Za-z_]\w*)(?:=([^`]*))?`(?![\w/])")  # a word of its own: not within a path
+ARGUMENT = re.compile(r"(?<![^\s(])`([A-Za-z_]\w*)(?:=([^`]*))?`(?![\w/])")  # a separate word, not a part of a path
 
 _flags: Callable[[], Mapping[str, str]] = dict
 
@@ -85,7 +85,7 @@ def _as_flag(argument: re.Match[str]) -> str:
     name, value = argument.groups()
     try:
         flag = _flags().get(name)
-    except Exception:  # a message is said all the same, in the middle of anything
+    except Exception:  # a message has to be printed whatever is going on
         flag = None
     if flag is None:
         return argument[0]

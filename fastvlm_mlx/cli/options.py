@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..inputs.image import Source
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
-MAX_PIXELS = 1 << 26  # the library's own, which --help shows without importing it
+MAX_PIXELS = 1 << 26  # equals the library's, which --help does not import
 
 Model = Annotated[
     str,

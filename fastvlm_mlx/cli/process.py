@@ -17,7 +17,7 @@ from .messages import say
 
 # Python's own code of an import; compiled modules that call it print its exceptions.
 IMPORTING = "<frozen importlib"
-RETRY_SECONDS = 0.01  # seconds; what an interrupt that comes too early is put off by
+RETRY_SECONDS = 0.01  # seconds by which an interrupt during an import is postponed
 
 _seen = False
 
@@ -57,7 +57,7 @@ def open_streams() -> None:
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # or the next file opened would take its place and receive what is printed
+        except OSError:  # or the next file to be opened would get its number, and what is printed
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115

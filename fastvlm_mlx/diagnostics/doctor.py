@@ -31,14 +31,14 @@ CHECKS: Mapping[str, Check] = {
     "threads": threads.check, "memory": memory.check, "recovery": recovery.check, "speed": speed.check, "start":
     start.check, "desk": desk.check,
 }  # fmt: skip
-FORMAT_VERSION = 1  # of the object for programs; another one where a key changes its meaning
-MAX_FOUND_CHARS = 300  # characters of what was found, where it comes from outside
+FORMAT_VERSION = 1  # of the JSON object; increased when a key changes its meaning
+MAX_FOUND_CHARS = 300  # characters of a finding's text from outside
 EXACT = "MLX_ENABLE_TF32"  # 0 makes products of float32 exact on chips that would round their factors to 10 bits
 # A path in quotes, which may hold blanks, or one that ends at a blank; "GB/s" and "1/45" are none.
 PATH = re.compile(
     r"""(?<=['"])(?:~|/|[A-Za-z]:\\)[^'"\n]*|(?<![\w.)])(?:~[\w-]*|[A-Za-z]:(?=\\))?[/\\]+[^\s'"(),;]+|~(?![\w/])"""
 )
-OURS = {"check", "status", "unit"}  # entries of a finding whose values are fixed words
+OURS = {"check", "status", "unit"}  # keys of a finding whose values are fixed words, not texts from outside
 
 
 @dataclass(frozen=True)

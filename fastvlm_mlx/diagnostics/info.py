@@ -14,7 +14,7 @@ from ..network import memory
 from ..network.memory import Memory
 from .machine import Lines, in_bytes, usable_memory
 
-COMFORTABLE_SHARE = 0.8  # of the memory there is; above, other programs may have to give way
+COMFORTABLE_SHARE = 0.8  # of the usable memory; above it, other programs may be swapped out
 
 
 @dataclass(frozen=True)

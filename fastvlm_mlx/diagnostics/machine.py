@@ -18,7 +18,7 @@ from ..backend.cpu import cores
 from ..hub import caches
 from ..version import __version__
 
-MEASURED = ("mlx", "numpy", "pillow", "tokenizers")  # the libraries that figures depend on
+MEASURED = ("mlx", "numpy", "pillow", "tokenizers")  # libraries that measured figures depend on
 LIBRARIES = (*MEASURED, "huggingface_hub")
 Lines = list[tuple[str, str]]  # rows of a table: name and value
 

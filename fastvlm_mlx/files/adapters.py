@@ -7,7 +7,7 @@ from .jsonfile import read_table
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
-ADAPTER_PREFIXES = ("adapter", "non_lora_trainables")  # how the names of an adapter's weights begin
+ADAPTER_PREFIXES = ("adapter", "non_lora_trainables")  # beginnings of the names of an adapter's weight files
 PROJECTOR_FILE = "mm_projector.bin"
 MERGE_ADVICE = "merge it into the model it was made for (PEFT's merge_and_unload, then save_pretrained)"
 
@@ -22,7 +22,7 @@ def check_whole(folder: Path) -> None:
     try:
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
-        return  # which the reader of the folder's files has a sentence for
+        return  # whoever reads the folder's files says so
     weights = [name for name in names if name.endswith(WEIGHT_SUFFIXES)]
     adapter = [name for name in weights if name.startswith(ADAPTER_PREFIXES)]
     models = [

@@ -12,7 +12,9 @@ import unicodedata
 
 from ..errors import OptionError, shown
 
-FILE_ADDRESS = re.compile(r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE)  # one of this machine
+FILE_ADDRESS = re.compile(
+    r"file:(?://(?:localhost)?(?=/)|(?=/(?!/)))", re.IGNORECASE
+)  # the address of a file on this machine
 MAX_PATH_CHARS = 4096  # characters of a path that is searched in other spellings
 # macOS keeps a file's attributes in a file whose name begins so, on disks (exFAT, a network's) that cannot hold them.
 COMPANION = "._"

@@ -16,7 +16,7 @@ def read(path: Path, limit: int) -> bytes:
     Raises OSError, with a `strerror` fit for a message, for a larger file, a folder, a pipe, a socket or a device.
     """
     _check(path.stat(), limit, path)
-    # Not blocking, in case a pipe has taken the file's place since.
+    # O_NONBLOCK, in case a pipe has taken the file's place since the check.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         size = _check(os.fstat(file.fileno()), limit, path)
         return file.read(size)

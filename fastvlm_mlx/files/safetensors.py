@@ -21,7 +21,7 @@ DTYPE_BYTES = {
 UNSUPPORTED_DTYPES = (
     "F64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2", "C64",
 )  # fmt: skip
-LFS_POINTER = b"version https://git-lfs"  # what lies in the place of a large file that Git LFS has not fetched
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not downloaded yet
 MAX_HEADER_BYTES = 20_000_000  # bytes; 7B's takes a hundredth of that
 MAX_DIMENSIONS, MAX_SIZE = 8, (1 << 31) - 1  # MLX counts in int32
 
@@ -101,7 +101,7 @@ def _check_layout(path: Path, header: dict[str, Any], data_size: int) -> None:
                 and 0 <= start <= end
                 and end - start == DTYPE_BYTES[dtype] * math.prod(shape)
             )
-        except (KeyError, TypeError, ValueError):  # not a table, no such entry, not three parts
+        except (KeyError, TypeError, ValueError):  # not a table, an entry is missing, or not three parts
             right = False
         if not right and isinstance(entry, dict) and entry.get("dtype") in UNSUPPORTED_DTYPES:
             raise CheckpointError(

@@ -24,7 +24,7 @@ MAX_DEPTH = 4
 MAX_NAME_BYTES = 200  # bytes in UTF-8; file systems take 255
 MAX_RATIO = 10  # bytes unpacked per byte packed, for all files together
 SLACK_BYTES = 100_000_000  # allowed on top of that
-MAX_READ_BYTES = 1 << 20  # at once: more than a directory of MAX_FILES takes, so a larger one is not read at all
+MAX_READ_BYTES = 1 << 20  # bytes read at once; a directory of MAX_FILES takes less, and a larger one is not read
 CHUNK_BYTES = 1 << 20
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 JUNK = ("__MACOSX", ".DS_Store", "Thumbs.db")  # what desktop systems leave in archives, and "._" before a name
@@ -160,8 +160,11 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (FastVLMError, MemoryError):
         raise
-    except Exception as error:  # half a dozen kinds, from zipfile, zlib and struct
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the disk's, not the archive's
+    except Exception as error:  # of several classes, from zipfile, zlib and struct
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # an error of the disk, not of the archive
             raise
         reason = str(error)[:100] or type(error).__name__
         raise CheckpointError(f"{path}: damaged, or no ZIP archive ({shown(reason)}); fetch it again.") from error

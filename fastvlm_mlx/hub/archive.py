@@ -115,14 +115,14 @@ def _check_came_from(folder: Path, digest: str | None) -> None:
 
 def _unpack(archive: Path, folder: Path, digest: str) -> None:
     """Unpack an archive into the model's folder with a SHA256SUMS, atomically; a damaged archive is removed."""
-    from ..storage.place import new_folder  # not on the way to a model that is here
+    from ..storage.place import new_folder  # not needed for a model that is in the cache
 
     try:
         contents = unzip.read_contents(archive)
         with new_folder(folder, contents.nbytes, force=False, advice="set FASTVLM_CACHE to another folder") as partial:
             with _bar(f"{folder.name}, unpacking") as progress:
                 sums = unzip.unpack(contents, partial, progress)
-            sums.pop(digests.SUMS, None)  # one of the archive's own is replaced
+            sums.pop(digests.SUMS, None)  # the archive's own SHA256SUMS is replaced
             digests.write_sums(partial / digests.SUMS, sums, f"{archive.name}, SHA-256 {digest}")
     except CheckpointError:
         archive.unlink(missing_ok=True)  # fetched again the next time

@@ -58,7 +58,7 @@ def every() -> Iterator[Cache]:
         yield Cache("archives", archives, _size(archives), _size(archives, ".part"))
     import tempfile
 
-    kernels = Path(tempfile.gettempdir()) / "mlx"  # where MLX's CPU backend puts what it has compiled
+    kernels = Path(tempfile.gettempdir()) / "mlx"  # the compiled kernels of MLX's CPU backend
     if _size(kernels):
         yield Cache("compiled kernels", kernels, _size(kernels))
 

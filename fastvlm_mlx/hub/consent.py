@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..errors import HubError, warn
 
-Agree = Callable[[str], bool]  # shown what is about to be fetched; False stops it
+Agree = Callable[[str], bool]  # called with the download's size and terms; False stops it
 
 
 def ask(notice: str, name: str, agree: Agree | None) -> None:

@@ -7,8 +7,8 @@ in our cache notes that this has been said; where it cannot be written, the noti
 from ..errors import FastVLMError, warn
 from . import caches
 
-APPLE = "apple-amlr"  # as the Hub calls the licence
-FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")  # in a checkpoint's folder, the most particular first
+APPLE = "apple-amlr"  # the Hub's name of the licence
+FILES = ("LICENSE_MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md")  # in a checkpoint's folder, the most specific first
 AGREEMENT = "https://github.com/apple/ml-fastvlm/blob/main/LICENSE_MODEL"
 ATTRIBUTION = (
     "Apple Machine Learning Research Model is licensed under the Apple Machine Learning Research Model License "

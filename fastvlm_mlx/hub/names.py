@@ -46,7 +46,7 @@ def hub_model(text: str) -> HubModel | None:
     if view[0] not in VIEWS or len(view) < 2 or revision:
         return None
     length = 3 if view[1:3] == ["refs", "pr"] else 1
-    if view[0] in ("tree", "commit") and len(view) > 1 + length:  # a folder in it
+    if view[0] in ("tree", "commit") and len(view) > 1 + length:  # a folder of the repository
         return None
     return _hub_model(f"{owner}/{last}", "/".join(view[1 : 1 + length]))
 
@@ -57,7 +57,7 @@ def is_revision(text: str) -> bool:
 
 
 def _hub_model(name: str, revision: str | None) -> HubModel | None:
-    name = name.removesuffix(".git")  # as what is cloned is written
+    name = name.removesuffix(".git")  # as in the address for cloning
     right = revision is None or is_revision(revision)
     return HubModel(name, revision) if right and HUB_NAME.fullmatch(name) else None
 

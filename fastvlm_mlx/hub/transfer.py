@@ -37,13 +37,13 @@ from ..version import __version__
 
 TIMEOUT_SECONDS = 30.0  # seconds without a byte
 WAIT_SECONDS = (1.0, 2.0, 4.0, 8.0)  # seconds before each further attempt that follows one without progress
-MIN_PROGRESS_BYTES = 1 << 16  # bytes that count as such
+MIN_PROGRESS_BYTES = 1 << 16  # bytes of an attempt that count as progress
 MAX_REDIRECTS = 5
 MAX_DOWNLOAD_BYTES = 40_000_000_000  # bytes; the largest archive, 7B in bfloat16, takes about 15 GB
 CHUNK_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-Progress = Callable[[int, int | None], None]  # bytes there, bytes in all where the server says
+Progress = Callable[[int, int | None], None]  # bytes received; bytes in all, None where the server does not say
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _go_on(url: str, file: IO[bytes], part: Path, progress: Progress | None) -> 
     try:
         with _request(url, "GET", asked) as response:
             start, size = _answered(response, url, have if asked else 0)
-            if start and origin is not None and size != origin.size:  # a piece of some other file
+            if start and origin is not None and size != origin.size:  # a part of another file
                 _forget(file, part)
                 return "the file has changed"
             _check_room(url, part, start, size)
@@ -149,7 +149,7 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
         try:
             data = response.read1(min(CHUNK_BYTES, limit - have))
         except (OSError, http.client.HTTPException) as error:
-            file.flush()  # what has come counts
+            file.flush()  # received bytes are kept
             raise Interrupted(_reason(error)) from error
         if not data:
             break
@@ -163,7 +163,7 @@ def _receive(response: Any, file: IO[bytes], start: int, size: int | None, progr
             f"The server sends more than {MAX_DOWNLOAD_BYTES:,} bytes without end, which is no model; check the "
             "address."
         )
-    if have < size if size is not None else have == start:  # without a size, nothing may mean a header that broke off
+    if have < size if size is not None else have == start:  # without a size, an empty body may be a broken response
         raise Interrupted("the connection was closed")
 
 
@@ -271,7 +271,7 @@ def _joined(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        return location  # which is no address, as `check_address` will say
+        return location  # not an address; `_check_address` will refuse it
 
 
 def check_address(url: str, first: str) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import ImageError
 from .imagefile import check_size
 
-BAND_ELEMENTS = 1 << 22  # numbers converted at a time
+BAND_ELEMENTS = 1 << 22  # elements converted at a time
 EXPECTED = (
     "expected (height, width), or (height, width, channels) with 1 to 4 channels, as uint8, uint16 or floating point "
     "from 0 to 1"

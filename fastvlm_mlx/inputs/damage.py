@@ -13,9 +13,9 @@ from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 END_MARKER = b"\xff\xd9"
-PADDING_BYTES = 64  # bytes, more than a block of a picture takes
-DECODED_CHUNKS = (b"tRNS", b"sBIT", b"eXIf")  # chunks that are not critical, and say how the pixels are meant
-VISIBLE_CHUNKS = (b"tRNS",)  # chunks a picture can be decoded without, and would not look the same
+PADDING_BYTES = 64  # bytes; more than one block of a JPEG takes
+DECODED_CHUNKS = (b"tRNS", b"sBIT", b"eXIf")  # ancillary chunks that change what the pixels mean
+VISIBLE_CHUNKS = (b"tRNS",)  # ancillary chunks without which the picture looks different
 
 
 def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
@@ -25,8 +25,8 @@ def with_end_markers(data: bytes) -> tuple[bytes, bytes] | None:
     """
     if not data.startswith(b"\xff\xd8"):
         return None
-    body = data.rstrip(b"\0")  # what fills the rest of a file whose end was not written
-    if body.endswith(b"\xff\xff"):  # a filling too, of which any length may stand before a marker (B.1.1.2)
+    body = data.rstrip(b"\0")  # zeros fill a file whose end was not written
+    if body.endswith(b"\xff\xff"):  # fill bytes, any number of which may stand before a marker (B.1.1.2)
         body = body.rstrip(b"\xff")
     if body.endswith(b"\xff"):
         body = body + b"\0" if len(body) < len(data) else body[:-1]  # a byte of the picture, or half an end marker

@@ -22,11 +22,11 @@ from . import array, imagefile, tiff
 from .imagefile import MAX_PIXELS
 
 STRIP_PIXELS = 1 << 22  # pixels converted or resized at a time
-SLIM_RATIO = 4  # height over width from which a padded picture is mostly black
+SLIM_RATIO = 4  # ratio of the sides above which a padded picture is mostly black
 
 MAX_INVISIBLE_ALPHA = 3  # greatest alpha that counts as invisible
-FAINT_SHARE = 0.9  # of a drawing's pixels
-FAINT_LEVELS = 32  # levels of difference from the ground that nothing is told by
+FAINT_SHARE = 0.9  # of a drawing's pixels, above which it is white on white
+FAINT_LEVELS = 32  # levels (of 255) by which a pixel has to differ from its ground to be visible
 
 Source = (
     str | PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | npt.NDArray[Any] | Mapping[str, Any]
@@ -42,7 +42,7 @@ EXIF_TRANSPOSES = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # what undoes each EXIF orientation
+}  # the transpose that undoes each EXIF orientation
 
 
 def as_list(images: Images) -> list[Source]:
@@ -87,7 +87,9 @@ def _of_dict(source: Mapping[str, Any]) -> Source:
     found: Source | None = source.get("bytes")
     if found is None or (isinstance(found, bytes) and not found):
         found = source.get("path")
-    if isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.ndim == 1:  # as pyarrow has a file's bytes
+    if (
+        isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.ndim == 1
+    ):  # pyarrow's form of a file's bytes
         found = found.tobytes()
     if not isinstance(found, (str, PathLike, bytes, bytearray, memoryview)):
         raise ImageError(
@@ -122,7 +124,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
         if turn is None:
             return rgb
         upright = rgb.transpose(turn)
-        upright.info = {}  # among it the orientation, which is now used up
+        upright.info = {}  # it includes the orientation, which has been applied
         return upright
     except (ValueError, MemoryError) as error:
         raise ImageError(f"{name} cannot be made RGB ({error or 'out of memory'}); save it as PNG or JPEG.") from error
@@ -180,7 +182,7 @@ def _on_a_ground(image: Image.Image, convert: Callable[[Image.Image], Image.Imag
             return white
         warn(f"{name} is transparent everywhere, and there are colours all the same; its transparency is left out.")
         return _strip_by_strip(image, lambda strip: convert(strip).convert("RGBA").convert("RGB"))
-    lines = drawn < image.width * image.height / 2  # a drawing, not things on a white ground of their own
+    lines = drawn < image.width * image.height / 2  # a drawing, not objects on a white ground of their own
     if (
         alphas[0] < 255
         and alphas[1] > FAINT_LEVELS
@@ -281,7 +283,7 @@ def _without_bars(pixels: Pixels, side: int, size: int) -> tuple[int, Pixels]:
         centre = (place + 0.5) * scale
         start, end = max(0, int(centre - reach + 0.5)), min(side, int(centre + reach + 0.5))
         weights = _bicubic((np.arange(start, end) - centre + 0.5) * (1.0 / stretch))
-        weights /= np.cumsum(weights)[-1]  # added one by one, as there
+        weights /= np.cumsum(weights)[-1]  # summed one by one, as Pillow does
         fixed = np.trunc(np.where(weights < 0, -0.5, 0.5) + weights * (1 << PRECISION_BITS))
         low = min(max(start, before), before + length)
         high = max(low, min(end, before + length))

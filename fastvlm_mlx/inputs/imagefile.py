@@ -26,12 +26,12 @@ from . import damage, tiff
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
-PNG_DEPTH_OFFSET = 24  # where a PNG has its bits per sample
-MAX_PIXELS = 1 << 26  # 8192 x 8192: what it takes, decoded twice over, stays below a gigabyte
-MAX_SIDE = 65_535  # what a JPEG can hold
+PNG_DEPTH_OFFSET = 24  # byte of a PNG that has the bits per sample
+MAX_PIXELS = 1 << 26  # 8192 x 8192; decoded, and copied once, they take less than a gigabyte
+MAX_SIDE = 65_535  # pixels; a JPEG's limit
 MAX_FILE_BYTES = 1 << 28  # bytes: MAX_PIXELS at 32 bits, uncompressed
-OPEN_SECONDS = 2.0  # to read a header; a whole one takes milliseconds
-DECODE_SECONDS = 20.0
+OPEN_SECONDS = 2.0  # seconds to read a header; an undamaged one takes milliseconds
+DECODE_SECONDS = 20.0  # seconds to decode a picture
 
 Found = TypeVar("Found")
 
@@ -153,7 +153,7 @@ def read_open(file: Any) -> bytes:
     """The bytes of an open file, from its beginning where it can seek; raises ImageError."""
     try:
         if hasattr(file, "seek") and getattr(file, "seekable", lambda: True)():
-            file.seek(0)  # as Pillow does: what has just been written, or asked about before, is at its end
+            file.seek(0)  # as Pillow does: a file that was just written, or read before, is at its end
         data = file.read(MAX_FILE_BYTES + 1)
     except Exception as error:  # closed, not for reading, text of another encoding, or another library's
         raise ImageError(f"The image's file cannot be read ({str(error)[:200]}); open it with mode 'rb'.") from error
@@ -207,7 +207,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         and data[PNG_DEPTH_OFFSET] == 16
         and isinstance(key := image.info.get("transparency"), tuple)
     ):
-        image.info["transparency"] = tuple(level >> 8 for level in key)  # as Pillow has brought the levels to 8 bits
+        image.info["transparency"] = tuple(level >> 8 for level in key)  # Pillow has reduced the levels to 8 bits
     return image
 
 
@@ -224,7 +224,9 @@ def _note_of_few_levels(image: Image.Image, name: str) -> None:
         )
 
 
-BOMB = re.compile(r"too (large|much)", re.IGNORECASE)  # how Pillow refuses texts and profiles that grow beyond measure
+BOMB = re.compile(
+    r"too (large|much)", re.IGNORECASE
+)  # in Pillow's errors about texts and profiles that unpack to too much
 SEVERAL_PICTURES = "{} holds several pictures (frames or pages); only the first is used."
 
 
@@ -283,7 +285,7 @@ def _mended(
             if not BOMB.search(str(error)) and (alone := damage.without_extras(data)) is not None:
                 image, more = _opened(alone, name, formats, max_pixels)
                 return image, more, "holds texts or settings that cannot be read; its pixels are whole, and it is used."
-    except Exception:  # then it is more than that, and the first error says so
+    except Exception:  # the damage is larger; the first error is reported
         return None
     return None
 

@@ -25,14 +25,14 @@ from ..errors import ImageError
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5  # photometric interpretations
-COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}  # samples of each
-SENSOR_PHOTOMETRICS = (32803, 34892)  # photometric interpretations of what a camera's sensor saw, not yet a picture
-DNG_VERSION, RAW_STANDARD, SUB_IMAGES = 50706, 37398, 330  # TIFF/EP (ISO 12234-2) has the second
+COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}  # samples per pixel of each
+SENSOR_PHOTOMETRICS = (32803, 34892)  # photometric interpretations of raw sensor data
+DNG_VERSION, RAW_STANDARD, SUB_IMAGES = 50706, 37398, 330  # tags; the second is TIFF/EP's (ISO 12234-2)
 MAX_SUB_IMAGES = 16
-UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats; the last is for readers to take as the first
+UNSIGNED, SIGNED, FLOAT, UNDEFINED = 1, 2, 3, 4  # sample formats; readers treat the last as the first
 SAMPLE_FORMATS = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}
 ASSOCIATED, UNASSOCIATED = 1, 2  # alpha, among the extra samples
-DECLARED_BITS = {1023: 10, 4095: 12, 16383: 14}  # greatest levels of what cameras put into 16 bits, and their bits
+DECLARED_BITS = {1023: 10, 4095: 12, 16383: 14}  # greatest level of cameras' 16-bit files -> its bits
 # Compressions that unpack to the samples' bytes: LZW, deflate (two numbers), PackBits, LZMA and Zstandard.
 PACKED = (5, 8, 32946, 32773, 34925, 50000)
 MAX_SAMPLES = 64
@@ -67,7 +67,7 @@ class Layout:
     piece: tuple[int, int]  # width and height of a strip or tile
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
-    preview: str | None  # of what the image is only a preview, or the unread kind it is
+    preview: str | None  # what the image is a preview of, if it is one, or the kind of file
     more: bool  # whether other images follow
 
     @classmethod
@@ -289,7 +289,7 @@ def _alpha(layout: Layout) -> int | None:
     for number, extra in enumerate(layout.extra[: layout.samples - colours]):
         if extra in (ASSOCIATED, UNASSOCIATED):
             return colours + number
-    # A fourth sample of RGB that is not described is alpha, as Pillow takes it.
+    # A fourth sample of RGB that is not described is alpha, as for Pillow.
     return colours if layout.photometric == RGB and layout.samples == colours + 1 and not layout.extra else None
 
 

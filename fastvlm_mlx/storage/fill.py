@@ -13,7 +13,7 @@ from ..quantize.recipes import Plan
 from ..quantize.rounding import quantized, scale_type
 from .open import OpenModel
 
-BATCH_BYTES = 300_000_000  # of weights read, checked and put in their places together
+BATCH_BYTES = 300_000_000  # of weights that are read, checked and loaded together
 
 
 def check_finite(origin: str, cast: Sequence[tuple[str, mx.array, mx.array]]) -> None:

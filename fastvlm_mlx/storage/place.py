@@ -64,7 +64,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         for leftover in partial.iterdir():
             leftover.unlink()
         yield partial
-        _check_free(out, force)  # again: what has come there meanwhile is not ours to remove
+        _check_free(out, force)  # again: a folder that appeared meanwhile is not ours to remove
         _take_place(partial, out)
     except OSError as error:
         raise OutputError(
@@ -75,7 +75,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         if lock >= 0:
             shutil.rmtree(partial, ignore_errors=True)
             os.close(lock)
-        else:  # interrupted between the two, or somebody else's
+        else:  # interrupted before it was locked, or another run's
             _remove_unless_locked(partial)
 
 

@@ -332,6 +332,7 @@ def test_a_batch_that_is_interrupted_or_left_keeps_nothing(small: VLM, monkeypat
     assert [answer.token_ids for answer in small.batch(questions, max_tokens=6)] == expected
 
 
+@pytest.mark.slow
 def test_a_batch_goes_on_after_a_bad_question_when_asked(
     small: VLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

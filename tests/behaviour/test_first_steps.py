@@ -1,5 +1,6 @@
 """What a new user tries, and the hint that leads on; and arguments that are refused before anything is downloaded."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .forkserver import Run
 TINY = Path(fastvlm_mlx.__file__).parent / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("photo.png",), ("What is it?", "photo.png"), ("--model", "tiny", "photo.png")])
 def test_a_picture_without_its_option(run: Run, arguments: tuple[str, ...]) -> None:
     done = run("generate", *arguments)
@@ -26,6 +28,7 @@ def test_a_picture_without_its_option(run: Run, arguments: tuple[str, ...]) -> N
     assert "; pictures are given after --image; see 'fastvlm-mlx generate --help'." in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["7b", "0.5B", "apple/FastVLM-7B"])
 def test_info_of_a_model_that_is_not_here(run: Run, name: str) -> None:
     done = run("info", name)
@@ -74,3 +77,11 @@ def test_an_adapter_in_a_subfolder(tmp_path: Path) -> None:
 def test_a_missing_picture_before_a_model_is_looked_for(run: Run, command: str) -> None:
     done = run(command, "--model", "nobody/nothing", "--image", "missing.jpg")
     assert (done.code, done.err) == (1, "fastvlm-mlx: 'missing.jpg': no such image; check the path.\n")
+
+
+def test_settings_of_tiles_that_are_ignored(apple: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(apple, tmp_path / "theirs"))
+    settings = json.loads((folder / "config.json").read_text()) | {"image_grid_pinpoints": [[336, 672]]}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.warns(FastVLMWarning, match="'image_grid_pinpoints' describes pictures cut into tiles, and is ignored"):
+        Engine.open(folder)

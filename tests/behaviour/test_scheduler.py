@@ -106,6 +106,7 @@ def words(engine: Engine, count: int, letter: str = "0") -> Request:
 # ---- answers are those given alone ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_mixed_questions_are_answered_as_alone(small: VLM, seed: int) -> None:
     asked = mixed(small.engine, seed, 24)
@@ -119,6 +120,7 @@ def test_mixed_questions_are_answered_as_alone(small: VLM, seed: int) -> None:
         assert all(getattr(one.stats, name) == getattr(other.stats, name) for name in figures)
 
 
+@pytest.mark.slow
 def test_one_step_ahead_of_what_is_read_nothing_changes(small: VLM) -> None:
     """As a GPU is kept busy: a step is under way before the tokens it began with have been read."""
     asked = mixed(small.engine, 5, 24)
@@ -398,6 +400,7 @@ def cancel_at_random(vlm: VLM, count: int, seed: int) -> None:
     assert held() == before
 
 
+@pytest.mark.slow
 def test_cancelled_at_any_step_nothing_is_left(fresh: VLM) -> None:
     cancel_at_random(fresh, 10, 0)
     gc.collect()

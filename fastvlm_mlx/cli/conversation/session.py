@@ -21,7 +21,7 @@ from .. import process
 from . import typed
 from .front import Front
 
-MAX_QUOTED_CHARS = 60  # characters of a question that is mentioned
+MAX_QUOTED_CHARS = 60  # characters of a question in a note
 FREES = "/clear frees the memory of this conversation"
 
 
@@ -40,8 +40,8 @@ class Session:
         self.engine, self.chat = engine, chat
         self.waiting: list[Picture] = []
         self._front, self._options, self._max_pixels = front, options, max_pixels
-        self._stopped: Question | None = None  # asked last, and not answered
-        self._tries = 0  # how often the last question was tried again
+        self._stopped: Question | None = None  # the last question, if it was not answered
+        self._tries = 0  # number of times the last question was retried
         self._answer: Answer | None = None
         self._file: Path | None = None
 
@@ -116,7 +116,7 @@ class Session:
                 raise
             if not self._front.typing:
                 raise KeyboardInterrupt from error
-            if len(self.chat.exchanges) > said:  # it was complete, only not shown to its end
+            if len(self.chat.exchanges) > said:  # it was complete, but not printed to its end
                 self.chat.undo()
             kept = f"; {_they(question.pictures)} for the next question" if question.pictures else ""
             self._front.note(f"Stopped, and not kept{kept}. /retry asks again.")

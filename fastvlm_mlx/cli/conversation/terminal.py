@@ -36,7 +36,7 @@ from . import typed
 from .markdown import MarkdownWriter
 from .plain import Plain
 
-LONG_PASTE_CHARS = 1000  # characters; more is shown by its length, or editing the line would crawl
+LONG_PASTE_CHARS = 1000  # a longer paste is abbreviated, or editing the line would be slow
 PASTE = re.compile(r"\[pasted text \d+, [\d,]+ characters\]")
 COMMAND = re.compile(r"/\w*")
 PATH = re.compile(r"(?:\\.|[^\s\\])*$")  # the word before the cursor, spaces escaped
@@ -50,7 +50,7 @@ class Terminal(Plain):
     def __init__(self, *, markdown: bool):
         super().__init__(typing=True)
         self._markdown = markdown
-        self._pastes: dict[str, str] = {}  # by what stands for them
+        self._pastes: dict[str, str] = {}  # abbreviation -> text
 
     def lines(self, status: Callable[[], str]) -> Iterator[str]:
         """Yield the lines typed."""
@@ -146,7 +146,7 @@ class History(FileHistory):
         super().__init__(str(path))
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # what people ask is their own affair
+            path.touch(mode=0o600)  # readable by its owner only
 
     def load_history_strings(self) -> Iterable[str]:
         """The lines of earlier runs, latest first."""
@@ -158,7 +158,7 @@ class History(FileHistory):
     def store_string(self, string: str) -> None:
         """Store a line, unless it has an abbreviated paste that a later run could not write out."""
         if not PASTE.search(string):
-            with suppress(OSError, UnicodeError):  # the latter for half a character
+            with suppress(OSError, UnicodeError):  # UnicodeError: half a surrogate pair
                 super().store_string(string)
 
 

@@ -35,16 +35,16 @@ PICTURE_SUFFIXES = (
     *folder.SUFFIXES, ".ico", ".jp2", ".jxl", ".pdf", ".psd", ".svg", ".raw", ".dng", ".nef", ".cr2", ".cr3", ".arw",
     ".mov", ".mp4",
 )  # fmt: skip
-PLAIN = ("/", "~", "./", "../", "file://")  # how a path begins that can be nothing else
+PLAIN = ("/", "~", "./", "../", "file://")  # beginnings that only a path has
 MAX_PATH_CHARS = 1024  # characters of a path
 MIN_PASTE_CHARS = 20_000  # characters from which a line counts as pasted text, without paths of pictures in it
-MAX_PASSED_NAMES = 4  # how many pictures' names may be passed over until a path with spaces ends
+MAX_PASSED_NAMES = 4  # endings of pictures' names that are tried as the end of a path with spaces
 WORDS = tuple(
     re.compile(rf"""(?:\\.|'[^']*'|"(?:\\.|[^"\\])*"|[^{blanks}'"\\])+""", re.DOTALL)
     for blanks in (r" \t\r\n\f\v", r"\s")  # the second for a path with a wide space after it
 )
 WORD = WORDS[0]
-ABSOLUTE = re.compile(r"(?:~?/[^/\s]+/|~/|file:/)\S")  # a path into a folder, which no command begins like
+ABSOLUTE = re.compile(r"(?:~?/[^/\s]+/|~/|file:/)\S")  # a path into a folder; no command begins so
 BLANK = re.compile(r"\s")
 QUOTED = re.compile(r"""\\(.)|'([^']*)'|"((?:\\.|[^"\\])*)"|([^'"\\]+)""", re.DOTALL)
 SENTENCE_END = ",.;:!?)]>»。，？！：；"
@@ -127,7 +127,7 @@ def pictures_in(line: str, *, meant: bool = False) -> tuple[str, tuple[str, ...]
         place = end
     parts.append(line[begin:])
     said = [place for place in range(0, len(parts), 2) if parts[place].strip()]
-    within = range(said[0], said[-1]) if said else range(0)  # what stands between words
+    within = range(said[0], said[-1]) if said else range(0)  # the parts between words
     sentence = range(within.start, len(parts)) if within else within  # then the last picture is one of its words too
     text = "".join(
         part if place % 2 == 0 else os.path.basename(part) if place in sentence else " "
@@ -155,7 +155,7 @@ def _pictures_of_command(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _word_start(line: str, place: int) -> int:
-    while place < len(line) and line[place].isspace():  # of any kind, before a path
+    while place < len(line) and line[place].isspace():  # any kind of space, before a path
         place += 1
     return place
 

@@ -18,7 +18,7 @@ from .finding import Finding, at_most, holds
 from .setting import Setting
 
 SIPS = "/usr/bin/sips"  # macOS's own converter of pictures
-OSASCRIPT = "/usr/bin/osascript"  # macOS's own way to the clipboard
+OSASCRIPT = "/usr/bin/osascript"  # macOS's tool that reads the clipboard
 COLOUR = (200, 60, 30)
 MAX_LEVELS_OFF = 16.0  # levels of 255 that a lossy picture of one colour may be off: four bits of eight
 TOOL_SECONDS = 20.0  # seconds for a tool of the system

@@ -16,8 +16,12 @@ from .setting import Setting
 PARTS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")  # the wheels that hold a backend
 # The first release known to raise an error, where memory runs out on Metal, instead of ending the process.
 FIRST = (0, 32, 3)
-NEW_CHIP, NEW_SYSTEM, NEW_WHEEL = "Apple M5", (26, 2), "macosx_26"  # whose matrix kernels only that wheel holds
-SETTINGS = "MLX_"  # how the variables of the environment begin that MLX reads
+NEW_CHIP, NEW_SYSTEM, NEW_WHEEL = (
+    "Apple M5",
+    (26, 2),
+    "macosx_26",
+)  # matrix kernels for that chip are in that wheel only
+SETTINGS = "MLX_"  # beginning of the environment variables that MLX reads
 HARMLESS = {"MLX_ENABLE_TF32"}  # set by doctor itself
 
 

@@ -14,7 +14,7 @@ from ..machine import in_bytes, machine, usable_memory
 from .finding import Finding, holds
 from .setting import Setting
 
-FIRST_SYSTEM = (14, 0)  # of macOS, that MLX's wheels are made for
+FIRST_SYSTEM = (14, 0)  # the oldest macOS that MLX's wheels support
 TOOL_SECONDS = 20.0  # seconds for a tool of the system
 
 

@@ -18,8 +18,8 @@ from .setting import Setting
 PICTURES = 4
 IMAGE_SIDE = 256  # pixels
 QUESTIONS = 50
-WARM_UP_QUESTIONS = 5  # questions, after which everything that is made once has been made
-MIN_PEAK_RATIO, MAX_PEAK_RATIO = 0.9, 1.25  # what the estimate was seen to be of the measured peak on a CPU (`memory`)
+WARM_UP_QUESTIONS = 5  # questions after which nothing more is allocated once and for all
+MIN_PEAK_RATIO, MAX_PEAK_RATIO = 0.9, 1.25  # range of estimate / measured peak on CPUs (`memory`)
 
 
 def check(setting: Setting) -> Iterator[Finding]:

@@ -27,8 +27,8 @@ Figures = npt.NDArray[np.float32]
 Form = Callable[..., mx.array]
 
 EXPONENTIAL = 64  # terms whose sum is off as a fast exponential is: 5 + |2x| units in the last place up to |x| = 5
-SIGMAS = 8  # a sum of n terms is off by about sqrt(n) / 2 units in the last place: so many times as much is no accident
-EPSILON = 2.0**-24  # half a unit in the last place of float32, as a part of the value
+SIGMAS = 8  # a sum of n terms is off by about sqrt(n) / 2 units in the last place: a multiple this large is no accident
+EPSILON = 2.0**-24  # half a unit in the last place of float32, relative to the value
 MAP_SIDES = (18, 17)  # pixels of a map: an even and an odd side
 TOP_P = 0.9
 QUANTISED = "quantised product"
@@ -78,7 +78,7 @@ def compare(setting: Setting, family: str, cases: Sequence[Case], dtype: Dtype) 
     for case in cases:
         try:
             found = case.run(setting.subject, dtype, dtype)
-        except Exception as error:  # so that the other families still have their turn
+        except Exception as error:  # the other families are checked all the same
             return Finding(title, "wrong", f"{type(error).__name__}: {error} at {case.name}", "no error")
         pairs.append((case, found, case.run(setting.reference, dtype, "float32")))
     if dtype == "float32":
@@ -170,7 +170,7 @@ def _depthwise(stride: int, x: mx.array, weight: mx.array) -> mx.array:
 def _causal(mask: str, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
     length = k.shape[2]
     shown: str | mx.array | None = "causal" if mask == "causal" else None
-    if mask == "boolean":  # as a batch has it: the second row begins with padding
+    if mask == "boolean":  # as in a batch whose second row begins with padding
         shown = (mx.arange(length) >= mx.array([0, length // 2])[:, None])[:, None, None]
         if ops.current() == "cpu":  # the definition: what is not seen is left out
             halves = [(0, 0), (1, length // 2)]

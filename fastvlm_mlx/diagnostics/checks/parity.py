@@ -21,14 +21,14 @@ from .setting import Setting, Side, open_model
 
 Figures = npt.NDArray[np.float32]
 
-GREEDY_TOKENS = 32  # greedy ones
+GREEDY_TOKENS = 32
 # Of a stage's largest value. Sums of up to 4864 products in another order differ by sqrt(4864) * 2**-24 = 4e-6 of it;
 # 25 such sums that never cancel out make the limit. What a kernel does wrong is larger by far.
 FLOAT32 = 1e-4
 # With values rounded to eight bits (bfloat16), a step's error is 2**-9 of a value: random ones of 500 steps, as many as
 # there are, add up to 0.044 of it, and the cosine is 1 - 0.044 ** 2 / 2.
 MIN_COSINE = 0.999
-MAX_FLOAT16 = 65504.0  # that float16 holds
+MAX_FLOAT16 = 65504.0  # the largest value that float16 holds
 QUESTIONS = ("How many shapes are there?", "Describe the image.", "What does the text say?")
 
 

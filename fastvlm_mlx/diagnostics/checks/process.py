@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[3]  # the folder that this package is imported from
-MAX_SECONDS = 120.0  # seconds; what is run takes a few
+MAX_SECONDS = 120.0  # seconds; the checks take a few
 
 
 def python(arguments: Sequence[str]) -> str:
