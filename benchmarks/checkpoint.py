@@ -31,6 +31,11 @@ TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\n{prompt}<|im_end|>\n"
     "<|im_start|>assistant\n"
 )
+CHAT_TEMPLATE = (  # the one of Qwen2's published tokenizers
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 IMAGE_TOKEN = -1  # counted from the end of the vocabulary: no word's id in a published or a random checkpoint
 PUBLISHED = (
     ("vision.", APPLE_TOWER),
@@ -68,6 +73,28 @@ def write_random(folder: Path, size: str, layers: int | None = None) -> Path:
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "pt"})
     end = _write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(_apple_config(config, end), indent=2))
+    return folder
+
+
+def make_talkative(folder: Path) -> Path:
+    """Give a random checkpoint a chat template, and every token id but the last a text, so that answers can be seen."""
+    config = json.loads((folder / "config.json").read_text())
+    vocabulary = json.loads((folder / "vocab.json").read_text())
+    added = json.loads((folder / "added_tokens.json").read_text())
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    first = config["vocab_size"] + IMAGE_TOKEN - len(added)  # special tokens follow all others
+    vocabulary |= {f"\u0120{token}": token for token in range(len(vocabulary), first)}
+    moved = {name: first + place for place, name in enumerate(added)}
+    described = {str(moved[each["content"]]): each for each in settings["added_tokens_decoder"].values()}
+    config["eos_token_id"] = moved["<|im_end|>"]
+    settings |= {"added_tokens_decoder": described, "chat_template": CHAT_TEMPLATE}
+    for name, content in {
+        "config.json": config,
+        "vocab.json": vocabulary,
+        "added_tokens.json": moved,
+        "tokenizer_config.json": settings,
+    }.items():
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False))
     return folder
 
 

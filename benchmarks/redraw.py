@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, quality, scaling
+from benchmarks import compare, quality, scaling, serve
 from fastvlm_mlx.calibrate.quality import Quality
 from fastvlm_mlx.diagnostics.machine import Machine
 
@@ -20,7 +20,9 @@ RESULTS = Path(__file__).parent / "results"
 def charts_of(record: Path) -> Iterator[tuple[Path, str]]:
     """Each chart of a recorded measurement: the file it belongs into and its SVG; none for records without charts."""
     result: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    if "medians" in result:
+    if "-serve-" in record.stem:
+        yield record.with_suffix(".svg"), serve.chart(result)
+    elif "medians" in result:
         yield record.with_suffix(".svg"), compare.chart(result)
     elif "resolutions" in result:
         for suffix, drawn in scaling.plots(result, Machine(**result["machine"])).items():

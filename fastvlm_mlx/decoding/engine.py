@@ -23,7 +23,7 @@ from ..hub.find import find, find_tokenizer
 from ..inputs.image import Images, Pixels, Source, as_list, load_image, preprocess
 from ..inputs.imagefile import MAX_PIXELS, check_path
 from ..inputs.pieces import Piece, outside
-from ..inputs.prompt import PROMPT, Turn, render
+from ..inputs.prompt import PROMPT, Message, Turn, render, render_messages
 from ..network.model import FastVLM
 from ..quantize.recipes import DEFAULT_GROUP, Plan
 from ..storage.open import OpenModel
@@ -208,10 +208,16 @@ class Engine:
         """A conversation as the decoder's input; raises what `pieces` raises, and PromptError where it fills the
         context.
         """
-        pieces = self.pieces(turns, system)
+        return self._within_context(self.pieces(turns, system), sum(turn.images for turn in turns))
+
+    def render_messages(self, messages: Sequence[Message]) -> list[Piece]:
+        """Messages in any order of roles, up to where the next answer begins; raises what `render` raises."""
+        pieces = self._within_vocabulary(render_messages(self.tokenizer, messages, self.image_tokens))
+        return self._within_context(pieces, sum(message.images for message in messages))
+
+    def _within_context(self, pieces: list[Piece], images: int) -> list[Piece]:
         tokens = sum(map(len, pieces))
         if tokens >= self.context:
-            images = sum(turn.images for turn in turns)
             raise PromptError(
                 f"The prompt takes {tokens} tokens, {self.image_tokens * images} of them for "
                 f"{counted(images, 'image')}, and the model has room for {self.context}; "
@@ -231,7 +237,10 @@ class Engine:
                 f"An earlier answer holds the token {listed(foreign)}, and this model has those from 0 to "
                 f"{vocabulary - 1}: it was given by another model; ask again."
             )
-        pieces = render(self.tokenizer, turns, self.image_tokens, system)
+        return self._within_vocabulary(render(self.tokenizer, turns, self.image_tokens, system))
+
+    def _within_vocabulary(self, pieces: list[Piece]) -> list[Piece]:
+        vocabulary = self.config.text.vocab_size
         if foreign := outside([token for piece in pieces if isinstance(piece, list) for token in piece], vocabulary):
             raise TokenizerError(
                 f"{self.tokenizer.origin}: it makes the token {listed(foreign)} of this text, and the model has those "

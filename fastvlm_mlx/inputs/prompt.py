@@ -6,6 +6,7 @@ images.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import PromptError
 from .pieces import ImageSlot, Piece
@@ -13,6 +14,8 @@ from .tokenizer import Tokenizer
 
 PROMPT = "Describe the image."
 SYSTEM = "You are a helpful assistant."
+# What the text of a role is called in messages.
+CALLED = {"system": "system prompt", "user": "prompt", "assistant": "answer"}
 MAX_PROMPT_CHARS = 1_000_000  # far beyond any context; bounds the time and memory of tokenising
 
 
@@ -25,6 +28,19 @@ class Turn:
     answer: tuple[int, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Message:
+    """What one side says, and the number of pictures shown with it, which only the user has.
+
+    `ids` are the ids that an answer was generated as; without them, its text is tokenised.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: int = 0
+    ids: tuple[int, ...] | None = None
+
+
 def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, system: str | None = None) -> list[Piece]:
     """A conversation as runs of token ids and image slots, up to where its last answer begins, or ends if it is given.
 
@@ -32,21 +48,38 @@ def render(tokenizer: Tokenizer, turns: Sequence[Turn], image_tokens: int, syste
     slots count through all turns. An answer is given by the ids that were generated, and its turn is closed even where
     it was cut short. Raises PromptError for text that is not Unicode or is too long.
     """
+    messages = [Message("system", SYSTEM if system is None else system)]
+    for turn in turns:
+        messages.append(Message("user", turn.prompt, turn.images))
+        if turn.answer is not None:
+            messages.append(Message("assistant", "", ids=turn.answer))
+    return render_messages(tokenizer, messages, image_tokens, answering=bool(turns) and turns[-1].answer is None)
+
+
+def render_messages(
+    tokenizer: Tokenizer, messages: Sequence[Message], image_tokens: int, *, answering: bool = True
+) -> list[Piece]:
+    """Messages in any order, as runs of token ids and image slots; with `answering`, up to where an answer begins.
+
+    Images take their places as in `render`. Raises PromptError for text that is no Unicode or far too long.
+    """
     start, end = (tokenizer.special(name) for name in ("<|im_start|>", "<|im_end|>"))
     closing = [end, *tokenizer.encode("\n")]
     assistant = [start, *tokenizer.encode("assistant\n")]
-    instructions = SYSTEM if system is None else system
-    check_text("system prompt", instructions)
-    pieces: list[Piece] = [[start, *tokenizer.encode(f"system\n{instructions}"), *closing]]
+    pieces: list[Piece] = []
     shown = 0
-    for turn in turns:
-        check_text("prompt", turn.prompt)
-        slots = [ImageSlot(index, image_tokens) for index in range(shown, shown + turn.images)]
-        pieces += [[start], *_message(tokenizer, turn.prompt, slots), [*closing, *assistant]]
-        shown += turn.images
-        if turn.answer is not None:
-            pieces.append([*turn.answer, *closing])
-    return list(_joined(pieces))
+    for message in messages:
+        check_text(CALLED[message.role], message.text)
+        if message.role == "system":
+            pieces.append([start, *tokenizer.encode(f"system\n{message.text}"), *closing])
+        elif message.role == "user":
+            slots = [ImageSlot(index, image_tokens) for index in range(shown, shown + message.images)]
+            pieces += [[start], *_message(tokenizer, message.text, slots), closing]
+            shown += message.images
+        else:
+            said = tokenizer.encode(message.text) if message.ids is None else message.ids
+            pieces.append([*assistant, *said, *closing])
+    return list(_joined([*pieces, assistant] if answering else pieces))
 
 
 def check_text(name: str, text: str) -> None:

@@ -3,12 +3,14 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fastvlm_mlx.convert import convert
+from fastvlm_mlx.decoding.engine import Engine
 
 from ..layouts import WRITERS
 from .forkserver import ForkServer, Run
@@ -57,3 +59,21 @@ def _folders(_apple: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     for folder in folders.values():
         (folder / "model.safetensors.index.json").unlink(missing_ok=True)
     return folders
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Engine:
+    """The built-in model, for servers in this process."""
+    engine = Engine.open("tiny")
+    engine.load_weights()
+    return engine
+
+
+@pytest.fixture(scope="session")
+def served(tiny: Engine) -> Iterator[Any]:
+    """A server of the built-in model, for tests that leave it as it was."""
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from tests.serving import server
+
+    with server(tiny, metrics=True) as found:
+        yield found

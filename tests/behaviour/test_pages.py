@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from benchmarks import compare
+from benchmarks import compare, serve
 from fastvlm_mlx.calibrate import report
 from fastvlm_mlx.calibrate.quality import Quality
 from fastvlm_mlx.cli.app import build
+from fastvlm_mlx.serve.fields import CHAT_FIELDS, RESPONSE_FIELDS, table
 from training import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -83,9 +84,25 @@ def quality_table(model: str) -> str:
     return f"{picture}\n\n{report.markdown(rows)}\n{bars}"
 
 
+def served_table(resolution: str) -> str:
+    """The newest measurement of both servers at a resolution, as `benchmarks.serve` wrote it, and the picture."""
+    found = sorted((ROOT / "benchmarks" / "results").glob(f"*-serve-*-{resolution}.json"))
+    if not found:
+        return (
+            f"Not measured yet; `python -m benchmarks.serve --python-mlx-vlm PYTHON --resolution {resolution}` does.\n"
+        )
+    picture = f"![seconds to the first text](../benchmarks/results/{found[-1].stem}.svg)"
+    return f"{serve.markdown(json.loads(found[-1].read_text(encoding='utf-8')))}\n{picture}\n"
+
+
+def fields_table(form: str) -> str:
+    """The fields of a request to the server, as it checks them."""
+    return table({"chat": CHAT_FIELDS, "responses": RESPONSE_FIELDS}[form])
+
+
 TABLES = {
     "options": option_table, "comparison": comparison_table, "accuracy": accuracy_table, "chat": chat_session,
-    "quality": quality_table,
+    "quality": quality_table, "fields": fields_table, "served": served_table,
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Clients that the tests of the server drive, and what others send."""
