@@ -73,6 +73,11 @@ def _on_cpu() -> bool:
     return current() == "cpu" and not _forms.general
 
 
+def _compiled() -> bool:
+    """Whether to use a compiled program: on a CPU, once a large model has been loaded."""
+    return _on_cpu() and cpu.loaded()
+
+
 def totals(arrays: Sequence[mx.array]) -> list[float]:
     """The sum of each array's elements, which may overflow its dtype."""
     if current() == "cpu":
@@ -80,6 +85,14 @@ def totals(arrays: Sequence[mx.array]) -> list[float]:
     sums = [array.sum() for array in arrays]
     mx.eval(sums)
     return [float(each.item()) for each in sums]  # type: ignore[arg-type]
+
+
+def features(tower: nn.Module, pixels: mx.array) -> mx.array:
+    """tower(pixels): (B, H, W, 3) -> (B, N, C); for a large model on a CPU as one compiled graph."""
+    if _compiled() and cpu.takes_tower(tower, pixels):
+        return cpu.features(tower, pixels)
+    found: mx.array = tower(pixels)
+    return found
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -92,18 +105,19 @@ def gelu(x: mx.array) -> mx.array:
 def feed_forward(x: mx.array, fc1: nn.Module, fc2: nn.Module) -> mx.array:
     """fc2(gelu(fc1(x))): x (..., I) -> (..., O)."""
     rows = x.reshape(-1, x.shape[-1])  # once, or each product would flatten its argument and shape it back
-    on_cpu = _on_cpu() and x.dtype == mx.float32
-    y = cpu.feed_forward(rows, fc1, fc2) if on_cpu else fc2(gelu(fc1(rows)))
+    y: mx.array = fc2(gelu(fc1(rows)))
     return y.reshape(*x.shape[:-1], -1)
 
 
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """silu(gate) * up, element by element: one fused kernel on a GPU."""
-    if current() != "cpu":
-        return _fused_swiglu(gate, up)
-    if _on_cpu() and gate.dtype == mx.float32 and gate.size >= cpu.LITTLE:
-        return cpu.swiglu(gate, up)
-    return _swiglu(gate, up)
+def swiglu(x: mx.array) -> mx.array:
+    """silu(gate) * up of the halves [gate, up] = x: (..., 2 * I) -> (..., I); one fused kernel on a GPU."""
+    if _compiled() and cpu.takes_swiglu(x):
+        return cpu.swiglu(x)
+    if x.size == x.shape[-1] and x.ndim > 1:  # one row: halves with its stride would be copied for a quantised product
+        gate, up = mx.split(x.reshape(2, *x.shape[1:-1], -1), 2)
+    else:
+        gate, up = mx.split(x, 2, axis=-1)
+    return _swiglu(gate, up) if current() == "cpu" else _fused_swiglu(gate, up)
 
 
 def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
@@ -115,15 +129,15 @@ _fused_swiglu = mx.compile(_swiglu, shapeless=True)
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
     """x (..., I), weight (O, I), bias (O,) or None -> (..., O)."""
-    if _on_cpu() and x.size <= cpu.FEW_ROWS * x.shape[-1]:
-        y = cpu.row_product(x, weight, bias)
-        if y is not None:
-            return y
+    if _compiled() and cpu.takes_product(x, weight, bias):
+        return cpu.product(x, weight, bias)
     return mx.addmm(bias, x, weight.T) if bias is not None else x @ weight.T
 
 
 def quantized_linear(x: mx.array, matrix: Packed, bias: mx.array | None = None) -> mx.array:
     """x (..., I) with a quantised matrix (O, I), bias (O,) -> (..., O)."""
+    if _compiled() and cpu.takes_quantised(x, matrix):
+        return cpu.quantised_product(x, matrix, bias)
     if _on_cpu() and (matrix.keeps_dequantised or x.size > x.shape[-1]):
         return linear(x, cpu.dequantised(matrix), bias)
     y = mx.quantized_matmul(
@@ -154,7 +168,7 @@ def attention(qkv: mx.array) -> mx.array:
     if narrow:
         qkv = mx.pad(qkv, [(0, 0)] * 3 + [(0, FUSED_HEAD_DIM - head_dim)])
     q, k, v = mx.split(qkv, 3, axis=1)
-    if _on_cpu() and qkv.dtype == mx.float32:
+    if _compiled() and cpu.takes_attention(q, k):
         return cpu.attention(q, k, v, head_dim**-0.5)
     y = mx.fast.scaled_dot_product_attention(q, k, v, scale=head_dim**-0.5)
     return y[..., :head_dim] if narrow else y
@@ -167,6 +181,6 @@ def causal_attention(queries: mx.array, keys: mx.array, values: mx.array, mask: 
     "causal" (the queries are the last L of K positions), None (they see all) or an array, true where they see.
     """
     scale = queries.shape[-1] ** -0.5
-    if _on_cpu() and mask == "causal" and queries.dtype == mx.float32:
+    if mask == "causal" and _compiled() and cpu.takes_attention(queries, keys):
         return cpu.attention(queries, keys, values, scale, causal=True)
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)

@@ -71,7 +71,7 @@ def read_weights(
     check_address_space(opened.name, model.nbytes_in(stored_dtype))
     with progress.bar("Loading", len(model.flat_parameters())) as track, about(opened.folder):
         fill(model, replace(opened, weights=lambda: track(opened.weights())), stored_dtype, plan or {})
-    ready.make_ready(model, layers.packed_layers(model).values())
+    ready.make_ready(model, layers.packed_layers(model).values(), stored_dtype)
     return model, config
 
 

@@ -75,12 +75,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
-        both = self.gate_up_proj(x)
-        if both.size == both.shape[-1]:  # one row: halves with its stride would be copied for a quantised product
-            gate, up = mx.split(both.reshape(2, -1), 2)
-            return self.down_proj(swiglu(gate, up)).reshape(x.shape)
-        gate, up = mx.split(both, 2, axis=-1)
-        return self.down_proj(swiglu(gate, up))
+        return self.down_proj(swiglu(self.gate_up_proj(x)))
 
 
 class Block(nn.Module):

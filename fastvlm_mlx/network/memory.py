@@ -3,12 +3,13 @@
 Enters: a `ModelConfig`, with the quantisation of each layer where there is one. Leaves: counts and bytes. No weights
 are made.
 
-Weights and cache are exact; of quantised matrices a CPU may keep float32 copies besides, in up to a quarter of the
-machine's memory (`backend.cpu.packed`), which are not counted. Activations are estimated: MLX queues operations ahead
-of their execution, so everything that the stem, one block of the tower or one layer of the decoder computes is taken to
-be in memory at the same time; the CPU's own operations (`cpu`) finish before the next begin. There the sum comes out
-from 10 % below to 25 % above MLX's own peak (tests/unit/test_memory.py; the activations of 0.5B's tower at 1024 pixels:
-2 % below). What a GPU takes has not been measured.
+Weights and cache are exact. On a CPU the compiled programs of a large model hold its tower and its quantised matrices
+once more (`backend.cpu`), which is counted with them; a small model may keep float32 copies of quantised matrices, in
+up to a quarter of the machine's memory (`backend.cpu.packed`), which are not. Activations are estimated: MLX queues
+operations ahead of their execution, so everything that the stem, one block of the tower or one layer of the decoder
+computes is taken to be in memory at the same time; the CPU's own operations (`cpu`) finish before the next begin. There
+the sum comes out from 10 % below to 25 % above MLX's own peak (tests/unit/test_memory.py; the activations of 0.5B's
+tower at 1024 pixels: 2 % below). What a GPU takes has not been measured.
 
 This is for answering: converting while loading (a folder that is not ours) can take more for a moment.
 """
@@ -17,10 +18,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..backend.cpu.activations import HIDDEN, MIN_ROWS
 from ..backend.cpu.convolution import TILE, WINDOWS
-from ..backend.cpu.softmax import SCORES
 from ..backend.ops import Backend
+from ..backend.ready import LARGE
 from ..config import ATTENTION_STAGES, DTYPES, HEAD_DIM, Dtype, ModelConfig, QuantConfig, TextConfig, VisionConfig
 from .kv_cache import buffered
 from .model import PREFILL_CHUNK, FastVLM
@@ -77,8 +77,11 @@ def estimate(
     context = min(limit, context or image_tokens + CONTEXT)
     tower = _tower(config.vision, config.image.size, backend) if images else 0
     decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)
+    weights = weight_bytes(config, computed)
+    if backend == "cpu" and sum(parameters(config).values()) >= LARGE:
+        weights = {part: size + _compiled_bytes(config, computed).get(part, 0) for part, size in weights.items()}
     return Memory(
-        weight_bytes(config, computed),
+        weights,
         _cache(config.text, context, computed),
         BYTES[computed] * max(tower, decoder),
         context,
@@ -104,6 +107,19 @@ def weight_bytes(config: ModelConfig, dtype: Dtype | None = None) -> dict[str, i
         settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         count = math.prod(shape)
         sizes[_part(name)] += count * item if settings is None else _quantized_bytes(count, settings, scales)
+    return sizes
+
+
+def _compiled_bytes(config: ModelConfig, dtype: Dtype) -> dict[str, int]:
+    """Bytes that programs hold by part: the tower dequantised, and the affine matrices of the others as they are
+    stored."""
+    sizes = dict.fromkeys(PARTS, 0)
+    for name, shape in _shapes(config):
+        settings = config.quantization.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        if _part(name) == "tower":
+            sizes["tower"] += math.prod(shape) * BYTES[dtype]
+        elif settings is not None and settings.mode == "affine":
+            sizes[_part(name)] += _quantized_bytes(math.prod(shape), settings, BYTES["float32"])
     return sizes
 
 
@@ -151,10 +167,8 @@ def _tower(config: VisionConfig, size: int, backend: Backend) -> int:
         x, inner = side * side * width, width * config.mlp_ratio
         mixer = _depthwise(side, width, 3, 1, backend)
         if stage in ATTENTION_STAGES:
-            mixer = 8 * x + (min(SCORES, width // HEAD_DIM * side**4) if backend == "cpu" else 0)  # the scores
+            mixer = 8 * x + (width // HEAD_DIM * side**4 if backend == "cpu" else 0)  # the scores
         hidden = 2 * side * side * inner
-        if backend == "cpu":
-            hidden = x + min(side * side * inner, max(MIN_ROWS * inner, HIDDEN))
         peak = max(peak, 4 * x + max(mixer, _depthwise(side, width, 7, 1, backend) + hidden))
     return peak
 
@@ -176,7 +190,7 @@ def _decoder(config: TextConfig, rows: int, context: int, backend: Backend) -> i
     hidden, inner = config.hidden_size, config.intermediate_size
     scores = config.num_attention_heads * rows * context
     if backend == "cpu":  # which finishes one step before it begins the next
-        return 3 * rows * (hidden + inner) + min(scores, SCORES) + config.vocab_size
+        return 3 * rows * (hidden + inner) + 2 * scores + config.vocab_size  # and their softmax
     if config.head_dim in FUSED_HEAD_DIMS:
         scores = 0
     qkv = 3 * rows * (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim

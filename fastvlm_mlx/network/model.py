@@ -55,7 +55,7 @@ class FastVLM(nn.Module):
     def encode(self, pixels: mx.array) -> mx.array:
         """Image embeddings (B, N, D) of pixels (B, H, W, 3), RGB, uint8."""
         levels = mx.array(LEVELS).astype(self.dtype)
-        return self.projector(self.vision(levels[pixels]))
+        return self.projector(ops.features(self.vision, levels[pixels]))
 
     def embed(self, pieces: Sequence[Piece], images: Mapping[int, mx.array], skip: int = 0) -> mx.array:
         """Embeddings (1, L, D) of a prompt: its runs of token ids, and each image's embeddings (N, D) in its slot.

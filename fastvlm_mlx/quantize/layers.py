@@ -5,6 +5,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..backend.cpu.gradients import Form
 from ..backend.ops import quantized_linear
 from ..config import QuantConfig
 from ..errors import CheckpointError, shown
@@ -27,6 +28,7 @@ class Packed(nn.Module):
             self.biases = mx.zeros(groups, dtype)
         self._dequantised: mx.array | None = None
         self.keeps_dequantised = False
+        self.form: Form | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Every way of setting a parameter ends here; a copy in float32 of what was there before is let go of."""

@@ -20,8 +20,9 @@ import torch
 from mlx.utils import tree_flatten, tree_unflatten
 
 from fastvlm_mlx import VLM, load
-from fastvlm_mlx.backend import blas, cpu
-from fastvlm_mlx.backend.cpu import activations, convolution, products
+from fastvlm_mlx.backend import cpu
+from fastvlm_mlx.backend.cpu import compiler, convolution
+from fastvlm_mlx.backend.cpu.tower import CompiledTower
 from fastvlm_mlx.backend.linear import Linear
 from fastvlm_mlx.backend.ops import gelu, general_forms
 from fastvlm_mlx.convert.fold import fold
@@ -29,6 +30,7 @@ from fastvlm_mlx.convert.source import Source, open_source
 from fastvlm_mlx.inputs.pieces import ImageSlot
 from fastvlm_mlx.network.model import FastVLM
 
+from .. import programs
 from . import original
 from .stages import pixels, prompt_embeddings
 
@@ -65,34 +67,33 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-FORMS = ("attention", "depthwise", "feed_forward", "gelu", "row_product", "swiglu")
+PROGRAMS = ("attention", "features", "gelu", "product", "swiglu")  # what a large model is computed by
+FORMS = ("depthwise", "gelu")  # what a small one is
 
 
-@pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each of the CPU's forms gave a result.
+@pytest.fixture(params=["programs", "forms"], autouse=True)
+def calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each of the CPU's forms gave a result; a small model computes as a large one does, and as a small one.
 
-    A small model's layers would be too small for some of them, and done in one piece: no bound is left here.
+    Its convolutions would be too small to be cut into strips: that bound is not left here.
     """
     found: Counter[str] = Counter()
 
-    def counted(name: str, form: Callable[..., mx.array | None]) -> Callable[..., mx.array | None]:
-        def call(*arguments: Any, **options: Any) -> mx.array | None:
-            y = form(*arguments, **options)
-            found[name] += y is not None
-            return y
+    def counted(name: str, form: Callable[..., mx.array]) -> Callable[..., mx.array]:
+        def call(*arguments: Any, **options: Any) -> mx.array:
+            found[name] += 1
+            return form(*arguments, **options)
 
         return call
 
-    for name in FORMS:
+    if request.param == "programs":
+        programs.for_any_size(monkeypatch)
+    else:
+        monkeypatch.setattr(compiler, "_library", None)
+    for name in {*PROGRAMS, *FORMS, "quantised_product"}:
         monkeypatch.setattr(cpu, name, counted(name, getattr(cpu, name)))
     monkeypatch.setattr(convolution, "LITTLE", 1)
     monkeypatch.setattr(convolution, "WINDOWS", 1 << 14)
-    monkeypatch.setattr(products, "LEAST", 1)
-    monkeypatch.setattr("fastvlm_mlx.backend.cpu.LITTLE", 1)
-    monkeypatch.setattr(activations, "MIN_ROWS", 100)
-    monkeypatch.setattr(activations, "HIDDEN", 1)
-    monkeypatch.setattr("fastvlm_mlx.backend.cpu.softmax.SCORES", 1000)
     return found
 
 
@@ -103,13 +104,15 @@ def pair(
     """A small original, ours loaded from its checkpoint, and the checkpoint as the converter sees it."""
     theirs = original.build(original.SMALL, tied=request.param)
     folder = original.save_apple(theirs, tmp_path_factory.mktemp("gradients") / "apple", tokenizer_files)
-    return theirs, load(folder, dtype="float32"), open_source(folder)
+    vlm = load(folder, dtype="float32")
+    vlm.model.vision.compiled = CompiledTower()  # as that of a large model is
+    return theirs, vlm, open_source(folder)
 
 
 def test_every_parameter_against_the_general_forms(pair: tuple[Any, VLM, Source], calls: Counter[str]) -> None:
     model = pair[1].model
     loss, ours = gradients(model)
-    assert {name for name in FORMS if not calls[name]} <= (set() if blas.library is not None else {"row_product"})
+    assert all(calls[name] for name in (PROGRAMS if cpu.loaded() else FORMS))
     calls.clear()
     with general_forms():
         general_loss, general = gradients(model)

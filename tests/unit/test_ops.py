@@ -38,3 +38,20 @@ def test_a_narrow_head_is_padded_for_metal_alone(backend: ops.Backend) -> None:
     with ops.forms_of(backend), ops.general_forms():
         mx.export_function(lambda step: found.append(step.get("name", "")), ops.attention, qkv)
     assert ("Pad" in found) == (backend == "metal")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "metal"])
+@pytest.mark.parametrize("shape", [(14,), (1, 14), (1, 1, 14), (3, 14), (2, 5, 14)])
+def test_swiglu_of_halves(shape: tuple[int, ...], backend: ops.Backend) -> None:
+    x = mx.random.normal(shape)
+    gate, up = mx.split(x, 2, axis=-1)
+    with ops.forms_of(backend):
+        y = ops.swiglu(x)
+    assert y.shape == gate.shape
+    assert mx.abs(y - gate * mx.sigmoid(gate) * up).max() < 1e-6
+
+
+def test_swiglu_far_from_zero() -> None:
+    gate = mx.array([-1e30, -200.0, -88.0, 0.0, 88.0, 200.0, 1e30])
+    y = ops.swiglu(mx.concatenate([gate, mx.ones(7)]))
+    assert mx.allclose(y, mx.array([0, 0, 0, 0, 88.0, 200.0, 1e30]), atol=1e-6)

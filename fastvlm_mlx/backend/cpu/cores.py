@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 import mlx.core as mx
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 MAX_STREAMS = 4
 FEW = 4  # pieces; fewer are done before the threads have started
@@ -52,6 +53,11 @@ def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> Non
             function(piece)
     else:
         list(pool().map(function, waiting))
+
+
+def in_background(function: "Callable[[], Result]") -> "Future[Result]":
+    """Begin to call a function in another thread."""
+    return _pool().submit(function)
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from .gradients import Form
 from .views import memory_of
 
 DEQUANTISED_SHARE = 4  # of the machine's memory, a quarter may hold float32 copies of quantised matrices
@@ -22,6 +23,7 @@ class Packed(Protocol):
     mode: str
     keeps_dequantised: bool
     _dequantised: mx.array | None
+    form: Form | None  # what multiplies with it, once it has been multiplied with
 
 
 def keep_dequantised(matrices: Iterable[Packed], memory: int) -> None:

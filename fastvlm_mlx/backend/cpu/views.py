@@ -1,5 +1,6 @@
 """NumPy's view of an array of MLX: the same memory, on the CPU."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -21,3 +22,21 @@ def own_memory_of(array: mx.array) -> npt.NDArray[Any]:
     memory = memory_of(array)
     assert memory.flags.c_contiguous and memory.flags.writeable  # or parts of it would be copies
     return memory
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where an array lies in memory. While this is kept, no other array can come to lie there."""
+
+    memory: npt.NDArray[Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self._bounds() == other._bounds()
+
+    def _bounds(self) -> tuple[int, int]:
+        return self.memory.ctypes.data, self.memory.nbytes
+
+
+def place_of(array: mx.array) -> Place:
+    """The place of an array, evaluated: another after every change of the array, in place too."""
+    return Place(memory_of(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array))  # NumPy has no bfloat16

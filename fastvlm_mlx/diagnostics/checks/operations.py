@@ -158,7 +158,7 @@ def families(quick: bool, on_gpu: bool) -> dict[str, list[Case]]:
     hidden = normal(33, 4864)
     found["activations"] = [
         Case("GELU", ops.gelu, (hidden,), EXPONENTIAL),
-        Case("SwiGLU", ops.swiglu, (hidden, normal(33, 4864)), EXPONENTIAL),
+        Case("SwiGLU", ops.swiglu, (normal(33, 2 * 4864),), EXPONENTIAL),
     ]
     return found
 
