@@ -102,8 +102,16 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     _picture(picture, options.resolution)
     photo.write_bytes(bench.made_photo())
     pythons = {"ours": sys.executable, "mlx-vlm": options.python_mlx_vlm, "transformers": options.python_torch}
+    if options.channels_last:
+        pythons["transformers, channels_last"] = options.python_torch
     processes = [
-        Process(name, python, folders[name], name == "mlx-vlm" and sys.platform == "linux", work / f"{name}.log")
+        Process(
+            name,
+            python,
+            folders[name.partition(",")[0]],
+            name == "mlx-vlm" and sys.platform == "linux",
+            work / f"{name}.log",
+        )
         for name, python in pythons.items()
         if python
     ]
@@ -262,6 +270,9 @@ def main() -> None:
         "--python-mlx-vlm", metavar="PYTHON", help="an interpreter that has mlx-vlm (left out: not compared)"
     )
     parser.add_argument("--python-torch", metavar="PYTHON", help="an interpreter that has transformers, torch and timm")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="torch also in its other memory layout, in a column of its own"
+    )
     parser.add_argument("--resolution", type=int, default=1024, help="pixels (default 1024)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     parser.add_argument("--prompt", default="Describe the image.")

@@ -143,7 +143,8 @@ def main() -> None:
     for way, found in medians.items():
         print(
             f"| {way} | {found['load_seconds']:.1f} | {found['first_picture']:.2f} | "
-            f"{found['picture']:.2f} ({found['picture_cpu']:.2f}) | {found['prefill']:.2f} ({found['prefill_cpu']:.2f}) | "
+            f"{found['picture']:.2f} ({found['picture_cpu']:.2f}) | "
+            f"{found['prefill']:.2f} ({found['prefill_cpu']:.2f}) | "
             f"{1 / found['token']:.1f} ({found['token_cpu']:.3f}) | {ROWS / found['rows']:.1f} | "
             f"{found['resident_bytes'] / 1e9:.2f} | {found['resident_bytes'] / found['folder_bytes']:.2f} |"
         )

@@ -15,7 +15,7 @@ import pytest
 from fastvlm_mlx.backend import cpu, ops, ready
 from fastvlm_mlx.backend.cpu import compiler
 from fastvlm_mlx.backend.linear import Linear
-from fastvlm_mlx.config import QuantConfig
+from fastvlm_mlx.config import Dtype, QuantConfig
 from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.diagnostics.random_model import open_random
 from fastvlm_mlx.errors import FastVLMWarning
@@ -72,7 +72,7 @@ def test_a_quantised_product(bits: int, group_size: int, dtype: mx.Dtype) -> Non
         x = mx.random.normal(shape).astype(dtype)
         expected = x.astype(mx.float32) @ matrix.T + layer.bias
         assert difference(layer(x), expected) < (TIGHT if dtype == mx.float32 else HALF)
-    assert layer.form is not None and layer._dequantised is None
+    assert layer.form is not None
 
 
 @pytest.mark.parametrize("part", ["weight", "scales", "biases"])
@@ -154,7 +154,7 @@ def test_nothing_is_held_once_a_product_is_there() -> None:
 # ---- the tower -----------------------------------------------------------------------------------------------------
 
 
-def model_of(dtype: str = "float32", bits: int | None = None) -> FastVLM:
+def model_of(dtype: Dtype = "float32", bits: int | None = None) -> FastVLM:
     engine = Engine(open_random("small"))
     engine.load_weights(dtype=dtype, bits=bits)
     programs.compile_tower(engine.model.vision)
@@ -216,7 +216,7 @@ def updated(model: FastVLM) -> None:
             weight = self.layer["weight"] + self.scale * self.lora_b @ self.lora_a
             if "magnitude" in self:
                 weight = weight * (self.magnitude / mx.linalg.norm(weight, axis=1))[:, None]
-            y = x @ weight.T
+            y: mx.array = x @ weight.T
             return y + self.layer["bias"] if "bias" in self.layer else y
 
     block = model.vision.stages[3].blocks[0]
@@ -306,17 +306,17 @@ def test_nothing_is_sent_anywhere() -> None:
 def test_telemetry_of_others_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = object()
     monkeypatch.setitem(sys.modules, compiler.TELEMETRY, theirs)
-    monkeypatch.setattr(compiler, "_library", None)
+    monkeypatch.setattr(compiler, "openvino_module", None)
     assert compiler.load() and sys.modules[compiler.TELEMETRY] is theirs
     monkeypatch.delitem(sys.modules, compiler.TELEMETRY)
-    monkeypatch.setattr(compiler, "_library", None)
+    monkeypatch.setattr(compiler, "openvino_module", None)
     assert compiler.load() and compiler.TELEMETRY not in sys.modules
 
 
 def test_without_the_library_it_is_said_once_and_answers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = of_the_layers(model_of(), pixels(1, 128, 128))
-    monkeypatch.setattr(compiler, "_library", None)
-    monkeypatch.setattr(compiler, "_missing", "No module named 'openvino'")
+    monkeypatch.setattr(compiler, "openvino_module", None)
+    monkeypatch.setattr(compiler, "why_missing", "No module named 'openvino'")
     monkeypatch.setattr(ready, "LARGE", 1)
     engine = Engine(open_random("small"))
     with pytest.warns(FastVLMWarning, match="OpenVINO is not installed") as said:

@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 TELEMETRY = "openvino_telemetry"  # reports to its makers that it was imported
 
 _lock = threading.Lock()
-_library: "ModuleType | None" = None
-_missing: str | None = None
+openvino_module: "ModuleType | None" = None  # once it has been loaded
+why_missing: str | None = None  # once it was found that it cannot be
 
 
 def load() -> bool:
     """Import the library, unless it is there already; whether it is. Nothing is sent anywhere by it."""
-    global _library, _missing
+    global openvino_module, why_missing
     with _lock:
-        if _library is None and _missing is None:
+        if openvino_module is None and why_missing is None:
             try:
-                _library = _import()
+                openvino_module = _import()
             except (ImportError, OSError) as error:  # not installed, or built for another system
-                _missing = str(error)
-    return _library is not None
+                why_missing = str(error)
+    return openvino_module is not None
 
 
 def loaded() -> bool:
     """Whether the library has been loaded."""
-    return _library is not None
+    return openvino_module is not None
 
 
 def library() -> Any:
     """The library; RuntimeError before `load`."""
-    if _library is None:
+    if openvino_module is None:
         raise RuntimeError("OpenVINO has not been loaded")
-    return _library
+    return openvino_module
 
 
 def _import() -> "ModuleType":

@@ -57,7 +57,7 @@ def share_out(function: Callable[[Piece], None], pieces: Iterable[Piece]) -> Non
 
 def in_background(function: "Callable[[], Result]") -> "Future[Result]":
     """Begin to call a function in another thread."""
-    return _pool().submit(function)
+    return pool().submit(function)
 
 
 @cache

@@ -22,4 +22,12 @@ def keep_memory() -> None:
         mallopt(TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def give_back_memory() -> None:
+    """Have the C library of Linux (glibc) return what is free now: compiling has freed as much as it has made."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -15,6 +15,7 @@ from . import graphs
 from .compiler import Program, library, tensor_of
 from .cores import in_background
 from .gradients import with_gradient_of
+from .memory import give_back_memory
 from .views import Place, place_of
 
 HEAD_DIM = 32  # of the tower's attention
@@ -100,7 +101,9 @@ def _program(tower: nn.Module, arrays: dict[str, mx.array]) -> Program | None:
     except _UnknownLayer:
         return None
     dtype = arrays["patch_embed.conv.weight"].dtype
-    return Program(ov.Model([y], [pixels], "tower"), dtype, graph.constants)
+    program = Program(ov.Model([y], [pixels], "tower"), dtype, graph.constants)
+    give_back_memory()
+    return program
 
 
 class _Graph:
