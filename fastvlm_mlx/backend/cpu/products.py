@@ -15,7 +15,7 @@ from .compiler import Program, library
 from .gradients import Form, with_gradient_of
 from .graphs import Graph
 
-MIN_ELEMENTS = 1 << 20  # of a matrix; products with fewer are over before a program has been called
+MIN_ELEMENTS = 1 << 18  # of a matrix; products with fewer are over before a program has been called
 MIN_ACTIVATIONS = 1 << 16  # elements for whose SwiGLU MLX, which does not have to wait for them, is as fast
 DTYPES = (mx.float32, mx.bfloat16)
 
