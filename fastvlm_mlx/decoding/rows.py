@@ -5,13 +5,14 @@ computed for all rows at once and attention for each on its own cache, so rows j
 nothing is padded or copied. Whoever has a loop of their own calls `turn` (`batch`); `Scheduler` does it in a thread.
 """
 
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
 from ..backend import failures, residency
-from ..errors import CancelledError, DeviceError
+from ..errors import CancelledError, DeviceError, FastVLMError
 from ..network.kv_cache import KVCache, ragged
 from ..network.model import PREFILL_CHUNK
 from .answer import Chunk
@@ -233,6 +234,7 @@ class Rows:
         it.
         """
         meant = failures.explained(error)
+        _let_go(error)
         if failures.spoils(error):
             self.engine.images.drop(row.digests)
             if row.entry is not None:
@@ -259,3 +261,15 @@ class Rows:
             self.pool.give_back(row.entry, row.known)
             row.entry = None
         row.emit(last)
+
+
+def _let_go(error: BaseException) -> None:
+    """Say in a note which lines an exception came through: as frames they would hold rows and arrays for as long as
+    whoever is told of it keeps it.
+    """
+    if error.__traceback__ is not None and not isinstance(error, FastVLMError):
+        error.add_note("".join(traceback.format_tb(error.__traceback__)).rstrip())
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
