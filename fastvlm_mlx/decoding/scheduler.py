@@ -107,7 +107,15 @@ class Pending:
             self._over.set()
         if self._listener is not None:
             listener, self._listener = self._listener, None  # which is not called again where it fails
-            listener(chunk)
+            try:
+                listener(chunk)
+            except Exception as error:
+                if last is None:
+                    raise  # and its answer ends here
+                # There is no answer left to end, and those of others must not: it is told as any thread's fault is.
+                threading.excepthook(
+                    threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+                )
             self._listener = listener if last is None else None
 
 
@@ -154,8 +162,9 @@ class Scheduler:
         """Let a prepared request wait for its turn.
 
         `listener` is called in the engine's thread with each chunk, the last of which has the answer, or with the
-        error; it must not block. Nothing computed for one `salt` is used for another. Raises FastVLMError once the
-        scheduler is closed.
+        error; it must not block. Where it fails, its answer ends; with the last chunk or the error, only
+        `threading.excepthook` is told. Nothing computed for one `salt` is used for another. Raises FastVLMError once
+        the scheduler is closed.
         """
         pending = Pending(listener)
         emit = self._emit(pending, salt, self.engine.stop_tokens(options))

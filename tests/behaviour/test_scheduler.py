@@ -511,6 +511,60 @@ def test_a_listener_that_fails_ends_its_answer_only(fresh: VLM) -> None:
     assert thread == {"fastvlm-scheduler"}
 
 
+def test_a_listener_that_fails_at_the_end_ends_nothing(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the answer, with what went wrong, and where the scheduler is closed: everybody else is told all the same."""
+    engine = fresh.engine
+    told: list[BaseException] = []
+    monkeypatch.setattr(threading, "excepthook", lambda found: told.append(found.exc_value))
+
+    def gone(chunk: Any) -> None:
+        if not isinstance(chunk, Chunk) or chunk.answer is not None:
+            raise RuntimeError("Event loop is closed")
+
+    endless = (engine.prepare(None, "Hi"), Options(900, stop_tokens=()))
+    with Scheduler(engine) as scheduler:
+        whole = scheduler.submit(endless[0], Options(3), listener=gone)
+        answer = whole.result(10)
+        cancelled = scheduler.submit(*endless, listener=gone)
+        next(iter(cancelled))
+        cancelled.cancel()
+        with pytest.raises(CancelledError, match="cancelled"):
+            cancelled.result(10)
+        assert scheduler.submit(endless[0], Options(3)).result(10).token_ids == answer.token_ids
+        assert whole.result() is answer and list(whole)[-1].answer is answer
+        closed = [scheduler.submit(*endless, listener=gone) for _ in range(3)]
+    for each in closed:
+        with pytest.raises(CancelledError, match="closed"):
+            each.result(10)
+    assert [str(error) for error in told] == ["Event loop is closed"] * 5
+
+
+@pytest.mark.parametrize("place", ["prefill", "step"])
+def test_whoever_keeps_an_error_keeps_neither_rows_nor_caches(
+    fresh: VLM, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Nor must they wait for the garbage collector: where the memory ran out, it would run out again."""
+
+    def fail(*_: object) -> mx.array:
+        raise ValueError("it cannot be computed")
+
+    rows = Rows(fresh.engine, pool_bytes=0)
+    before, errors = held(), []
+    monkeypatch.setattr(fresh.model, place, fail)
+    for picture in PICTURES[:3]:
+        rows.add(Row(fresh.engine, fresh.engine.prepare(picture, "Hi"), Options(9, stop_tokens=()), errors.append))
+    gc.disable()
+    try:
+        while rows.busy:
+            rows.turn()
+        every = gc.get_objects()
+        left = sum(type(each) is Row for each in every), sum(type(each) is KVCache for each in every)
+    finally:
+        gc.enable()
+    failed = [error for error in errors if isinstance(error, ValueError)]
+    assert left == before and len(failed) == 3 and "in fail" in failed[0].__notes__[0]
+
+
 def test_a_picture_that_cannot_be_encoded_fails_its_own_question(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = fresh.model.encode
     bad = mx.array(fresh.engine.pixels(PICTURES[1]))
