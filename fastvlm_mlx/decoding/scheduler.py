@@ -221,8 +221,9 @@ class Scheduler:
             answer = found.answer if isinstance(found, Chunk) else None
             if answer is not None:
                 self._answers += 1
-                ended = answer.token_ids[-1] in stop
-                self._recent.keep(answer.text, answer.token_ids[:-1] if ended else answer.token_ids, salt)
+                ids = answer.token_ids[:-1] if answer.token_ids[-1] in stop else answer.token_ids
+                if self.engine.tokenizer.decode(ids) == answer.text:  # not where a stop string was cut off
+                    self._recent.keep(answer.text, ids, salt)
             pending._hand_out(found)
 
         return emit

@@ -664,6 +664,19 @@ def test_a_conversation_that_is_sent_back_goes_on_where_it_was(fresh: VLM) -> No
         assert len(fresh.images) == 2  # nor does one key's picture tell another's that it was seen
 
 
+def test_what_stood_behind_a_stop_string_is_not_put_into_a_conversation(fresh: VLM) -> None:
+    """Nobody was shown it: the ids of the answer's text are those that spell it and no more."""
+    engine = fresh.engine
+    with Scheduler(engine) as scheduler:
+        request = engine.prepare(None, "Hi")
+        whole = scheduler.submit(request, Options(20, stop_tokens=())).result(10)
+        stop = whole.text[6:9]
+        first = scheduler.submit(request, Options(20, stop_tokens=(), stop=stop)).result(10)
+        assert first.text == whole.text[: whole.text.index(stop)]
+        assert scheduler.ids_of(first.text) == tuple(engine.tokenizer.encode(first.text))
+        assert scheduler.ids_of(whole.text) == tuple(whole.token_ids)
+
+
 def test_the_pool_is_bounded_and_the_one_unused_for_longest_goes_first(fresh: VLM) -> None:
     engine = fresh.engine
     requests = [engine.prepare(None, word * 30) for word in ("abc", "def", "ghi")]
