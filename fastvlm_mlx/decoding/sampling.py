@@ -165,8 +165,10 @@ def likeliest(logits: mx.array, token: mx.array, count: int) -> tuple[mx.array, 
     """Log-probabilities, float32, of the tokens (B,) drawn at logits (B, V), and the ids (B, count) and
     log-probabilities (B, count) of the likeliest, in no order."""
     logits = logits.astype(mx.float32)
-    every = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    chosen = mx.take_along_axis(every, token[:, None], axis=-1)[:, 0]
+    total = mx.logsumexp(logits, axis=-1, keepdims=True)
+    chosen = (mx.take_along_axis(logits, token[:, None], axis=-1) - total)[:, 0]
     count = min(count, logits.shape[-1])
-    ids = mx.argpartition(-every, max(count, 1) - 1, axis=-1)[:, :count]
-    return chosen, ids, mx.take_along_axis(every, ids, axis=-1)
+    if count == 0:  # and nothing is put in order
+        return chosen, mx.zeros((len(logits), 0), mx.uint32), mx.zeros((len(logits), 0))
+    ids = mx.argpartition(-logits, count - 1, axis=-1)[:, :count]
+    return chosen, ids, mx.take_along_axis(logits, ids, axis=-1) - total
