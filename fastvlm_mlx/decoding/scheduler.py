@@ -54,13 +54,11 @@ class Pending:
         self._over = threading.Event()
         self._last: Answer | FastVLMError | None = None
         self._row: weakref.ref[Row] | None = None
-        self._cancelled = False
 
     def cancel(self) -> None:
         """Break the answer off: its row is free within two steps, and whoever waits gets a CancelledError. Later it
         does nothing.
         """
-        self._cancelled = True
         row = self._row() if self._row is not None else None
         if row is not None:
             row.cancelled = True
