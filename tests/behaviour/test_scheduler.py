@@ -549,7 +549,8 @@ def test_whoever_keeps_an_error_keeps_neither_rows_nor_caches(
         raise ValueError("it cannot be computed")
 
     rows = Rows(fresh.engine, pool_bytes=0)
-    before, errors = held(), []
+    errors: list[Any] = []
+    before = held()
     monkeypatch.setattr(fresh.model, place, fail)
     for picture in PICTURES[:3]:
         rows.add(Row(fresh.engine, fresh.engine.prepare(picture, "Hi"), Options(9, stop_tokens=()), errors.append))
