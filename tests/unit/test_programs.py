@@ -181,6 +181,15 @@ def test_every_size_and_batch_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> N
     assert "tower" not in [graph.friendly_name for graph in made]
 
 
+def test_threads_share_a_tower() -> None:
+    """From its first picture on, while it is still being compiled."""
+    model, x = model_of(), pixels(1, 128, 192)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: np.array(ops.features(model.vision, x)), range(8)))
+    assert all(np.array_equal(each, found[0]) for each in found)
+    assert difference(mx.array(found[0]), of_the_layers(model, x)) < FEATURES
+
+
 def test_bfloat16() -> None:
     model, exact = model_of("bfloat16"), model_of()
     x = pixels(1, 256, 256)

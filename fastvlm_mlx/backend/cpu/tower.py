@@ -3,9 +3,9 @@
 Enters: a network's tower (`network.vision`), whose blocks are known by the names of their parts. Leaves: features.
 """
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,6 +17,9 @@ from .cores import in_background
 from .gradients import with_gradient_of
 from .memory import give_back_memory
 from .views import Place, place_of
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 HEAD_DIM = 32  # of the tower's attention
 PATCH = 64  # pixels along the side of a token
@@ -65,7 +68,9 @@ class CompiledTower:
 
     def __init__(self) -> None:
         self._made_from: tuple[list[object], list[Place]] | None = None
-        self._coming: Future[Program | None]
+        self._coming: Future[Program | None] | None = None  # what has been begun in the background
+        self._program: Program | None = None
+        self._lock = threading.Lock()
 
     def begin(self, tower: nn.Module, arrays: dict[str, mx.array]) -> None:
         """Begin to make the program of a tower with these arrays by path, in the background."""
@@ -75,11 +80,13 @@ class CompiledTower:
     def program(self, tower: nn.Module, arrays: dict[str, mx.array]) -> Program | None:
         """The program of a tower with these arrays; None where it has layers that no graph is known of."""
         made_from = _parts(tower, arrays)
-        if made_from != self._made_from:
-            coming: Future[Program | None] = Future()
-            coming.set_result(_program(tower, arrays))  # in this thread: MLX follows gradients in it alone
-            self._made_from, self._coming = made_from, coming
-        return self._coming.result()
+        with self._lock:
+            coming, self._coming = self._coming, None
+            if coming is not None:
+                self._program = coming.result()
+            if made_from != self._made_from:  # made anew in this thread: MLX follows gradients in it alone
+                self._program, self._made_from = _program(tower, arrays), made_from
+            return self._program
 
 
 def _parts(tower: nn.Module, arrays: dict[str, mx.array]) -> tuple[list[object], list[Place]]:

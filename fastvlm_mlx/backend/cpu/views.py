@@ -1,6 +1,5 @@
 """NumPy's view of an array of MLX: the same memory, on the CPU."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -24,17 +23,15 @@ def own_memory_of(array: mx.array) -> npt.NDArray[Any]:
     return memory
 
 
-@dataclass(frozen=True, eq=False)
 class Place:
     """Where an array lies in memory. While this is kept, no other array can come to lie there."""
 
-    memory: npt.NDArray[Any]
+    def __init__(self, memory: npt.NDArray[Any]):
+        self._memory = memory
+        self._bounds = memory.ctypes.data, memory.nbytes
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Place) and self._bounds() == other._bounds()
-
-    def _bounds(self) -> tuple[int, int]:
-        return self.memory.ctypes.data, self.memory.nbytes
+        return isinstance(other, Place) and self._bounds == other._bounds
 
 
 def place_of(array: mx.array) -> Place:
