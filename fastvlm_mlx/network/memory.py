@@ -75,11 +75,14 @@ def estimate(
     limit = config.text.max_position_embeddings
     image_tokens = images * config.image.tokens
     context = min(limit, context or image_tokens + CONTEXT)
-    tower = _tower(config.vision, config.image.size, backend) if images else 0
-    decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, backend)
     weights = weight_bytes(config, computed)
+    forms = backend
     if backend == "cpu" and sum(parameters(config).values()) >= LARGE:
-        weights = {part: size + _compiled_bytes(config, computed).get(part, 0) for part, size in weights.items()}
+        compiled = _compiled_bytes(config, computed)
+        weights = {part: size + compiled[part] for part, size in weights.items()}
+        forms = "cuda"  # programs write no more out than a GPU's kernels do
+    tower = _tower(config.vision, config.image.size, forms) if images else 0
+    decoder = _decoder(config.text, min(context, PREFILL_CHUNK), context, forms)
     return Memory(
         weights,
         _cache(config.text, context, computed),
