@@ -159,6 +159,19 @@ def test_answers_under_way_end_with_an_error_when_the_server_stops(tiny: Engine)
         assert events[-1]["error"]["code"] == "stopping" and "[DONE]" not in events
 
 
+@pytest.mark.slow
+def test_who_does_not_read_does_not_keep_the_server_from_stopping(tiny: Engine) -> None:
+    with server(tiny) as found, held(found) as scheduler:
+        connection = found.connect()
+        connection.sendall(raw(found, asked(QUESTION, stream=True)))
+        wait_until(lambda: len(scheduler.waiting) == 1)
+        lines: Any = list(found.serving.http.server_state.connections)
+        for line in lines:
+            line.loop.call_soon_threadsafe(line.pause_writing)  # as where the system takes no more for a client
+        found.serving.stop()  # and it ends, which `server` waits for
+    connection.close()
+
+
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
