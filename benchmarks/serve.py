@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from PIL import Image
 from benchmarks import charts, checkpoint
 from benchmarks.servers import Engine, Server, Timed, ask, health, message, ours, theirs
 from fastvlm_mlx.diagnostics.bench import seconds
-from fastvlm_mlx.diagnostics.machine import Machine, machine
+from fastvlm_mlx.diagnostics.machine import Machine
 
 HERE = Path(__file__).parent
 STREAMS = (1, 4, 8, 16)
@@ -105,6 +104,7 @@ async def _compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
                 print(f"round {number + 1}: {server.name}, a new picture {figures['new']:.2f} s", file=sys.stderr)
                 if number >= 0:
                     rounds[server.name].append(figures)
+        described = engine.ask(do="machine")
     finally:
         engine.stop()
         for server in servers:
@@ -118,7 +118,7 @@ async def _compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     settings = {"weights": Path(name).name if options.checkpoint else name, "resolution": options.resolution}
     settings |= {"generated_tokens": options.max_tokens, "rounds": options.rounds}
     return {
-        "machine": asdict(machine()),
+        "machine": described,
         "settings": settings,
         "medians": medians,
         "bars": _bars(medians),

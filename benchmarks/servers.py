@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,7 @@ class Engine:
             cwd=ROOT,
         )
 
-    def ask(self, **command: Any) -> dict[str, float]:
+    def ask(self, **command: Any) -> dict[str, Any]:
         """The figures that a command gives."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(json.dumps(command), file=self.process.stdin, flush=True)
@@ -195,10 +195,11 @@ class Engine:
 
 
 def _serve_lines(folder: str) -> None:
-    """The other side of `Engine`: "prefill" some positions behind others, or "decode" an answer to a text."""
+    """The other side of `Engine`: "prefill" some positions behind others, "decode" an answer, or tell the "machine"."""
     from fastvlm_mlx.decoding.engine import Engine as Loaded
     from fastvlm_mlx.decoding.request import Options
     from fastvlm_mlx.decoding.scheduler import Scheduler
+    from fastvlm_mlx.diagnostics.machine import machine
 
     import mlx.core as mx  # isort: skip  # after the package, so that OpenBLAS is in place
 
@@ -208,7 +209,9 @@ def _serve_lines(folder: str) -> None:
     with Scheduler(engine) as scheduler:
         for line in sys.stdin:
             command = json.loads(line)
-            if command["do"] == "decode":
+            if command["do"] == "machine":
+                found: dict[str, Any] = asdict(machine())
+            elif command["do"] == "decode":
                 request = engine.prepare(None, command["text"])
                 answer = scheduler.submit(request, Options(command["tokens"])).result()
                 found = {"rate": answer.stats.decode_tokens_per_second}

@@ -181,9 +181,11 @@ class _Server(uvicorn.Server):
         self._service = service
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop: answers under way end with an error object."""
+        """Stop: answers under way end with an error object; who has not read that by then is left."""
         self._service.stop()
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 class _Loader(threading.Thread):

@@ -160,8 +160,6 @@ class Service:
                 if said.role == "assistant":
                     check_text("answer", said.text)
                     ids = scheduler.ids_of(said.text, salt=salt)
-                    if self.engine.tokenizer.decode(ids) != said.text:  # with a stop string, which the text is without
-                        ids = None
                 messages.append(Message(said.role, said.text, len(said.pictures), ids))
             pieces = self.engine.render_messages(messages)
         except PromptError as error:

@@ -21,6 +21,9 @@ from fastvlm_mlx.decoding.engine import Engine
 from fastvlm_mlx.errors import DeviceError, OutOfMemoryError
 from fastvlm_mlx.serve.journal import Journal
 from fastvlm_mlx.serve.reply import Reply
+
+import mlx.core as mx  # isort: skip  # after the package, so that OpenBLAS is in place
+
 from tests.serving import SHAPES, Server, asked, events_of, held, server, text_of, wait_until
 
 QUESTION = "How many shapes are there?"
@@ -58,6 +61,14 @@ def left_over(found: Server) -> dict[str, int]:
 def open_files() -> int:
     """File descriptors of this process."""
     return len(list(Path("/dev/fd").iterdir()))
+
+
+def memory(found: Server) -> int:
+    """Bytes of arrays beside what is kept on purpose: the model's weights, and what was not let go of."""
+    service = found.serving.service
+    assert service.scheduler is not None
+    gc.collect()
+    return mx.get_active_memory() - service.scheduler.load.pool_bytes - service.engine.images.nbytes
 
 
 def nothing_left(found: Server) -> bool:
@@ -135,12 +146,11 @@ def test_a_thousand_clients_that_vanish(tiny: Engine) -> None:
     with server(tiny, max_waiting=1000) as found:
         vanish(found, 30, 0)
         wait_until(lambda: nothing_left(found))
-        files, threads = open_files(), threading.active_count()
+        files, threads, before = open_files(), threading.active_count(), memory(found)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda seed: vanish(found, 250, seed), range(1, 5)))
         wait_until(lambda: nothing_left(found))
-        gc.collect()
-        wait_until(lambda: open_files() <= files)
+        wait_until(lambda: open_files() <= files and memory(found) <= before + 100_000)
         assert threading.active_count() <= threads + 1
         assert found.answer(asked(QUESTION, SHAPES))["choices"][0]["message"]["content"] == "Three."
     assert "failed" not in found.log.getvalue()
@@ -157,6 +167,19 @@ def test_answers_under_way_end_with_an_error_when_the_server_stops(tiny: Engine)
         refused, events = whole.result(), events_of(streamed.result().text)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
         assert events[-1]["error"]["code"] == "stopping" and "[DONE]" not in events
+
+
+@pytest.mark.slow
+def test_who_does_not_read_does_not_keep_the_server_from_stopping(tiny: Engine) -> None:
+    with server(tiny) as found, held(found) as scheduler:
+        connection = found.connect()
+        connection.sendall(raw(found, asked(QUESTION, stream=True)))
+        wait_until(lambda: len(scheduler.waiting) == 1)
+        lines: Any = list(found.serving.http.server_state.connections)
+        for line in lines:
+            line.loop.call_soon_threadsafe(line.pause_writing)  # as where the system takes no more for a client
+        found.serving.stop()  # and it ends, which `server` waits for
+    connection.close()
 
 
 @pytest.mark.parametrize(
