@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed, shown, warn
+from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.prompt import SYSTEM
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
@@ -47,12 +47,6 @@ CHAT_TEMPLATE = (
     "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 ).replace("SYSTEM", SYSTEM)
-
-
-def check_form(to: str) -> None:
-    """Raise OptionError unless `to` is a form that can be written: "mlx" (ours) or "transformers"."""
-    if to not in ("mlx", "transformers"):
-        raise OptionError(f"`to` is {shown(to)}, expected 'mlx' or 'transformers'.")
 
 
 @about_its_path
