@@ -22,7 +22,8 @@ def convert(
         str,
         typer.Option(
             help="What to write: 'mlx', a folder for this program; 'transformers', one for that library; 'coreml', the "
-            "image encoder as a package (.mlpackage) for the Neural Engine."
+            "image encoder as a package (.mlpackage) for the Neural Engine; 'onnx', the whole model for onnxruntime "
+            "and transformers.js."
         ),
     ] = "mlx",
     layout: Annotated[

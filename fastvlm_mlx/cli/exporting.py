@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Precision = Annotated[
     str | None,
-    typer.Option(help="For coreml: compute in float16, as the Neural Engine does, or float32. [default: float16]"),
+    typer.Option(
+        help="For coreml: compute in float16, as the Neural Engine does, or float32. For onnx: matrices in float32, "
+        "float16 or int8. [default: float16 for coreml, float32 for onnx]"
+    ),
 ]
 TowerBits = Annotated[
     int | None, typer.Option(help="For coreml: large weights in 8 bits, or as palettes of 6 or 4. [default: 16]")
@@ -53,7 +56,8 @@ class Export(Protocol):
 
 def prepare(to: str, given: Mapping[str, Any]) -> Export | None:
     """Check the options of a target out of Python; None for the targets that `convert` writes itself."""
-    return _package(given) if to == "coreml" else None
+    exports = {"coreml": _package, "onnx": _onnx}
+    return exports[to](given) if to in exports else None
 
 
 def run(export: Export, opened: "OpenModel", source: Path, out: Path, *, force: bool) -> None:
@@ -83,5 +87,20 @@ def _package(given: Mapping[str, Any]) -> Export:
         report = coreml.write(opened, source, out, options, pictures=pictures, force=force, progress=progress)
         size = f"{report.facts['bytes'] / 1e6:,.1f} MB"
         return f"{out}: {size}, and {out.stem}.report.md beside it. In Swift:\n\n{loading(out.name)}"
+
+    return export
+
+
+def _onnx(given: Mapping[str, Any]) -> Export:
+    from ..export import onnx_folder
+
+    precision: Any = given["precision"] or "float32"
+    onnx_folder.check_precision(precision)
+
+    def export(
+        opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: Callable[[str, float], None]
+    ) -> str:
+        report = onnx_folder.write(opened, source, out, precision=precision, force=force, progress=progress)
+        return f"{out}: {report.facts['bytes'] / 1e6:,.1f} MB of graphs, and report.md among them."
 
     return export

@@ -13,6 +13,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "mlx": (*READING, *QUANTISING, "dtype", "pictures", "upload"),
     "transformers": (*READING, "dtype", "upload"),
     "coreml": (*READING, *PACKAGE),
+    "onnx": (*READING, "precision"),
 }
 
 
