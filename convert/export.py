@@ -152,10 +152,16 @@ def check_tensors(tensors: dict[str, mx.array], config: ModelConfig, name: str) 
         )
 
 
-def with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
-    """The tokenizer with `<image>` in it, and that token's id."""
+def own_tokenizer(opened: OpenModel) -> BPETokenizer:
+    """The model's tokenizer as the library has it."""
     tokenizer = BPETokenizer.from_str(opened.tokenizer.to_json())
     tokenizer.encode_special_tokens = False
+    return tokenizer
+
+
+def with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
+    """The tokenizer with `<image>` in it, and that token's id."""
+    tokenizer = own_tokenizer(opened)
     if tokenizer.token_to_id(IMAGE) is None:
         tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     image = tokenizer.token_to_id(IMAGE)
@@ -186,24 +192,6 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
     model_args: dict[str, Any] = {"inference_mode": True}
     if vision != VisionConfig():
         model_args |= {"layers": list(vision.depths), "embed_dims": list(vision.widths)}
-    qwen2 = {
-        "model_type": "qwen2",
-        "architectures": ["Qwen2ForCausalLM"],
-        "hidden_size": text.hidden_size,
-        "num_hidden_layers": text.num_hidden_layers,
-        "num_attention_heads": text.num_attention_heads,
-        "num_key_value_heads": text.num_key_value_heads,
-        "intermediate_size": text.intermediate_size,
-        "vocab_size": text.vocab_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": text.rms_norm_eps,
-        "rope_theta": text.rope_theta,  # releases before 5 read it here
-        "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
-        "max_position_embeddings": text.max_position_embeddings,
-        "tie_word_embeddings": text.tie_word_embeddings,
-        "use_sliding_window": False,
-        "eos_token_id": list(config.eos_token_ids),
-    }
     timm = {
         "model_type": "timm_wrapper",
         "architecture": ARCHITECTURE,
@@ -226,7 +214,7 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "tie_word_embeddings": text.tie_word_embeddings,
-        "text_config": qwen2,
+        "text_config": qwen2_settings(config),
         "vision_config": timm,
     }
     tables = {
@@ -235,6 +223,29 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         **processor_settings(config),
     }
     return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+
+
+def qwen2_settings(config: ModelConfig) -> dict[str, Any]:
+    """The decoder's settings as transformers has them for Qwen2."""
+    text = config.text
+    return {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "intermediate_size": text.intermediate_size,
+        "vocab_size": text.vocab_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,  # releases before 5 read it here
+        "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
+        "max_position_embeddings": text.max_position_embeddings,
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "use_sliding_window": False,
+        "eos_token_id": list(config.eos_token_ids),
+    }
 
 
 def processor_settings(config: ModelConfig) -> dict[str, Any]:

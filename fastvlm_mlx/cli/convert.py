@@ -23,7 +23,7 @@ def convert(
         typer.Option(
             help="What to write: 'mlx', a folder for this program; 'transformers', one for that library; 'coreml', the "
             "image encoder as a package (.mlpackage) for the Neural Engine; 'onnx', the whole model for onnxruntime "
-            "and transformers.js."
+            "and transformers.js; 'mlx-vlm', for that program and mlx-swift-lm; 'mlx-lm', the decoder alone."
         ),
     ] = "mlx",
     layout: Annotated[
@@ -53,7 +53,7 @@ def convert(
     resolution: exporting.PackageResolution = None,
     precision: exporting.Precision = None,
     tower_bits: exporting.TowerBits = None,
-    input: exporting.Input = None,
+    input_kind: exporting.Input = None,
     with_projector: exporting.WithProjector = False,
     target_system: exporting.Target = None,
     tokenizer_path: TokenizerPath = None,
@@ -87,7 +87,7 @@ def convert(
     given = {
         "dtype": dtype, "layout": layout, "vision_from": vision_from, "fit": fit, "recipe": recipe, "bits": bits,
         "mode": mode, "group_size": group_size, "pictures": pictures, "upload": upload, "resolution": resolution,
-        "precision": precision, "tower_bits": tower_bits, "input": input, "with_projector": with_projector,
+        "precision": precision, "tower_bits": tower_bits, "input": input_kind, "with_projector": with_projector,
         "target": target_system,
     }  # fmt: skip
     check_takes(to, given)

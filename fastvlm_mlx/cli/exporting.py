@@ -56,8 +56,11 @@ class Export(Protocol):
 
 def prepare(to: str, given: Mapping[str, Any]) -> Export | None:
     """Check the options of a target out of Python; None for the targets that `convert` writes itself."""
-    exports = {"coreml": _package, "onnx": _onnx}
-    return exports[to](given) if to in exports else None
+    if to == "coreml":
+        return _package(given)
+    if to == "onnx":
+        return _onnx(given)
+    return _folder(to, given) if to in ("mlx-vlm", "mlx-lm") else None
 
 
 def run(export: Export, opened: "OpenModel", source: Path, out: Path, *, force: bool) -> None:
@@ -102,5 +105,20 @@ def _onnx(given: Mapping[str, Any]) -> Export:
     ) -> str:
         report = onnx_folder.write(opened, source, out, precision=precision, force=force, progress=progress)
         return f"{out}: {report.facts['bytes'] / 1e6:,.1f} MB of graphs, and report.md among them."
+
+    return export
+
+
+def _folder(to: Any, given: Mapping[str, Any]) -> Export:
+    from ..export import mlx_folder
+
+    names = [each.name for each in fields(mlx_folder.FolderOptions)]
+    options = mlx_folder.FolderOptions(**{name: given[name] for name in names if given[name] is not None})
+
+    def export(
+        opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: Callable[[str, float], None]
+    ) -> str:
+        report = mlx_folder.write(opened, source, out, to, options, force=force, progress=progress)
+        return f"{out}: {report.facts['bytes'] / 1e6:,.1f} MB of weights for {to}."
 
     return export

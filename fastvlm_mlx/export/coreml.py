@@ -50,7 +50,7 @@ def convert_to_coreml(
     resolution: int | None = None,
     precision: Precision = "float16",
     tower_bits: int | None = None,
-    input: InputKind = "array",
+    input: InputKind = "array",  # noqa: A002  (what it is called for people who write Core ML)
     with_projector: bool = False,
     target: System = "iOS17",
     pictures: str | os.PathLike[str] | None = None,

@@ -14,6 +14,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "transformers": (*READING, "dtype", "upload"),
     "coreml": (*READING, *PACKAGE),
     "onnx": (*READING, "precision"),
+    "mlx-vlm": (*READING, "dtype", "bits", "group_size"),
+    "mlx-lm": (*READING, "dtype", "bits", "group_size"),
 }
 
 

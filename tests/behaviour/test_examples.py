@@ -28,7 +28,8 @@ def run(script: str, *args: object) -> str:
 
 def test_all_are_here() -> None:
     assert SCRIPTS == [
-        "chinese.py", "choices.py", "client.py", "compare.py", "coreml.py", "describe.py", "fields.py", "page.py", "questions.py",
+        "chinese.py", "choices.py", "client.py", "compare.py", "coreml.py", "describe.py", "fields.py", "page.py",
+        "questions.py",
         "together.py",
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir() if path.is_file()) < 400_000

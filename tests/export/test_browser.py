@@ -1,9 +1,10 @@
 """A page in Chromium that answers by transformers.js, offline, as `tiny` answers here.
 
-Needs a folder of node modules, in which `npm install --ignore-scripts --omit=optional @huggingface/transformers` has been
-run, and a Chromium:
+Needs a folder of node modules, in which `npm install --ignore-scripts --omit=optional @huggingface/transformers` has
+been run, and a Chromium:
 
-    FASTVLM_NODE_MODULES=.../node_modules FASTVLM_CHROMIUM=.../chromium python -m pytest -m large tests/export/test_browser.py
+FASTVLM_NODE_MODULES=.../node_modules FASTVLM_CHROMIUM=.../chromium python -m pytest -m large
+tests/export/test_browser.py
 
 Pictures are square and of the model's size, so that nothing is resized: a browser's bicubic is not Pillow's.
 """
@@ -14,6 +15,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image
@@ -34,16 +36,18 @@ SIDE = 192
 
 pytestmark = [
     pytest.mark.large,
-    pytest.mark.skipif(MODULES is None or CHROMIUM is None, reason="FASTVLM_NODE_MODULES or FASTVLM_CHROMIUM is not set"),
+    pytest.mark.skipif(
+        MODULES is None or CHROMIUM is None, reason="FASTVLM_NODE_MODULES or FASTVLM_CHROMIUM is not set"
+    ),
 ]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves files and says nothing."""
 
-    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
+    extensions_map: ClassVar = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *args: object) -> None:
         """Nothing."""
 
 
@@ -85,6 +89,8 @@ def test_answers_in_a_browser(site: str, tmp_path: Path) -> None:
         page.goto(site)
         page.wait_for_function("window.ready === true")
         page.evaluate("load('tiny', 'fp32')")
-        theirs = [page.evaluate("([address, text]) => answer(address, text)", [address, text]) for address, text in asked]
+        theirs = [
+            page.evaluate("([address, text]) => answer(address, text)", [address, text]) for address, text in asked
+        ]
         browser.close()
     assert [text.strip() for text in theirs] == ours

@@ -142,7 +142,7 @@ def test_smaller_forms_answer_alike(folder: Path, vlm: VLM, tmp_path: Path, prec
     assert report.facts["bytes"] < sum(file.stat().st_size for file in (folder / "onnx").iterdir()) / 1.8
     ours, theirs = _answers(Graphs(out, suffix), vlm, 40)
     stops = vlm.config.eos_token_ids
-    same = sum([id for id in a if id not in stops] == b for a, b in zip(ours, theirs, strict=True))
+    same = sum([token for token in a if token not in stops] == b for a, b in zip(ours, theirs, strict=True))
     assert same == 40 if precision == "float16" else same >= 36  # 8 bits change an answer now and then
 
 
