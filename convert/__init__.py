@@ -6,8 +6,8 @@ May import: errors, config, files, quantize, inputs, network, storage, hub.
 """
 
 from .config_map import check_fit
-from .export import check_form, to_transformers
+from .export import to_transformers
 from .key_map import check_layout
 from .pipeline import convert, open_foreign
 
-__all__ = ["check_fit", "check_form", "check_layout", "convert", "open_foreign", "to_transformers"]
+__all__ = ["check_fit", "check_layout", "convert", "open_foreign", "to_transformers"]

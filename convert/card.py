@@ -106,6 +106,47 @@ change nothing; parallel branches (where there were any) are merged; values are 
 """
 
 
+def onnx_card(config: ModelConfig, precision: str) -> str:
+    """README.md of a folder of ONNX graphs whose matrices are stored in this precision."""
+    return f"""---
+{_front_matter(config, "transformers.js")}---
+# {_plain(Path(config.source.name).name or "FastVLM")} for ONNX
+
+FastVLM, written by fastvlm-mlx as three graphs for onnxruntime and transformers.js (`llava_qwen2`), from the layout
+"{config.source.layout}".
+
+## Changes
+
+Batch norms, layer scales and branches of the image encoder are folded into neighbouring weights; matrices are stored
+in {precision}. Nothing was trained.
+
+## Licence
+
+{_terms(config)}; see LICENSE.
+"""
+
+
+def mlx_card(config: ModelConfig, program: str, bits: int | None) -> str:
+    """README.md of a folder for one of MLX's other programs, its decoder quantised to so many bits."""
+    stored = f"values are rounded to {config.dtype}" + (f", the decoder's matrices to {bits} bits" if bits else "")
+    what = "The decoder of FastVLM, for text alone" if program == "mlx-lm" else "FastVLM"
+    return f"""---
+{_front_matter(config, "mlx")}---
+# {_plain(Path(config.source.name).name or "FastVLM")} for {program}
+
+{what}, written by fastvlm-mlx for {program}, from the layout "{config.source.layout}".
+
+## Changes
+
+What is constant in the image encoder is folded into neighbouring weights, beside norms and scales that change nothing;
+{stored}. Nothing was trained.
+
+## Licence
+
+{_terms(config)}; see LICENSE.
+"""
+
+
 def _terms(config: ModelConfig) -> str:
     apples = config.source.license == APPLE
     return f"{ATTRIBUTION} Research purposes only ({AGREEMENT})" if apples else _plain(config.source.license)

@@ -15,7 +15,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as BPETokenizer
 
 from fastvlm_mlx.config import MODEL_TYPE, STRIDE, Dtype, Fit, ModelConfig, VisionConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed, shown, warn
+from fastvlm_mlx.errors import CheckpointError, OptionError, about_its_path, listed, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.prompt import SYSTEM
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
@@ -47,12 +47,6 @@ CHAT_TEMPLATE = (
     "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 ).replace("SYSTEM", SYSTEM)
-
-
-def check_form(to: str) -> None:
-    """Raise OptionError unless `to` is a form that can be written: "mlx" (ours) or "transformers"."""
-    if to not in ("mlx", "transformers"):
-        raise OptionError(f"`to` is {shown(to)}, expected 'mlx' or 'transformers'.")
 
 
 @about_its_path
@@ -92,8 +86,8 @@ def to_transformers(
             f"{name}: its pictures of {resolved.image.size} pixels are no whole number of tokens of {STRIDE}, which "
             "transformers' processor cannot count; choose another model."
         )
-    exported, image = _with_image_token(opened)
-    vocab = resolved.text.vocab_size if image < resolved.text.vocab_size else image + 1 + -(image + 1) % VOCAB_MULTIPLE
+    exported, image = with_image_token(opened)
+    vocab = rows_with(image, resolved.text.vocab_size)
     config = replace(
         resolved,
         dtype=dtype or resolved.dtype,
@@ -104,7 +98,7 @@ def to_transformers(
     stored_dtype: mx.Dtype = getattr(mx, config.dtype)
 
     tensors = dict(opened.weights())
-    _check(tensors, resolved, name)
+    check_tensors(tensors, resolved, name)
     if resolved.quantization:
         coarse = (
             f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
@@ -115,7 +109,7 @@ def to_transformers(
         total = len(tensors)
         for target, array in unfold(tensors, resolved):
             if target in ("text.embed_tokens.weight", "text.lm_head.weight"):
-                array = _with_rows(array, vocab)
+                array = with_rows(array, vocab)
             stored = array.astype(stored_dtype)
             theirs = source_name(target, "transformers")
             check_finite(str(folder), [(theirs, stored, array)])
@@ -126,7 +120,7 @@ def to_transformers(
                 yield theirs.removesuffix("weight") + "num_batches_tracked", mx.array(0, dtype=mx.int64)
 
     announce(config.source.license)
-    texts = _settings(config, image) | _tokenizer_files(exported, config)
+    texts = _settings(config, image) | tokenizer_files(exported, config)
     texts |= {
         "README.md": transformers_card(config, len(resolved.quantization)),
         "LICENSE": licence_text(folder, config),
@@ -141,7 +135,7 @@ def to_transformers(
     return config
 
 
-def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
+def check_tensors(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
     """Raise CheckpointError unless names, shapes and dtypes of our tensors are what the config calls for."""
     model = FastVLM(config)
     layers.apply(model, config.quantization)
@@ -158,10 +152,16 @@ def _check(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None
         )
 
 
-def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
-    """The tokenizer with `<image>` in it, and that token's id."""
+def own_tokenizer(opened: OpenModel) -> BPETokenizer:
+    """The model's tokenizer as the library has it."""
     tokenizer = BPETokenizer.from_str(opened.tokenizer.to_json())
     tokenizer.encode_special_tokens = False
+    return tokenizer
+
+
+def with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
+    """The tokenizer with `<image>` in it, and that token's id."""
+    tokenizer = own_tokenizer(opened)
     if tokenizer.token_to_id(IMAGE) is None:
         tokenizer.add_special_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     image = tokenizer.token_to_id(IMAGE)
@@ -172,7 +172,13 @@ def _with_image_token(opened: OpenModel) -> tuple[BPETokenizer, int]:
     return tokenizer, int(image)
 
 
-def _with_rows(array: mx.array, rows: int) -> mx.array:
+def rows_with(image: int, vocabulary: int) -> int:
+    """Rows of the vocabulary's matrices so that the token `image` has one: as many as there are, or as few more as can
+    be."""
+    return vocabulary if image < vocabulary else image + 1 + -(image + 1) % VOCAB_MULTIPLE
+
+
+def with_rows(array: mx.array, rows: int) -> mx.array:
     """A matrix (V, D) with rows added, each the mean of the others, so that their logits are never the largest."""
     if array.shape[0] >= rows:
         return array
@@ -182,28 +188,10 @@ def _with_rows(array: mx.array, rows: int) -> mx.array:
 
 def _settings(config: ModelConfig, image: int) -> dict[str, str]:
     """The settings files, by name."""
-    text, vision, size = config.text, config.vision, config.image.size
+    text, vision = config.text, config.vision
     model_args: dict[str, Any] = {"inference_mode": True}
     if vision != VisionConfig():
         model_args |= {"layers": list(vision.depths), "embed_dims": list(vision.widths)}
-    qwen2 = {
-        "model_type": "qwen2",
-        "architectures": ["Qwen2ForCausalLM"],
-        "hidden_size": text.hidden_size,
-        "num_hidden_layers": text.num_hidden_layers,
-        "num_attention_heads": text.num_attention_heads,
-        "num_key_value_heads": text.num_key_value_heads,
-        "intermediate_size": text.intermediate_size,
-        "vocab_size": text.vocab_size,
-        "hidden_act": "silu",
-        "rms_norm_eps": text.rms_norm_eps,
-        "rope_theta": text.rope_theta,  # releases before 5 read it here
-        "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
-        "max_position_embeddings": text.max_position_embeddings,
-        "tie_word_embeddings": text.tie_word_embeddings,
-        "use_sliding_window": False,
-        "eos_token_id": list(config.eos_token_ids),
-    }
     timm = {
         "model_type": "timm_wrapper",
         "architecture": ARCHITECTURE,
@@ -226,9 +214,43 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "tie_word_embeddings": text.tie_word_embeddings,
-        "text_config": qwen2,
+        "text_config": qwen2_settings(config),
         "vision_config": timm,
     }
+    tables = {
+        "config.json": model,
+        "generation_config.json": {"eos_token_id": list(config.eos_token_ids), "do_sample": False},
+        **processor_settings(config),
+    }
+    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+
+
+def qwen2_settings(config: ModelConfig) -> dict[str, Any]:
+    """The decoder's settings as transformers has them for Qwen2."""
+    text = config.text
+    return {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_attention_heads": text.num_attention_heads,
+        "num_key_value_heads": text.num_key_value_heads,
+        "intermediate_size": text.intermediate_size,
+        "vocab_size": text.vocab_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,  # releases before 5 read it here
+        "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_theta},
+        "max_position_embeddings": text.max_position_embeddings,
+        "tie_word_embeddings": text.tie_word_embeddings,
+        "use_sliding_window": False,
+        "eos_token_id": list(config.eos_token_ids),
+    }
+
+
+def processor_settings(config: ModelConfig) -> dict[str, Any]:
+    """Settings of LlavaProcessor and of its pictures, by the name of their file."""
+    size = config.image.size
     processor = {
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE,
@@ -252,16 +274,11 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "image_std": [1.0, 1.0, 1.0],
         "do_convert_rgb": True,
     }
-    tables = {
-        "config.json": model,
-        "generation_config.json": {"eos_token_id": list(config.eos_token_ids), "do_sample": False},
-        "processor_config.json": processor,
-        "preprocessor_config.json": pictures,
-    }
-    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+    return {"processor_config.json": processor, "preprocessor_config.json": pictures}
 
 
-def _tokenizer_files(tokenizer: BPETokenizer, config: ModelConfig) -> dict[str, str]:
+def tokenizer_files(tokenizer: BPETokenizer, config: ModelConfig) -> dict[str, str]:
+    """The tokenizer and its settings as transformers reads them, by the name of their file."""
     settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",

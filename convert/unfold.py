@@ -23,14 +23,15 @@ Named = Iterator[tuple[str, mx.array]]
 def unfold(tensors: dict[str, mx.array], config: ModelConfig) -> Named:
     """Yield the published form by name, unevaluated, quantised layers dequantised; empties `tensors`."""
     packed.unpack(tensors, config.quantization)
-    yield from _tower(Tensors(tensors, "vision"), config.vision)
-    yield from _projector(Tensors(tensors, "projector"))
-    yield from _decoder(Tensors(tensors, "text"), config.text)
+    yield from tower(Tensors(tensors, "vision"), config.vision)
+    yield from projector(Tensors(tensors, "projector"))
+    yield from decoder(Tensors(tensors, "text"), config.text)
     if tensors:
         raise AssertionError(f"unfolding left over {listed(tensors)}")
 
 
-def _tower(source: Tensors, config: VisionConfig) -> Named:
+def tower(source: Tensors, config: VisionConfig) -> Named:
+    """Yield the tower's tensors by their published names below `vision.`, taking ours out of `source`."""
     yield from _convolution(source.under("patch_embed.conv"), "vision.patch_embed.0.reparam_conv")
     yield from _convolution(source.under("patch_embed.depthwise"), "vision.patch_embed.1.reparam_conv")
     yield from _pointwise(source.under("patch_embed.linear"), "vision.patch_embed.2.reparam_conv")
@@ -106,13 +107,15 @@ def _conv_exp(source: Tensors, name: str) -> Named:
     yield f"{name}.se.expand.bias", _by_channel(source.take("expand.bias"), 0)
 
 
-def _projector(source: Tensors) -> Named:
+def projector(source: Tensors) -> Named:
+    """Yield the projector's tensors by their published names below `projector.`, taking ours out of `source`."""
     yield "projector.linear_1.weight", _by_channel(source.take("linear_1.weight"), 1)
     for name in ("linear_1.bias", "linear_2.weight", "linear_2.bias"):
         yield f"projector.{name}", source.take(name)
 
 
-def _decoder(source: Tensors, config: TextConfig) -> Named:
+def decoder(source: Tensors, config: TextConfig) -> Named:
+    """Yield the decoder's tensors by their published names below `text.`, taking ours out of `source`."""
     rows, kv = config.hidden_size, config.num_key_value_heads * config.head_dim
     yield "text.embed_tokens.weight", source.take("embed_tokens.weight")
     for i in range(config.num_hidden_layers):

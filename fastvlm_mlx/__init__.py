@@ -33,12 +33,14 @@ if TYPE_CHECKING:
         PromptError,
         TokenizerError,
     )
+    from .export.coreml import convert_to_coreml
     from .vlm import VLM, load
 
 _HOMES = {
     "vlm": ("VLM", "load"),
     "decoding.answer": ("Answer", "Answers", "Chunk", "Stats"),
     "decoding.stream": ("Stream",),
+    "export.coreml": ("convert_to_coreml",),
     "errors": (
         "BusyError", "CancelledError", "CheckpointError", "DeviceError", "FastVLMError", "FastVLMWarning", "HubError",
         "ImageError", "OptionError", "OutOfMemoryError", "OutputError", "PromptError", "TokenizerError",
@@ -49,7 +51,8 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "VLM", "Answer", "Answers", "BusyError", "CancelledError", "CheckpointError", "Chunk", "DeviceError",
     "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError",
-    "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "load",
+    "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "convert_to_coreml",
+    "load",
 ]  # fmt: skip
 
 

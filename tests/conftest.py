@@ -21,7 +21,7 @@ os.environ["FASTVLM_CACHE"] = CACHE.name
 (Path(CACHE.name) / "notices" / licence.APPLE).touch()
 
 
-ASKED_FOR = ("fuzz", "timing")  # markers of tests that run only where `-m` names them
+ASKED_FOR = ("fuzz", "large", "timing")  # markers of tests that run only where `-m` names them
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from . import quantising
+from . import exporting, quantising
 from .messages import BAR_STEPS, bar, note
 from .options import Out, TokenizerPath, Yes, agree_to_download
 
@@ -19,7 +19,12 @@ def convert(
         str | None, typer.Option(help="Store as float32, float16 or bfloat16; by default as the checkpoint does.")
     ] = None,
     to: Annotated[
-        str, typer.Option(help="Write 'mlx', a folder for this program, or 'transformers', one for that library.")
+        str,
+        typer.Option(
+            help="What to write: 'mlx', a folder for this program; 'transformers', one for that library; 'coreml', the "
+            "image encoder as a package (.mlpackage) for the Neural Engine; 'onnx', the whole model for onnxruntime "
+            "and transformers.js; 'mlx-vlm', for that program and mlx-swift-lm; 'mlx-lm', the decoder alone."
+        ),
     ] = "mlx",
     layout: Annotated[
         str | None,
@@ -45,6 +50,12 @@ def convert(
     mode: quantising.Mode = None,
     group_size: quantising.GroupSize = None,
     pictures: quantising.Pictures = None,
+    resolution: exporting.PackageResolution = None,
+    precision: exporting.Precision = None,
+    tower_bits: exporting.TowerBits = None,
+    input_kind: exporting.Input = None,
+    with_projector: exporting.WithProjector = False,
+    target_system: exporting.Target = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
     upload: Annotated[
@@ -59,31 +70,43 @@ def convert(
     atomically. With --recipe, --bits or --mode it is quantised as well, as 'fastvlm-mlx quantize' does.
 
     Example: fastvlm-mlx convert llava-fastvithd_0.5b_stage3 --out fastvlm-0.5b
+
+    With --to it is written for other programs (docs/export.md):
+    fastvlm-mlx convert fastvlm-0.5b --to coreml --out fastvithd.mlpackage
     """
     from ..config import check_dtype
-    from ..convert import check_fit, check_form, check_layout, to_transformers
+    from ..convert import check_fit, check_layout, to_transformers
     from ..convert import convert as to_mlx
     from ..decoding.loading import open_model
-    from ..errors import OptionError
+    from ..export.targets import check_takes
     from ..hub.find import find, find_tokenizer
     from ..hub.publish import check, publish
     from ..quantize.recipes import choose_if_asked
     from ..storage.place import target_of
 
-    check_form(to)
+    given = {
+        "dtype": dtype, "layout": layout, "vision_from": vision_from, "fit": fit, "recipe": recipe, "bits": bits,
+        "mode": mode, "group_size": group_size, "pictures": pictures, "upload": upload, "resolution": resolution,
+        "precision": precision, "tower_bits": tower_bits, "input": input_kind, "with_projector": with_projector,
+        "target": target_system,
+    }  # fmt: skip
+    check_takes(to, given)
     check_dtype(dtype)
     check_layout(layout)
     check_fit(fit)
-    smaller = choose_if_asked(recipe, bits=bits, mode=mode, group_size=group_size, pictures=pictures)
-    if smaller is not None and to != "mlx":
-        raise OptionError(
-            "--to transformers was given together with quantising, which that library does otherwise; leave one out."
-        )
+    export = exporting.prepare(to, given)
+    smaller = None
+    if export is None:
+        smaller = choose_if_asked(recipe, bits=bits, mode=mode, group_size=group_size, pictures=pictures)
     tokenizer, target = find_tokenizer(tokenizer_path), target_of(out)
     if upload is not None:
         check(upload)
     found = find(folder, agree=agree_to_download(yes))
     tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes)).folder
+    if export is not None:
+        opened = open_model(found, tokenizer, name=found.title, layout=layout, vision_from=tower, fit=fit)
+        exporting.run(export, opened, found.folder, target, force=force)
+        return
     if smaller is not None:
         opened = open_model(found, tokenizer, name=found.title, layout=layout, vision_from=tower, fit=fit)
         quantising.run(opened, found.folder, target, smaller, dtype=dtype, pictures=pictures, force=force)  # type: ignore[arg-type]  # checked

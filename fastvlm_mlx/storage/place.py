@@ -3,9 +3,10 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import OutputError
 from ..files import paths
@@ -22,16 +23,28 @@ def target_of(out: str | os.PathLike[str]) -> Path:
     return target
 
 
-def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> None:
+class Own(NamedTuple):
+    """What may be replaced with `force`: how it is called, and whether a folder is one."""
+
+    name: str
+    holds: Callable[[Path], bool]
+
+
+MODEL = Own("a model folder of ours", is_ours)
+
+
+def check_target(
+    out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`", own: Own = MODEL
+) -> None:
     """Raise OutputError unless a folder of about `nbytes` bytes can be written at `out`.
 
-    An existing folder is refused, but for one of ours with `force`. Unfinished folders that killed runs left beside
+    An existing folder is refused, but for one of `own` with `force`. Unfinished folders that killed runs left beside
     `out` are removed. `advice` is what the message tells people to do.
     """
     try:
         out = Path(os.path.realpath(out))
         _clear_leftovers(out)
-        _check_free(out, force)
+        _check_free(out, force, own)
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
     except (OSError, ValueError) as error:
@@ -44,13 +57,15 @@ def check_target(out: Path, nbytes: int, force: bool, *, advice: str = "choose a
 
 
 @contextmanager
-def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`") -> Iterator[Path]:
+def new_folder(
+    out: Path, nbytes: int, force: bool, *, advice: str = "choose another `out`", own: Own = MODEL
+) -> Iterator[Path]:
     """A context manager that gives an empty folder beside `out`, which is renamed to `out` when the block ends.
 
     Where the block raises, the folder is removed and `out` stays as it was. Runs at the same time are told apart by
     locks. See `check_target` for the arguments. Raises OutputError.
     """
-    check_target(out, nbytes, force, advice=advice)
+    check_target(out, nbytes, force, advice=advice, own=own)
     out = Path(os.path.realpath(out))
     partial = out.parent / f".{out.name}{PARTIAL}"
     lock = -1
@@ -64,7 +79,7 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
         for leftover in partial.iterdir():
             leftover.unlink()
         yield partial
-        _check_free(out, force)  # again: a folder that appeared meanwhile is not ours to remove
+        _check_free(out, force, own)  # again: a folder that appeared meanwhile is not ours to remove
         _take_place(partial, out)
     except OSError as error:
         raise OutputError(
@@ -79,15 +94,15 @@ def new_folder(out: Path, nbytes: int, force: bool, *, advice: str = "choose ano
             _remove_unless_locked(partial)
 
 
-def _check_free(out: Path, force: bool) -> None:
-    """Raise OutputError unless `out` is free, or `force` allows to replace it: an empty folder, or a folder of ours."""
+def _check_free(out: Path, force: bool, own: Own) -> None:
+    """Raise OutputError unless `out` is free, or `force` allows to replace it: an empty folder, or one of `own`."""
     if not out.exists():
         return
     if not force:
         raise OutputError(f"{out} exists already; give another `out`, or `force=True` to replace it.", path=out)
-    if not out.is_dir() or (any(out.iterdir()) and not is_ours(out)):
+    if not out.is_dir() or (any(out.iterdir()) and not own.holds(out)):
         raise OutputError(
-            f"{out} is not a model folder of ours, so it is not replaced even with `force=True`; give another `out`.",
+            f"{out} is not {own.name}, so it is not replaced even with `force=True`; give another `out`.",
             path=out,
         )
 

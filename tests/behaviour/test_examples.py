@@ -19,6 +19,8 @@ def run(script: str, *args: object) -> str:
     if script == "client.py":
         for needed in ("openai", "uvicorn"):
             pytest.importorskip(needed, reason=f"{needed} is not installed")
+    if script == "coreml.py":
+        pytest.importorskip("coremltools", reason="the extra 'coreml' is not installed")
     done = subprocess.run([sys.executable, EXAMPLES / script, *map(str, args)], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
     return done.stdout.decode()
@@ -26,7 +28,8 @@ def run(script: str, *args: object) -> str:
 
 def test_all_are_here() -> None:
     assert SCRIPTS == [
-        "chinese.py", "choices.py", "client.py", "compare.py", "describe.py", "fields.py", "page.py", "questions.py",
+        "chinese.py", "choices.py", "client.py", "compare.py", "coreml.py", "describe.py", "fields.py", "page.py",
+        "questions.py",
         "together.py",
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir() if path.is_file()) < 400_000
@@ -44,7 +47,7 @@ def test_with_a_model_and_a_picture_of_ones_own(apple: Path, script: str) -> Non
 def test_with_the_built_in_model(script: str) -> None:
     lines = run(script).splitlines()
     least = {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3, "fields.py": 3}
-    assert len(lines) >= {**least, "choices.py": 3, "client.py": 2, "together.py": 5}[script]
+    assert len(lines) >= {**least, "choices.py": 3, "client.py": 2, "coreml.py": 10, "together.py": 5}[script]
     if script == "together.py":
         assert lines[1] == "How many shapes are there? Three." and lines[-1].startswith("4 answers, ")
     if script == "choices.py":

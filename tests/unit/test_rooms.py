@@ -17,7 +17,7 @@ BESIDE = {
     "progress": (),
     "config": ("errors",),
     "vlm": ("errors", "config", "quantize", "inputs", "network", "decoding", "chat"),
-    "": ("version", "errors", "backend", "decoding", "vlm"),
+    "": ("version", "errors", "backend", "decoding", "export", "vlm"),
     "__main__": ("cli",),
 }
 

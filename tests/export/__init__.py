@@ -1,0 +1,1 @@
+"""Exports, recomputed by interpreters that share nothing with what writes them."""
