@@ -101,8 +101,8 @@ class Output:
         for share, path in there.items():
             if (target.share.count == 1 or share.count != target.share.count) and Lock(path).taken:
                 raise OutputError(
-                    f"{path} is being written by another run, of the share {share}; wait for it to end, or choose another "
-                    "`out`.",
+                    f"{path} is being written by another run, of the share {share}; wait for it to end, or choose "
+                    "another `out`.",
                     path=path,
                 )
         others = [path for path in there.values() if path.exists()]
