@@ -30,7 +30,7 @@ vlm = fastvlm_mlx.load(args.model)
 for path, answer in zip(missing, vlm.map(missing, "Describe the image.", max_tokens=64), strict=True):
     if isinstance(answer, fastvlm_mlx.FastVLMError):
         print(f"{path.name}: left out: {answer}")
-    elif phrase := rules.breach(answer.text) or repeated(answer.text, cut=answer.finish_reason == "length"):
+    elif phrase := rules.breach(answer.text) or repeated(answer.text):
         print(f"{path.name}: left out: it holds {phrase!r}")
     else:
         sidecar.write(out / f"{path.stem}.txt", rules.caption(answer.text))  # whole or not at all

@@ -14,9 +14,9 @@ from .ledger import mark
 MAX_FORBIDDEN_BYTES = 1 << 20  # of a file with forbidden phrases
 MAX_REPEATED_WORDS = 5  # times that a word may come in a row
 MAX_REPEATED_PHRASES = 4  # times that a phrase of several words may, such as of things that lie side by side
-MAX_CUT_PHRASES = 2  # the same in an answer that was cut: one that repeats itself does not end
+LONG_PHRASE_WORDS, MAX_LONG_PHRASES = 8, 2  # a phrase of so many words, and how many times that may
 PUNCTUATION = ".,;:!?\"'"  # around words that are compared
-MAX_PHRASE_WORDS = 16  # of a phrase that is looked for
+MAX_PHRASE_WORDS = 24  # of a phrase that is looked for
 AGAIN_TEMPERATURE = 0.7  # at least, where a forbidden phrase came: the likeliest answer would hold it again
 AGAIN_PENALTY = 1.2  # at least, where phrases were repeated
 
@@ -68,15 +68,14 @@ def read_forbidden(path: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
 
 
-def repeated(text: str, *, cut: bool = False) -> str | None:
-    """The phrase that a text repeats in a row, again and again; None where it does not.
-
-    `cut` says whether the text was cut at a limit.
-    """
+def repeated(text: str) -> str | None:
+    """The phrase that a text repeats in a row, again and again; None where it does not."""
     words = text.split()
     plain = [word.casefold().strip(PUNCTUATION) for word in words]
     for size in range(1, min(MAX_PHRASE_WORDS, len(words) // 2) + 1):
-        most = MAX_REPEATED_WORDS if size == 1 else MAX_CUT_PHRASES if cut else MAX_REPEATED_PHRASES
+        most = MAX_REPEATED_WORDS if size == 1 else MAX_REPEATED_PHRASES
+        if size >= LONG_PHRASE_WORDS:
+            most = MAX_LONG_PHRASES
         run = 0  # words in a row that are those `size` places before
         for place in range(size, len(plain)):
             run = run + 1 if plain[place] == plain[place - size] else 0

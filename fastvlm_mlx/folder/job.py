@@ -200,7 +200,7 @@ class _Run:
         if "forbidden" not in asked.reasons and rules.breach(answer.text):
             return "forbidden", captions.other_words(asked.options, name)
         looked_at = rules.repeats and self._work.options.schema is None
-        if looked_at and "repeats" not in asked.reasons and _repeats(answer):
+        if looked_at and "repeats" not in asked.reasons and captions.repeated(answer.text):
             return "repeats", captions.without_repeats(asked.options)
         return None
 
@@ -209,7 +209,7 @@ class _Run:
 
         item, work, prepared = asked.under_way.item, self._work, asked.under_way.prepared
         schema = work.options.schema is not None
-        doubt = ["repeats"] if not schema and work.rules.repeats and _repeats(answer) else []
+        doubt = ["repeats"] if not schema and work.rules.repeats and captions.repeated(answer.text) else []
         line: Line = {
             "image": _images(item),
             "digest": prepared.digest,
@@ -227,6 +227,7 @@ class _Run:
         }
         line |= {"question": asked.question} if len(item.prompts) > 1 else {}
         line |= {"recipe": work.recipe, "modified": prepared.modified}
+        line |= {"again": list(asked.reasons)} if asked.reasons else {}
         return line | ({"doubt": doubt} if doubt else {})
 
     def _give_up(self, under_way: _UnderWay, error: Exception) -> None:
@@ -252,7 +253,3 @@ class _Run:
 
 def _images(item: Item) -> str | list[str]:
     return item.images[0] if len(item.images) == 1 else list(item.images)
-
-
-def _repeats(answer: Answer) -> bool:
-    return captions.repeated(answer.text, cut=answer.finish_reason == "length") is not None

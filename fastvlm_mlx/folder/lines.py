@@ -13,9 +13,21 @@ from typing import Any, Protocol
 from ..errors import OutputError, shown
 
 FIRST = ("image", "digest", "prompt", "text")  # columns of a CSV file before those of a schema
-LAST = ("finish_reason", "model", "adapter", "seconds", "error", "name", "question", "recipe", "modified", "doubt")
+LAST = (
+    "finish_reason",
+    "model",
+    "adapter",
+    "seconds",
+    "error",
+    "name",
+    "question",
+    "recipe",
+    "modified",
+    "again",
+    "doubt",
+)
 NUMBERS = {"seconds": float, "question": int, "modified": int}
-LISTS = ("image", "digest", "doubt")  # columns with a list in JSON where there are several
+LISTS = ("image", "digest", "again", "doubt")  # columns with a list in JSON where there are several
 
 Line = dict[str, Any]
 

@@ -102,7 +102,7 @@ def _doubts(found: Report, line: Line, same: int) -> Sequence[str]:
     if line.get("finish_reason") == "length":
         found.cut += 1
         doubts.append("cut")
-    if "repeats" in (line.get("doubt") or ()):
+    if "repeats" in line.get("doubt", ()):
         found.repeats += 1
         doubts.append("repeats")
     if not line["text"].strip():

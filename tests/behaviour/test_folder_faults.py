@@ -94,8 +94,7 @@ def test_killed_twenty_times(tmp_path: Path, write: str) -> None:
     vlm = fastvlm_mlx.load("tiny")
     for path in good:
         alone = str(vlm.generate(path, max_tokens=12))
-        if "doubt" not in found[str(path)]:
-            assert found[str(path)]["text"] == alone, path
+        assert found[str(path)]["text"] == alone and "again" not in found[str(path)], path
         if write == "txt":
             assert path.with_suffix(".txt").read_text(encoding="utf-8") == found[str(path)]["text"] + "\n"
     assert sorted(path.suffix for path in folder.glob(".*")) == []
