@@ -82,6 +82,7 @@ def test_rows_as_datasets_and_columns_have_them(small: VLM) -> None:
     assert str(first) == str(second) == str(third) == str(fourth) and isinstance(last, ImageError)
 
 
+@pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)")  # dill's own
 def test_a_dataset_of_the_library_datasets(small: VLM) -> None:
     datasets = pytest.importorskip("datasets", reason="the library datasets is not installed")
     rows = datasets.Dataset.from_dict({"image": [Image.fromarray(picture(i)) for i in range(3)], "question": ["?"] * 3})
