@@ -282,7 +282,7 @@ def test_a_full_disk_ends_in_a_sentence_and_a_sound_file(batch: Run, photos: Pat
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(descriptor, bytes(data[:20]))
 
-    monkeypatch.setattr(ledger.os, "write", full)
+    monkeypatch.setattr("os.write", full)
     with pytest.raises(fastvlm_mlx.OutputError, match="make room and give the same command again"):
         written.append([{"image": "b.jpg", "text": "b", "name": "b.jpg"}])
     monkeypatch.undo()

@@ -127,10 +127,11 @@ def test_three_processes_of_mlx_launch(tmp_path: Path) -> None:
     folder = tmp_path / "album"
     album(folder, 30)
     (folder / "bad.jpg").write_bytes(b"no picture")
-    launch = [Path(sys.executable).with_name("mlx.launch"), "-n", "3", "--backend", "ring", "--"]
-    if not launch[0].exists():  # type: ignore[union-attr]
+    program = Path(sys.executable).with_name("mlx.launch")
+    if not program.exists():
         pytest.skip("mlx.launch is not installed beside Python")
-    command = [*map(str, launch), sys.executable, "-m", "fastvlm_mlx", "batch", str(folder), *ARGUMENTS]
+    launch = [str(program), "-n", "3", "--backend", "ring", "--"]
+    command = [*launch, sys.executable, "-m", "fastvlm_mlx", "batch", str(folder), *ARGUMENTS]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     lines = [json.loads(line) for line in (folder / "fastvlm-batch.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 31 and sum("error" in line for line in lines) == 1, done.stderr

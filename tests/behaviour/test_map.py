@@ -13,6 +13,8 @@ from PIL import Image
 from fastvlm_mlx import VLM, Answer, FastVLMError, ImageError, OptionError, PromptError
 from fastvlm_mlx.decoding.window import Window
 
+from .pictures import encoded
+
 
 def picture(number: int) -> np.ndarray:
     return np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -82,11 +84,14 @@ def test_rows_as_datasets_and_columns_have_them(small: VLM) -> None:
     assert str(first) == str(second) == str(third) == str(fourth) and isinstance(last, ImageError)
 
 
-@pytest.mark.filterwarnings("ignore:Cannot (locate|pickle)")  # dill's own
 def test_a_dataset_of_the_library_datasets(small: VLM) -> None:
     datasets = pytest.importorskip("datasets", reason="the library datasets is not installed")
-    rows = datasets.Dataset.from_dict({"image": [Image.fromarray(picture(i)) for i in range(3)], "question": ["?"] * 3})
-    assert [type(answer) for answer in small.map(rows, max_tokens=2)] == [Answer] * 3
+    images = [{"bytes": encoded(Image.fromarray(picture(i)), "PNG"), "path": None} for i in range(3)]
+    table = datasets.table.InMemoryTable.from_pydict({"image": images, "question": ["What?"] * 3})
+    features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
+    rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint="drawings")
+    found = [str(answer) for answer in small.map(rows, max_tokens=2)]
+    assert found == [str(small.generate(picture(i), "What?", max_tokens=2)) for i in range(3)]
 
 
 def test_a_column_of_pandas(small: VLM, tmp_path: Path) -> None:
