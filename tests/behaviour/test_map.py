@@ -86,7 +86,7 @@ def test_rows_as_datasets_and_columns_have_them(small: VLM) -> None:
 
 def test_a_dataset_of_the_library_datasets(small: VLM) -> None:
     datasets = pytest.importorskip("datasets", reason="the library datasets is not installed")
-    images = [{"bytes": encoded(Image.fromarray(picture(i)), "PNG"), "path": None} for i in range(3)]
+    images = [{"bytes": encoded(Image.fromarray(picture(i)), "PNG"), "path": ""} for i in range(3)]
     table = datasets.table.InMemoryTable.from_pydict({"image": images, "question": ["What?"] * 3})
     features = datasets.Features({"image": datasets.Image(), "question": datasets.Value("string")})
     rows = datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint="drawings")
