@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare, quality, scaling, serve
+from benchmarks import compare, folder, quality, scaling, serve
 from fastvlm_mlx.calibrate.quality import Quality
 from fastvlm_mlx.diagnostics.machine import Machine
 
@@ -24,6 +24,9 @@ def charts_of(record: Path) -> Iterator[tuple[Path, str]]:
         yield record.with_suffix(".svg"), serve.chart(result)
     elif "medians" in result:
         yield record.with_suffix(".svg"), compare.chart(result)
+    elif "folder_growth" in result:
+        for suffix, drawn in folder.growth_charts(result).items():
+            yield record.with_name(f"{record.stem}-{suffix}.svg"), drawn
     elif "resolutions" in result:
         for suffix, drawn in scaling.plots(result, Machine(**result["machine"])).items():
             yield record.with_name(f"{record.stem}-{suffix}.svg"), drawn

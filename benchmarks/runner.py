@@ -3,10 +3,10 @@
     PYTHON -m benchmarks.runner RUNTIME FOLDER       (started by `benchmarks.compare`; RUNTIME: ours, mlx-vlm or
     transformers)
 
-Commands on stdin: `load`, `run` (answer once, stage by stage), `features` (to a .npy file), `photo` (preprocess a
-file), `quit`. Imports nothing of fastvlm_mlx unless the runtime is ours: each process holds what its users' would.
-Stages are taken in one and the same answer: preprocess until the tensors are there, vision until the image embeddings
-are, prefill until the first token has been read, and decode from there on.
+Commands on stdin: `load`, `run` (answer once, stage by stage), `folder` (many pictures together), `features` (to a .npy
+file), `photo` (preprocess a file), `quit`. Imports nothing of fastvlm_mlx unless the runtime is ours: each process
+holds what its users' would. Stages are taken in one and the same answer: preprocess until the tensors are there, vision
+until the image embeddings are, prefill until the first token has been read, and decode from there on.
 """
 
 import functools
@@ -52,6 +52,16 @@ class Ours:
             stats.ttft_seconds,
             stats.decode_tokens_per_second,
         )
+
+    def folder(self, images: list[str], prompt: str, tokens: int, together: int) -> int:
+        """Answer a question about many pictures, as `fastvlm-mlx batch` does; returns the tokens generated."""
+        from fastvlm_mlx import Answer
+        from fastvlm_mlx.decoding.mapping import map_rows
+        from fastvlm_mlx.decoding.request import Options
+
+        self.vlm.images.clear()
+        answers = map_rows(self.vlm.engine, images, prompt, Options(tokens, stop_tokens=()))
+        return sum(len(answer.token_ids) for answer in answers if isinstance(answer, Answer))
 
     def features(self, image: str) -> np.ndarray:
         """Image embeddings (N, D)."""
@@ -110,6 +120,19 @@ class MLXVLM:
         preprocess = self.marks["preprocess"] - started
         vision = self.marks["vision"] - self.marks["preprocess"]
         return _figures(count - 1 + grid * grid, preprocess, vision, first - started, (tokens - 1) / (last - first))
+
+    def folder(self, images: list[str], prompt: str, tokens: int, together: int) -> int:
+        """Answer a question about many pictures by `batch_generate`, so many at a time; returns the tokens."""
+        from mlx_vlm.generate.ar import batch_generate
+
+        count = 0
+        for start in range(0, len(images), together):
+            part = images[start : start + together]
+            found = batch_generate(
+                self.model, self.processor, images=part, prompts=[prompt] * len(part), max_tokens=tokens
+            )
+            count += found.stats.generation_tokens
+        return count
 
     def features(self, image: str) -> np.ndarray:
         """Image embeddings (N, D)."""
@@ -204,6 +227,24 @@ class Transformers:
             ids.shape[1], ready - started, self.seen - ready, first - started, (tokens - 1) / (last - first)
         )
 
+    def folder(self, images: list[str], prompt: str, tokens: int, together: int) -> int:
+        """Answer a question about many pictures by `generate`, so many at a time; returns the tokens."""
+        torch, count = self.torch, 0
+        before, after = (
+            self.tokenizer(part, add_special_tokens=False)["input_ids"] for part in _text(prompt).split("<image>")
+        )
+        row = [*before, *[self.model.config.image_token_id] * self.model.config.image_seq_length, *after]
+        for start in range(0, len(images), together):
+            pixels = torch.cat([self._pixels(image) for image in images[start : start + together]])
+            ids = torch.tensor([row] * len(pixels)).to(self.device)
+            with torch.inference_mode():
+                out = self.model.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels.to(self.model.dtype),
+                    max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0,
+                )  # fmt: skip
+            count += out[:, ids.shape[1] :].numel()
+        return count
+
     def features(self, image: str) -> np.ndarray:
         """Image embeddings (N, D)."""
         with self.torch.inference_mode():
@@ -287,6 +328,11 @@ def answer(runtime: Any, command: dict[str, Any]) -> dict[str, Any]:
         spent = time.process_time()
         figures = runtime.run(command["image"], command["prompt"], command["tokens"])
         return {**figures, "processor_seconds": time.process_time() - spent, "peak_memory_bytes": memory()[0]}
+    if kind == "folder":
+        memory(reset=True)
+        started = clock()
+        count = runtime.folder(command["images"], command["prompt"], command["tokens"], command["together"])
+        return {"seconds": clock() - started, "tokens": count, "peak_memory_bytes": memory()[0]}
     if kind == "features":
         np.save(command["out"], runtime.features(command["image"]))
         return {}

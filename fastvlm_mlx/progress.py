@@ -41,15 +41,15 @@ def make_way() -> None:
 
 
 @contextmanager
-def bar(label: str, total: int | None) -> Iterator[Track]:
+def bar(label: str, total: int | None, note: Callable[[], str] = str) -> Iterator[Track]:
     """A context manager that gives a function to pass `total` items through, or as many as come where it is None.
 
-    The bar is removed when the block ends.
+    What `note` returns stands behind the bar. The bar is removed when the block ends.
     """
     if in_notebook():
-        draw: Callable[[int], None] = _Notebook(label, total).draw
+        draw: Callable[[int], None] = _Notebook(label, total, note).draw
     elif sys.stderr is not None and sys.stderr.isatty():
-        draw = _Terminal(label, total).draw
+        draw = _Terminal(label, total, note).draw
     else:
         yield lambda items: iter(items)
         return
@@ -71,8 +71,8 @@ def bar(label: str, total: int | None) -> Iterator[Track]:
 
 
 class _Terminal:
-    def __init__(self, label: str, total: int | None):
-        self.label, self.total = label, total
+    def __init__(self, label: str, total: int | None, note: Callable[[], str]):
+        self.label, self.total, self.note, self.width = label, total, note, 0
 
     def draw(self, done: int) -> None:
         """Draw the bar with `done` steps done over the one before; -1 erases it."""
@@ -80,14 +80,15 @@ class _Terminal:
         if self.total is not None:
             filled = BAR_CHARS * done // max(self.total, 1)
             line = f"{self.label} [{'#' * filled}{'-' * (BAR_CHARS - filled)}] {done}/{self.total}"
-        blank = " " * (len(self.label) + BAR_CHARS + 2 * len(str(self.total or done)) + 5)
-        print(f"\r{blank}\r" + (line if done >= 0 else ""), end="", file=sys.stderr, flush=True)
+        line = f"{line} {self.note()}".rstrip() if done >= 0 else ""
+        print(f"\r{' ' * self.width}\r{line}", end="", file=sys.stderr, flush=True)
+        self.width = len(line)
         stands((lambda: self.draw(-1)) if done >= 0 else None)
 
 
 class _Notebook:
-    def __init__(self, label: str, total: int | None):
-        self.label, self.total = label, total
+    def __init__(self, label: str, total: int | None, note: Callable[[], str]):
+        self.label, self.total, self.note = label, total, note
         self.handle: Any = None
 
     def draw(self, done: int) -> None:
@@ -99,7 +100,8 @@ class _Notebook:
         element = f"{escape(self.label)} {done}"
         if self.total is not None:
             element = f'<progress max="{self.total}" value="{done}"></progress> {element}/{self.total}'
-        bundle = {"text/html": element if done >= 0 else "", "text/plain": ""}
+        element = f"{element} {escape(self.note())}".rstrip() if done >= 0 else ""
+        bundle = {"text/html": element, "text/plain": ""}
         if self.handle is None:
             self.handle = display(bundle, raw=True, display_id=True)
         else:

@@ -1,7 +1,7 @@
 """The public API: `load` a model; a `VLM` answers questions about pictures, one or many, whole or as a stream."""
 
 import os
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Literal, NoReturn, overload
 
 import mlx.core as mx
@@ -271,6 +271,54 @@ class VLM:
         return answer_in_order(
             self.engine, self.engine.prepare_each(questions, system=system), options, _count(questions)
         )
+
+    def map(
+        self,
+        rows: Iterable[object],
+        prompt: str = PROMPT,
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        schema: Schema | None = None,
+        system: str | None = None,
+        on_error: Literal["raise", "return"] = "return",
+        window: int | None = None,
+    ) -> Iterator[Answer | FastVLMError]:
+        """Answer any number of rows: an iterator of their answers, in order, each as soon as it and all before it are
+        there.
+
+        A row is a pair (image, prompt), a dict with "image" or "images" and perhaps "prompt" or "question", as rows of
+        the library datasets are, or a picture alone, as in a column of pandas, which is asked `prompt`. Rows are read
+        as they are needed, in the thread that takes the answers, and up to `window` of them (by default 32) are decoded
+        ahead in other threads; sixteen are answered at a time. So memory does not grow with the number of rows, which
+        may have no end. Nothing is computed between two answers that are taken.
+
+        Other arguments are those of `generate`. With `on_error` "return", a row that cannot be used has its
+        FastVLMError in the place of its answer; with "raise", it is raised when its turn comes. Raises OptionError at
+        once, and DeviceError where the device fails.
+        """
+        options = Options(
+            max_tokens,
+            temperature,
+            top_p,
+            seed,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            logprobs=logprobs,
+            schema=schema,
+        )
+        from .decoding.mapping import map_rows  # not on the way to a first answer
+
+        return map_rows(self.engine, rows, prompt, options, system=system, on_error=on_error, window=window)
 
     def stream(
         self,

@@ -11,7 +11,7 @@ from .options import TakesPictures
 # Argument of the library -> argument of a command.
 OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}
 WITH_PICTURES = ("generate", "chat", "bench")
-COMMANDS = ("generate", "chat", "convert", "quantize", "download", "info", "bench", "doctor", "serve")
+COMMANDS = ("generate", "chat", "batch", "convert", "quantize", "download", "info", "bench", "doctor", "serve")
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:
@@ -41,7 +41,7 @@ def flags(command: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in dict.fromkeys((command, "generate", "convert")):
         group: Any = typer.main.get_command(build([name]))
-        for parameter in group.commands[name].params:
+        for parameter in sorted(group.commands[name].params, key=_is_positional):
             options = [option for option in parameter.opts if option.startswith("--")]
             flag = options[0] if options else str(parameter.name).upper()
             if not options:
@@ -49,6 +49,10 @@ def flags(command: str) -> dict[str, str]:
             found.setdefault(str(parameter.name), flag)
             found.setdefault(flag.removeprefix("--").replace("-", "_"), flag)
     return found | {theirs: found[ours] for theirs, ours in OTHERWISE_NAMED.items() if ours in found}
+
+
+def _is_positional(parameter: Any) -> bool:
+    return not any(option.startswith("--") for option in parameter.opts)
 
 
 def _print_version(asked: bool) -> None:

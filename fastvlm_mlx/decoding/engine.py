@@ -176,25 +176,37 @@ class Engine:
     def _prepare_each(
         self, questions: Iterable[tuple[Images, str]], system: str | None
     ) -> Iterator[Request | FastVLMError]:
+        # Else a picture may be gone, or another, when the next one comes.
+        prepare = self.preparer(system=system, held=isinstance(questions, (list, tuple)))
+        for number, question in enumerate(questions, start=1):
+            try:
+                prepared: Request | FastVLMError = prepare(number, question)
+            except FastVLMError as error:
+                prepared = error
+            yield prepared
+
+    def preparer(
+        self, *, system: str | None = None, held: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> Callable[[int, object], Request]:
+        """A function that prepares question `number`, a pair (image, prompt), in any thread.
+
+        A picture that comes again under the same path is not decoded again while an earlier request that shows it is in
+        use; where pictures are `held` by the caller as long as the function is used, neither are other pictures. The
+        function raises ImageError and PromptError.
+        """
         seen: WeakValueDictionary[object, Pixels] = WeakValueDictionary()
-        held = isinstance(questions, (list, tuple))  # else a picture may be gone, or another, when the next one comes
 
         def pixels(source: Source) -> Pixels:
             named = isinstance(source, (str, os.PathLike))
             if not named and not held:
-                return self.pixels(source)
+                return self.pixels(source, max_pixels=max_pixels)
             key = source if named else id(source)
             found = seen.get(key)
             if found is None:
-                found = seen[key] = self.pixels(source)
+                found = seen[key] = self.pixels(source, max_pixels=max_pixels)
             return found
 
-        for number, question in enumerate(questions, start=1):
-            try:
-                prepared: Request | FastVLMError = self._request(*_pair(number, question), system, pixels)
-            except FastVLMError as error:
-                prepared = error
-            yield prepared
+        return lambda number, question: self._request(*_pair(number, question), system, pixels)
 
     def _request(self, image: Images, prompt: str, system: str | None, pixels: Callable[[Source], Pixels]) -> Request:
         started = time.perf_counter()

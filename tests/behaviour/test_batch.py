@@ -169,7 +169,7 @@ def test_a_picture_is_encoded_once_and_the_shared_beginning_prefilled_once(
     small.images.clear()
     decoded, encoded, prefilled = [], [], []
     pixels, encode, prefill = small.engine.pixels, small.model.encode, small.model.prefill
-    monkeypatch.setattr(small.engine, "pixels", lambda source: decoded.append(1) or pixels(source))
+    monkeypatch.setattr(small.engine, "pixels", lambda source, **how: decoded.append(1) or pixels(source, **how))
     monkeypatch.setattr(small.model, "encode", lambda x: encoded.append(len(x)) or encode(x))
     monkeypatch.setattr(small.model, "prefill", lambda x, cache: prefilled.append(x.shape[1]) or prefill(x, cache))
     prompts = ["What is it?", "And where?", "Why is that so, and since when?"]

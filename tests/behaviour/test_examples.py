@@ -28,9 +28,8 @@ def run(script: str, *args: object) -> str:
 
 def test_all_are_here() -> None:
     assert SCRIPTS == [
-        "chinese.py", "choices.py", "client.py", "compare.py", "coreml.py", "describe.py", "fields.py", "page.py",
-        "questions.py",
-        "together.py",
+        "caption_folder.py", "chinese.py", "choices.py", "client.py", "compare.py", "coreml.py", "describe.py",
+        "fields.py", "inspect_parts.py", "page.py", "questions.py", "together.py",
     ]  # fmt: skip
     assert sum(path.stat().st_size for path in EXAMPLES.iterdir() if path.is_file()) < 400_000
 
@@ -47,7 +46,19 @@ def test_with_a_model_and_a_picture_of_ones_own(apple: Path, script: str) -> Non
 def test_with_the_built_in_model(script: str) -> None:
     lines = run(script).splitlines()
     least = {"describe.py": 1, "questions.py": 3, "compare.py": 10, "page.py": 5, "chinese.py": 3, "fields.py": 3}
-    assert len(lines) >= {**least, "choices.py": 3, "client.py": 2, "coreml.py": 10, "together.py": 5}[script]
+    least |= {
+        "caption_folder.py": 6,
+        "inspect_parts.py": 2,
+        "choices.py": 3,
+        "client.py": 2,
+        "coreml.py": 10,
+        "together.py": 5,
+    }
+    assert len(lines) >= least[script]
+    if script == "caption_folder.py":
+        assert 'sign.png: my_style, The text says "HELP".' in lines
+    if script == "inspect_parts.py":
+        assert lines[0] == "part,views,verdict,holes,remark,error" and lines[1].startswith("part,3,")
     if script == "together.py":
         assert lines[1] == "How many shapes are there? Three." and lines[-1].startswith("4 answers, ")
     if script == "choices.py":

@@ -23,7 +23,8 @@ HEAVY = {
 }  # fmt: skip
 FOR_THE_HUB = {"huggingface_hub", "httpx", "httpx2"}
 FOR_OTHER_WORK = {
-    "fastvlm_mlx.decoding.attention_map", "fastvlm_mlx.decoding.batch", "fastvlm_mlx.decoding.rows",
+    "fastvlm_mlx.decoding.attention_map", "fastvlm_mlx.decoding.batch", "fastvlm_mlx.decoding.mapping",
+    "fastvlm_mlx.decoding.rows",
     "fastvlm_mlx.decoding.scheduler", "fastvlm_mlx.diagnostics.bench", "fastvlm_mlx.convert",
     "fastvlm_mlx.diagnostics.random_model", "IPython",
 }  # fmt: skip
