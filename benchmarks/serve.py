@@ -173,7 +173,7 @@ def _added(answer: Timed) -> float:
 
 
 def _direct(engine: Engine, figures: dict[str, float], tokens: int) -> dict[str, float]:
-    """The same work without a server: the prefill of the new positions alone, and decoding."""
+    """Milliseconds of a question asked without a server: the prefill of its new positions alone, and decoding."""
     held = int(figures["other_cached"])
     bare = [engine.ask(do="prefill", held=held, new=int(figures["other_prompt"]) - held)["seconds"] for _ in range(3)]
     rate = engine.ask(do="decode", text=f"{time.time()}: what can you do?", tokens=tokens)["rate"]
