@@ -173,7 +173,7 @@ def _added(answer: Timed) -> float:
 
 
 def _direct(engine: Engine, figures: dict[str, float], tokens: int) -> dict[str, float]:
-    """Milliseconds of a question asked without a server: the prefill of its new positions alone, and decoding."""
+    """A question without a server: seconds of the prefill of its new positions alone, and tokens/s of decoding."""
     held = int(figures["other_cached"])
     bare = [engine.ask(do="prefill", held=held, new=int(figures["other_prompt"]) - held)["seconds"] for _ in range(3)]
     rate = engine.ask(do="decode", text=f"{time.time()}: what can you do?", tokens=tokens)["rate"]
