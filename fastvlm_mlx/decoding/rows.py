@@ -139,7 +139,7 @@ class Rows:
                 self._read()
                 rows, logits = list(self.decoding), self._of_those_left(rows, logits)
             drawn = self._draw(rows, logits)
-            mx.async_eval(drawn)
+            mx.async_eval(drawn, *(array for row in rows for array in row.sampler.kept))
         except Exception as error:
             self._fail_all(error)
             return

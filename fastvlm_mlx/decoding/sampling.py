@@ -56,9 +56,9 @@ class Sampler:
 
     def begin_again(self) -> None:
         """Take back the draw of a first token that was not accepted: its logits had to be computed again."""
-        self._keys = self._options.keys()
         self._likely: deque[tuple[mx.array, ...]] = deque()  # of the tokens drawn and not accepted yet
         # Made of numbers alone: another thread may draw, which can compute nothing that is left undone here.
+        self._key = self._options.key()
         self._recent = mx.array([self._text], mx.uint32) if self._text is not None else None
 
     @property
@@ -86,16 +86,22 @@ class Sampler:
             logits = mx.where(mx.array(allowed), logits, -mx.inf)
         if self._recent is not None:
             logits = penalised(logits, self._recent, options.repetition_penalty)
-        token = choose(logits, options.temperature, options.top_p, next(self._keys), options.top_k, options.min_p)
-        # What is kept is under way with the token: another thread may read on, and cannot compute what this one left.
+        key = None
+        if self._key is not None:
+            self._key, key = mx.random.split(self._key)
+        token = choose(logits, options.temperature, options.top_p, key, options.top_k, options.min_p)
         if self._recent is not None:
             self._recent = mx.concatenate([self._recent, token[None]], axis=-1)[:, -REPETITION_WINDOW:]
-            mx.async_eval(token, self._recent)
         if options.logprobs is not None:
-            likely = likeliest(raw, token, options.logprobs)
-            mx.async_eval(token, *likely)
-            self._likely.append(likely)
+            self._likely.append(likeliest(raw, token, options.logprobs))
         return token
+
+    @property
+    def kept(self) -> Sequence[mx.array]:
+        """What the last draw left for the next ones and for `accept`, to be evaluated with its token: another thread
+        may go on, and cannot compute what this one has left undone."""
+        found = [each for each in (self._key, self._recent) if each is not None]
+        return [*found, *self._likely[-1]] if self._likely else found
 
     def accept(self, token: int) -> None:
         """Tell which token was drawn: the oldest that was not accepted yet."""

@@ -178,6 +178,26 @@ def test_options_do_not_leak_from_one_question_to_another(small: VLM) -> None:
     assert [answer.token_ids for answer in found] == expected
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_step_of_rows_that_draw_is_sent_off_at_once(small: VLM, monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    """With all that their samplers keep: keys, the tokens a penalty looks at, log-probabilities."""
+    engine = small.engine
+    options = Options(20, 1.0, 0.9, seed=1, repetition_penalty=1.3, logprobs=2, stop_tokens=())
+    sent: list[int] = []
+    async_eval = mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: [sent.append(len(arrays)), async_eval(*arrays)][1])
+    with forms_of("metal" if ahead else "cpu"):
+        rows = Rows(engine)
+        for picture in PICTURES[:3]:
+            rows.add(row_of(engine, (engine.prepare(picture, "Hi"), options), []))
+        while len(rows.decoding) < 3:
+            rows.turn()
+        sent.clear()
+        for _ in range(5):
+            rows.turn()
+    assert sent == [1 + 3 * 5] * 5  # the tokens, and of each row a key, a window and three of its log-probabilities
+
+
 def test_exact_gives_the_same_bits_whoever_else_is_there(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[mx.array] = []
     step = small.model.step
@@ -480,6 +500,7 @@ def fail_in_the_middle(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     every[2].sampler = failing_draw  # type: ignore[assignment]
     failing_draw.waits = failing_draw.greedy = failing_draw.ended = False  # type: ignore[attr-defined]
     failing_draw.accept = lambda token: None  # type: ignore[attr-defined]
+    failing_draw.kept = ()  # type: ignore[attr-defined]
     while rows.busy:
         rows.turn()
     assert str(found[1][-1]) == "this row cannot be computed" and str(found[2][-1]) == "nothing may come next"
