@@ -24,6 +24,7 @@ from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options, Request
 from fastvlm_mlx.decoding.row import Row
 from fastvlm_mlx.decoding.rows import SHARED_PREFILL_CHUNK, Rows
+from fastvlm_mlx.decoding.sampling import Sampler
 from fastvlm_mlx.decoding.scheduler import Scheduler
 from fastvlm_mlx.errors import CheckpointError, OptionError
 from fastvlm_mlx.inputs.prompt import Turn
@@ -163,6 +164,36 @@ def test_rows_held_to_a_schema_go_on_beside_others(small: VLM, ahead: bool) -> N
         assert [said(answer) for answer in in_turns(engine, asked)] == [said(answer) for answer in expected]
     held_to_it = [json.loads(expected[2 * seed].text) for seed in range(4)]
     assert all(found in ({"n": 1}, {"n": 22}, {"n": 333}) for found in held_to_it)
+
+
+def test_rows_held_to_a_schema_keep_no_others_waiting(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has the draws of the others before the last tokens are read, as where there is no schema."""
+    pytest.importorskip("llguidance", reason="the extra `schema` is not installed")
+    engine = small.engine
+    log: list[str] = []
+    draw, accept = Sampler.__call__, Sampler.accept
+
+    def drawing(self: Sampler, logits: mx.array) -> mx.array:
+        log.append("draw held" if self.waits else "draw free")
+        return draw(self, logits)
+
+    def accepting(self: Sampler, token: int) -> None:
+        log.append("told")
+        accept(self, token)
+
+    monkeypatch.setattr(Sampler, "__call__", drawing)
+    monkeypatch.setattr(Sampler, "accept", accepting)
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 50}
+    with forms_of("metal"):
+        rows = Rows(engine)
+        for options in (Options(40, schema=schema), Options(40, 1.0, seed=1, stop_tokens=())):
+            rows.add(row_of(engine, (engine.prepare(None, "Hi"), options), []))
+        while len(rows.decoding) < 2:
+            rows.turn()
+        log.clear()
+        for _ in range(5):
+            rows.turn()
+    assert log == ["draw free", "told", "told", "draw held"] * 5
 
 
 def test_options_do_not_leak_from_one_question_to_another(small: VLM) -> None:
