@@ -730,6 +730,43 @@ def test_what_stood_behind_a_stop_string_is_not_put_into_a_conversation(fresh: V
         assert scheduler.ids_of(whole.text) == tuple(whole.token_ids)
 
 
+def test_a_fork_that_was_never_written_to_is_not_kept(fresh: VLM) -> None:
+    """It would hold the buffers of a whole answer, and be counted as the beginning it shares."""
+    engine = fresh.engine
+    rows = Rows(engine)
+    found: list[Any] = []
+    rows.add(row_of(engine, (words(engine, 700), Options(300, stop_tokens=())), found))
+    for _ in range(3):
+        rows.turn()
+    before = held()
+    pictures = engine.prepare([PICTURES[0], PICTURES[1]], "Hi")  # forks the beginning they share, and is at a picture
+    ended: list[Any] = []
+    shares = row_of(engine, (pictures, Options(3)), ended)
+    rows.add(shares)
+    rows.turn()
+    assert shares.entry is not None and shares.entry.prefix.is_view and rows.pool.hits == 1
+    shares.cancelled = True
+    del shares
+    rows.turn()
+    assert isinstance(ended[-1], CancelledError) and (len(rows.pool), rows.pool.nbytes) == (0, 0)
+    ended.clear()
+    assert held() == before
+    rows.close(FastVLMError("over"))
+
+
+def test_what_a_fork_has_written_is_kept(fresh: VLM) -> None:
+    engine = fresh.engine
+    rows = Rows(engine)
+    found: list[Any] = []
+    rows.add(row_of(engine, (words(engine, 700), Options(300, stop_tokens=())), found))
+    rows.turn()
+    rows.add(row_of(engine, (words(engine, 40, "1"), Options(2, stop_tokens=())), found))
+    while len(rows.pool) == 0:
+        rows.turn()
+    assert rows.pool.hits == 1 and 0 < rows.pool.nbytes < rows.decoding[0].entry.prefix.nbytes  # type: ignore[union-attr]
+    rows.close(FastVLMError("over"))
+
+
 def test_the_pool_is_bounded_and_the_one_unused_for_longest_goes_first(fresh: VLM) -> None:
     engine = fresh.engine
     requests = [engine.prepare(None, word * 30) for word in ("abc", "def", "ghi")]
