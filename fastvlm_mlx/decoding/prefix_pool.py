@@ -55,10 +55,10 @@ class PrefixPool:
         if model is not self._model:  # other weights have computed what is here
             self.clear()
             self._model = model
-        found, kept = None, 0
+        found, kept, before = None, 0, wanted[:-1]
         for entry in reversed(self._entries):
             if entry.salt == salt and entry.prefix.computed_by(model):
-                length = shared(entry.prefix.held, wanted[:-1]) // multiple * multiple
+                length = shared(entry.prefix.held, before) // multiple * multiple
                 if length > kept:
                     found, kept = entry, length
         if found is None:

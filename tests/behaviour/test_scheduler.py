@@ -730,6 +730,14 @@ def test_what_stood_behind_a_stop_string_is_not_put_into_a_conversation(fresh: V
         assert scheduler.ids_of(whole.text) == tuple(whole.token_ids)
 
 
+def test_exact_takes_over_whole_pieces_of_a_prompt_alone(fresh: VLM) -> None:
+    """Of 512 positions each, the last position of the prompt left out; the signs that end a question differ in place."""
+    with Scheduler(fresh.engine, exact=True, max_rows=1) as scheduler:
+        for length, reused in [(512, 0), (512, 0), (513, 0), (513, 512), (600, 0), (900, 512)]:
+            answer = scheduler.submit(words(fresh.engine, length), Options(1)).result(20)
+            assert answer.stats.reused_tokens == reused
+
+
 def test_a_fork_that_was_never_written_to_is_not_kept(fresh: VLM) -> None:
     """It would hold the buffers of a whole answer, and be counted as the beginning it shares."""
     engine = fresh.engine
