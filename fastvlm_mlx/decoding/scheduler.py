@@ -161,9 +161,10 @@ class Scheduler:
 
         `listener` is called in the engine's thread with each chunk, the last of which has the answer, or with the
         error; it must not block. Where it fails, its answer ends; with the last chunk or the error, only
-        `threading.excepthook` is told. Nothing computed for one `salt` is used for another. Raises FastVLMError once
-        the scheduler is closed.
+        `threading.excepthook` is told. Nothing computed for one `salt` is used for another. Raises PromptError for a
+        request without positions, or with as many as the model has room for; FastVLMError once the scheduler is closed.
         """
+        self.engine.check(request)
         pending = Pending(listener)
         emit = self._emit(pending, salt, self.engine.stop_tokens(options))
         row = Row(self.engine, request, options, emit, salt=salt)

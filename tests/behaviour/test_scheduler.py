@@ -26,7 +26,7 @@ from fastvlm_mlx.decoding.row import Row
 from fastvlm_mlx.decoding.rows import SHARED_PREFILL_CHUNK, Rows
 from fastvlm_mlx.decoding.sampling import Sampler
 from fastvlm_mlx.decoding.scheduler import Scheduler
-from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.errors import CheckpointError, OptionError, PromptError
 from fastvlm_mlx.inputs.prompt import Turn
 from fastvlm_mlx.network.kv_cache import KVCache
 
@@ -680,6 +680,20 @@ def test_close_ends_what_is_under_way_and_leaves_no_thread(fresh: VLM) -> None:
         Scheduler(engine, max_rows=0)
     with pytest.raises(OptionError, match="`pool_bytes` is -1, expected a whole number"):
         Scheduler(engine, pool_bytes=-1)
+
+
+def test_what_cannot_be_answered_is_refused_before_it_waits(fresh: VLM) -> None:
+    engine = fresh.engine
+    with Scheduler(engine) as scheduler:
+        for tokens in (engine.context, engine.context + 1):
+            with pytest.raises(PromptError, match=rf"takes {tokens} tokens.* has room for {engine.context}; shorten"):
+                scheduler.submit(Request([], [[1] * tokens], 0.0), Options(1))
+        for pieces in ([], [[]]):
+            with pytest.raises(PromptError, match="holds no positions, expected at least one"):
+                scheduler.submit(Request([], list(pieces), 0.0), Options(1))
+        assert (scheduler.load.queued, scheduler.load.rows) == (0, 0)
+        last = scheduler.submit(Request([], [[1] * (engine.context - 1)], 0.0), Options(9, stop_tokens=())).result(60)
+        assert len(last.token_ids) == 1
 
 
 def test_waiting_for_an_answer_has_an_end(fresh: VLM) -> None:
