@@ -25,7 +25,7 @@ from fastvlm_mlx.decoding.request import Options, Request
 from fastvlm_mlx.decoding.row import Row
 from fastvlm_mlx.decoding.rows import SHARED_PREFILL_CHUNK, Rows
 from fastvlm_mlx.decoding.sampling import Sampler
-from fastvlm_mlx.decoding.scheduler import Scheduler
+from fastvlm_mlx.decoding.scheduler import MAX_UNREAD_CHUNKS, Scheduler
 from fastvlm_mlx.errors import CheckpointError, OptionError, PromptError
 from fastvlm_mlx.inputs.prompt import Turn
 from fastvlm_mlx.network.kv_cache import KVCache
@@ -696,6 +696,42 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(fresh: VLM) -> None:
         assert len(last.token_ids) == 1
 
 
+def test_an_answer_is_iterated_over_once_and_then_ends_at_once(fresh: VLM) -> None:
+    engine = fresh.engine
+    request = engine.prepare(None, "Hi")
+    with Scheduler(engine) as scheduler:
+        whole = scheduler.submit(request, Options(6, stop_tokens=()))
+        chunks = list(whole)
+        assert "".join(chunk.text for chunk in chunks) == whole.result().text and chunks[-1].answer is whole.result()
+        assert list(whole) == []
+        halves = scheduler.submit(request, Options(6, stop_tokens=()))
+        first = next(iter(halves))  # left standing; another goes on behind it
+        assert first.text + "".join(chunk.text for chunk in halves) == halves.result().text
+        broken = scheduler.submit(request, Options(900, stop_tokens=()))
+        next(iter(broken))
+        broken.cancel()
+        for _ in range(3):
+            with pytest.raises(CancelledError, match="cancelled"):
+                list(broken)
+
+
+@pytest.mark.parametrize("listened", [False, True])
+def test_what_nobody_reads_does_not_pile_up(fresh: VLM, listened: bool) -> None:
+    """Where an answer is waited for, or listened to; whoever reads late gets all of it in fewer pieces."""
+    options = Options(400, 1.0, seed=1, stop_tokens=(), logprobs=0)
+    heard: list[Any] = []
+    with Scheduler(fresh.engine) as scheduler:
+        pending = scheduler.submit(
+            fresh.engine.prepare(None, "Hi"), options, listener=heard.append if listened else None
+        )
+        answer = pending.result(60)
+        chunks = list(pending)
+    assert len(chunks) <= MAX_UNREAD_CHUNKS and (len(heard) > MAX_UNREAD_CHUNKS) == listened
+    assert "".join(chunk.text for chunk in chunks) == answer.text and chunks[-1].answer is answer
+    assert tuple(token for chunk in chunks for token in chunk.logprobs) == answer.logprobs
+    assert list(pending) == []
+
+
 def test_waiting_for_an_answer_has_an_end(fresh: VLM) -> None:
     with Scheduler(fresh.engine) as scheduler:
         pending = scheduler.submit(fresh.engine.prepare(None, "Hi"), Options(900, stop_tokens=()))
@@ -745,7 +781,7 @@ def test_what_stood_behind_a_stop_string_is_not_put_into_a_conversation(fresh: V
 
 
 def test_exact_takes_over_whole_pieces_of_a_prompt_alone(fresh: VLM) -> None:
-    """Of 512 positions each, the last position of the prompt left out; the signs that end a question differ in place."""
+    """Pieces of 512 positions, without the last one of the prompt; the signs that end a question differ in place."""
     with Scheduler(fresh.engine, exact=True, max_rows=1) as scheduler:
         for length, reused in [(512, 0), (512, 0), (513, 0), (513, 512), (600, 0), (900, 512)]:
             answer = scheduler.submit(words(fresh.engine, length), Options(1)).result(20)
