@@ -27,6 +27,7 @@ from fastvlm_mlx.decoding.rows import SHARED_PREFILL_CHUNK, Rows
 from fastvlm_mlx.decoding.sampling import Sampler
 from fastvlm_mlx.decoding.scheduler import MAX_UNREAD_CHUNKS, Scheduler
 from fastvlm_mlx.errors import CheckpointError, OptionError, PromptError
+from fastvlm_mlx.inputs.pieces import Piece
 from fastvlm_mlx.inputs.prompt import Turn
 from fastvlm_mlx.network.kv_cache import KVCache
 
@@ -688,9 +689,10 @@ def test_what_cannot_be_answered_is_refused_before_it_waits(fresh: VLM) -> None:
         for tokens in (engine.context, engine.context + 1):
             with pytest.raises(PromptError, match=rf"takes {tokens} tokens.* has room for {engine.context}; shorten"):
                 scheduler.submit(Request([], [[1] * tokens], 0.0), Options(1))
-        for pieces in ([], [[]]):
+        nothing: list[list[Piece]] = [[], [[]]]
+        for pieces in nothing:
             with pytest.raises(PromptError, match="holds no positions, expected at least one"):
-                scheduler.submit(Request([], list(pieces), 0.0), Options(1))
+                scheduler.submit(Request([], pieces, 0.0), Options(1))
         assert (scheduler.load.queued, scheduler.load.rows) == (0, 0)
         last = scheduler.submit(Request([], [[1] * (engine.context - 1)], 0.0), Options(9, stop_tokens=())).result(60)
         assert len(last.token_ids) == 1
