@@ -237,6 +237,14 @@ class Engine:
             )
         return pieces
 
+    def check(self, request: Request) -> None:
+        """Raise PromptError for a request that cannot be answered: without positions, or with no room for a token."""
+        if not request.prompt_tokens:
+            raise PromptError(
+                "The request holds no positions, expected at least one token or picture; `prepare` makes one."
+            )
+        self._within_context(request.pieces, len(request.pixels))
+
     def pieces(self, turns: Sequence[Turn], system: str | None = None) -> list[Piece]:
         """A conversation of any length as the decoder's input.
 

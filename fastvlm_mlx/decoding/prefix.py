@@ -127,6 +127,11 @@ class Prefix:
         self.held, self.layers, self._model = [], [], None
 
     @property
+    def is_view(self) -> bool:
+        """Whether a layer's buffers are still those of the prefix that this one was forked from."""
+        return any(layer.is_view for layer in self.layers)
+
+    @property
     def nbytes(self) -> int:
         """Memory of the caches, in bytes."""
         return sum(layer.nbytes for layer in self.layers)

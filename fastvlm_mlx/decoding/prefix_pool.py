@@ -55,10 +55,10 @@ class PrefixPool:
         if model is not self._model:  # other weights have computed what is here
             self.clear()
             self._model = model
-        found, kept = None, 0
+        found, kept, before = None, 0, wanted[:-1]
         for entry in reversed(self._entries):
             if entry.salt == salt and entry.prefix.computed_by(model):
-                length = shared(entry.prefix.held, wanted[:-1]) // multiple * multiple
+                length = shared(entry.prefix.held, before) // multiple * multiple
                 if length > kept:
                     found, kept = entry, length
         if found is None:
@@ -78,8 +78,13 @@ class PrefixPool:
         return entry
 
     def give_back(self, entry: Entry, known: Sequence[Position]) -> None:
-        """Keep a prefix that is no longer in use, or what it holds of `known`, in place of those that hold no more."""
+        """Keep a prefix that is no longer in use, or what it holds of `known`, in place of those that hold no more.
+
+        A fork that was never written to is not kept: it holds nothing new, and the whole memory of another's buffers.
+        """
         self._remove(entry)
+        if entry.prefix.is_view:
+            return
         entry.prefix.commit(known)
         held = entry.prefix.held
         idle = [other for other in self._entries if not other.in_use and other.salt == entry.salt]

@@ -2,9 +2,8 @@
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import mlx.core as mx
@@ -119,15 +118,11 @@ class Options:
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
 
-    def keys(self) -> Iterator[mx.array | None]:
-        """A random key for every token, or None where the likeliest is taken."""
+    def key(self) -> mx.array | None:
+        """The random key that those of an answer's tokens are split from, or None where the likeliest are taken."""
         if self.temperature == 0:
-            yield from repeat(None)
-        key = mx.random.key(self.seed if self.seed is not None else time.time_ns())
-        while True:
-            key, drawn = mx.random.split(key)
-            mx.async_eval(key)  # a reader's next thread cannot compute what this one has left undone
-            yield drawn
+            return None
+        return mx.random.key(self.seed if self.seed is not None else time.time_ns())
 
 
 def _stop_strings(stop: object) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Row:
             started = time.perf_counter()
         first = self.sampler(model.prefill(rest, prefix.layers))
         self.draft.take_thumbnails()
-        mx.eval(first)
+        mx.eval(first, *self.sampler.kept)
         mx.clear_cache()
         prefix.commit(self.known)
         self.draft.prefill_seconds += time.perf_counter() - started

@@ -134,12 +134,8 @@ class Rows:
         except Exception as error:
             rows, logits = self._one_by_one(error)
         try:
-            if any(row.sampler.waits for row in rows):  # to be told the tokens before
-                mx.async_eval(logits)
-                self._read()
-                rows, logits = list(self.decoding), self._of_those_left(rows, logits)
             drawn = self._draw(rows, logits)
-            mx.async_eval(drawn)
+            mx.async_eval(drawn, *(array for row in rows for array in row.sampler.kept))
         except Exception as error:
             self._fail_all(error)
             return
@@ -173,10 +169,22 @@ class Rows:
         return left, mx.concatenate(logits)
 
     def _draw(self, rows: Sequence[Row], logits: mx.array) -> mx.array:
-        """The next token of every row (B,), each drawn from its own logits as if it were alone."""
+        """The next token of every row (B,), each drawn from its own logits as if it were alone.
+
+        Those that have to be told the tokens before come last, when the others are under way; some may leave with that.
+        """
         if all(row.sampler.greedy for row in rows):
             return mx.argmax(logits, axis=-1)
-        return mx.concatenate([self._draw_one(row, logits[i : i + 1]) for i, row in enumerate(rows)])
+        late = [row for row in rows if row.sampler.waits]
+        drawn = {row: self._draw_one(row, logits[i : i + 1]) for i, row in enumerate(rows) if row not in late}
+        if late:
+            mx.async_eval(logits, *drawn.values())
+            self._read()
+            for i, row in enumerate(rows):
+                if row in late:
+                    gone = row not in self.decoding
+                    drawn[row] = mx.zeros((1,), mx.uint32) if gone else self._draw_one(row, logits[i : i + 1])
+        return mx.concatenate([drawn[row] for row in rows])
 
     def _draw_one(self, row: Row, logits: mx.array) -> mx.array:
         try:

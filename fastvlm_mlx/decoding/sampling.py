@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 
 import mlx.core as mx
 
+from ..backend import ops
 from ..inputs.tokenizer import Tokenizer
 from .logprobs import TokenLogprob, token_logprob
 from .request import Options, Request
@@ -24,14 +25,15 @@ if TYPE_CHECKING:
 # Tokens before the next one that the repetition penalty looks at. Prompt and answer alike, as in transformers, but no
 # more than so many, so that a step costs no more the longer the conversation.
 REPETITION_WINDOW = 1024
+MAX_SORTED_TOKENS = 4096  # of the likeliest, put in order on a CPU where their probabilities add up to `top_p`
+ROUNDING = 5e-4  # more than sums of a vocabulary's probabilities differ by with the order of their terms, in float32
 
 
 class Sampler:
     """Draws the tokens of one answer, each from the logits (1, V) of its position.
 
-    Calling it takes nothing from the device: the next step can be queued on what it returns before the last token is
-    read. Each token that is read is then told to `accept`, in order; where the sampler `waits`, before the next is
-    drawn.
+    Calling it takes nothing from a GPU: the next step can be queued on what it returns before the last token is read.
+    Each token that is read is then told to `accept`, in order; where the sampler `waits`, before the next is drawn.
     """
 
     def __init__(
@@ -54,9 +56,9 @@ class Sampler:
 
     def begin_again(self) -> None:
         """Take back the draw of a first token that was not accepted: its logits had to be computed again."""
-        self._keys = self._options.keys()
         self._likely: deque[tuple[mx.array, ...]] = deque()  # of the tokens drawn and not accepted yet
         # Made of numbers alone: another thread may draw, which can compute nothing that is left undone here.
+        self._key = self._options.key()
         self._recent = mx.array([self._text], mx.uint32) if self._text is not None else None
 
     @property
@@ -84,16 +86,22 @@ class Sampler:
             logits = mx.where(mx.array(allowed), logits, -mx.inf)
         if self._recent is not None:
             logits = penalised(logits, self._recent, options.repetition_penalty)
-        token = choose(logits, options.temperature, options.top_p, next(self._keys), options.top_k, options.min_p)
-        # What is kept is under way with the token: another thread may read on, and cannot compute what this one left.
+        key = None
+        if self._key is not None:
+            self._key, key = mx.random.split(self._key)
+        token = choose(logits, options.temperature, options.top_p, key, options.top_k, options.min_p)
         if self._recent is not None:
             self._recent = mx.concatenate([self._recent, token[None]], axis=-1)[:, -REPETITION_WINDOW:]
-            mx.async_eval(token, self._recent)
         if options.logprobs is not None:
-            likely = likeliest(raw, token, options.logprobs)
-            mx.async_eval(token, *likely)
-            self._likely.append(likely)
+            self._likely.append(likeliest(raw, token, options.logprobs))
         return token
+
+    @property
+    def kept(self) -> Sequence[mx.array]:
+        """What the last draw left for the next ones and for `accept`, to be evaluated with its token: another thread
+        may go on, and cannot compute what this one has left undone."""
+        found = [each for each in (self._key, self._recent) if each is not None]
+        return [*found, *self._likely[-1]] if self._likely else found
 
     def accept(self, token: int) -> None:
         """Tell which token was drawn: the oldest that was not accepted yet."""
@@ -138,17 +146,41 @@ def choose(
         ids = mx.argpartition(-logits, top_k - 1, axis=-1)[:, :top_k]
         logits = mx.take_along_axis(logits, ids, axis=-1)
     if top_p < 1:
-        order = mx.argsort(-logits, axis=-1)
-        ids = order if ids is None else mx.take_along_axis(ids, order, axis=-1)
-        logits = mx.take_along_axis(logits, order, axis=-1)
-        probabilities = mx.softmax(logits, axis=-1)
-        before = mx.cumsum(probabilities, axis=-1) - probabilities
-        logits = mx.where(before < top_p, logits, -mx.inf)
+        places, logits = nucleus(logits, top_p)
+        ids = places if ids is None else mx.take_along_axis(ids, places, axis=-1)
     if min_p > 0:
         least = logits.max(axis=-1, keepdims=True) + log(min_p)
         logits = mx.where(logits >= least, logits, -mx.inf)
     drawn = mx.random.categorical(logits, key=key)
     return drawn if ids is None else mx.take_along_axis(ids, drawn[:, None], axis=-1)[:, 0]
+
+
+def nucleus(logits: mx.array, top_p: float) -> tuple[mx.array, mx.array]:
+    """The places (B, V) of logits (B, V), float32, by falling logit and equal ones in order, and the logits in that
+    order, -inf behind the smallest set whose probabilities add up to `top_p`, where the places are in any order.
+
+    To sort a vocabulary takes a CPU many times as long as to find its likeliest few thousand, so it sorts those alone
+    where they add up to enough, and waits for them to know. A GPU sorts all, unasked.
+    """
+    if ops.current() == "cpu" and logits.shape[-1] > 2 * MAX_SORTED_TOKENS:
+        parted = mx.argpartition(-logits, MAX_SORTED_TOKENS - 1, axis=-1)
+        head = mx.sort(parted[:, :MAX_SORTED_TOKENS], axis=-1)  # so that sorting by logit leaves equal ones in order
+        head = mx.take_along_axis(head, mx.argsort(-mx.take_along_axis(logits, head, axis=-1), axis=-1), axis=-1)
+        places = mx.concatenate([head, parted[:, MAX_SORTED_TOKENS:]], axis=-1)
+        ranked = mx.take_along_axis(logits, places, axis=-1)
+        probabilities = mx.softmax(ranked, axis=-1)
+        # Others that equal the last of the head may have been left behind, so none of them counts.
+        sure = ranked > ranked[:, MAX_SORTED_TOKENS - 1 : MAX_SORTED_TOKENS]
+        if (mx.where(sure, probabilities, 0).sum(axis=-1) >= top_p + ROUNDING).all().item():
+            return places, _cut(ranked, probabilities, top_p)
+    places = mx.argsort(-logits, axis=-1)
+    ranked = mx.take_along_axis(logits, places, axis=-1)
+    return places, _cut(ranked, mx.softmax(ranked, axis=-1), top_p)
+
+
+def _cut(ranked: mx.array, probabilities: mx.array, top_p: float) -> mx.array:
+    before = mx.cumsum(probabilities, axis=-1) - probabilities
+    return mx.where(before < top_p, ranked, -mx.inf)
 
 
 def penalised(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:

@@ -7,6 +7,7 @@ import atexit
 import queue
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,11 +18,14 @@ from ..config import is_whole
 from ..errors import CancelledError, FastVLMError, OptionError, shown
 from .answer import Answer, Chunk
 from .engine import Engine
+from .logprobs import Logprobs
 from .prefix_pool import POOL_BYTES
 from .recent_answers import RecentAnswers
 from .request import Options, Request
 from .row import Emit, Row
 from .rows import MAX_BATCH_ROWS, Rows
+
+MAX_UNREAD_CHUNKS = 64  # of an answer, for whoever iterates over it; when there are more, they become one
 
 Listener = Callable[[Chunk | FastVLMError], None]
 
@@ -46,12 +50,15 @@ class Load:
 
 
 class Pending:
-    """An answer under way: iterate over its chunks, once, or wait for its `result`, in any thread but the engine's."""
+    """An answer under way: iterate over its chunks, once, or wait for its `result`, in any thread but the engine's.
+
+    Chunks that nobody reads become one when there are MAX_UNREAD_CHUNKS of them.
+    """
 
     def __init__(self, listener: Listener | None = None):
         self._listener = listener
-        self._chunks: queue.SimpleQueue[Chunk | FastVLMError] = queue.SimpleQueue()
-        self._over = threading.Event()
+        self._changed = threading.Condition()  # of what follows
+        self._unread: deque[Chunk] = deque()
         self._last: Answer | FastVLMError | None = None
         self._row: weakref.ref[Row] | None = None
 
@@ -66,26 +73,33 @@ class Pending:
     @property
     def done(self) -> bool:
         """Whether the answer is there, or what went wrong."""
-        return self._over.is_set()
+        return self._last is not None
 
     def __iter__(self) -> Iterator[Chunk]:
-        """The chunks as they come, the last with the answer; raises what went wrong."""
+        """The chunks as they come, the last with the answer; raises what went wrong.
+
+        Each is given once: iterating again goes on with what was not read, and at the end gives nothing, or raises what
+        went wrong again.
+        """
         while True:
-            chunk = self._chunks.get()
-            if isinstance(chunk, FastVLMError):
-                raise chunk
+            with self._changed:
+                self._changed.wait_for(lambda: self._unread or self.done)
+                chunk = self._unread.popleft() if self._unread else None
+            if chunk is None:
+                break
             yield chunk
-            if chunk.answer is not None:
-                return
+        if isinstance(self._last, FastVLMError):
+            raise self._last
 
     def result(self, timeout: float | None = None) -> Answer:
         """Wait for the answer, at most `timeout` seconds; raises TimeoutError, or the FastVLMError that ended it."""
-        if not self._over.wait(timeout):
+        with self._changed:
+            self._changed.wait_for(lambda: self.done, timeout)
+        if self._last is None:
             raise TimeoutError(f"There was no answer within {timeout} s.")
-        if isinstance(self._last, Answer):
-            return self._last
-        assert self._last is not None
-        raise self._last
+        if isinstance(self._last, FastVLMError):
+            raise self._last
+        return self._last
 
     def _hand_out(self, found: Chunk | Exception) -> None:
         """Give a chunk, or the error, to whoever waits; called by the engine's thread."""
@@ -99,10 +113,11 @@ class Pending:
             )
             chunk.__cause__ = found
         last = chunk.answer if isinstance(chunk, Chunk) else chunk
-        self._chunks.put(chunk)
-        if last is not None:
+        with self._changed:
+            if isinstance(chunk, Chunk):
+                self._keep(chunk)
             self._last = last
-            self._over.set()
+            self._changed.notify_all()
         if self._listener is not None:
             listener, self._listener = self._listener, None  # which is not called again where it fails
             try:
@@ -115,6 +130,15 @@ class Pending:
                     threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
                 )
             self._listener = listener if last is None else None
+
+    def _keep(self, chunk: Chunk) -> None:
+        """Hold a chunk for whoever iterates."""
+        self._unread.append(chunk)
+        if len(self._unread) >= MAX_UNREAD_CHUNKS:
+            text = "".join(each.text for each in self._unread)
+            logprobs = Logprobs(token for each in self._unread for token in each.logprobs)
+            self._unread.clear()
+            self._unread.append(Chunk(text, chunk.answer, logprobs))
 
 
 class Scheduler:
@@ -161,9 +185,10 @@ class Scheduler:
 
         `listener` is called in the engine's thread with each chunk, the last of which has the answer, or with the
         error; it must not block. Where it fails, its answer ends; with the last chunk or the error, only
-        `threading.excepthook` is told. Nothing computed for one `salt` is used for another. Raises FastVLMError once
-        the scheduler is closed.
+        `threading.excepthook` is told. Nothing computed for one `salt` is used for another. Raises PromptError for a
+        request without positions, or with as many as the model has room for; FastVLMError once the scheduler is closed.
         """
+        self.engine.check(request)
         pending = Pending(listener)
         emit = self._emit(pending, salt, self.engine.stop_tokens(options))
         row = Row(self.engine, request, options, emit, salt=salt)

@@ -20,7 +20,7 @@ def token_ids(
     The cache grows by a position for every token but the last.
     """
     token = sampler(logits)
-    mx.async_eval(token)
+    mx.async_eval(token, *sampler.kept)
     return _token_ids(model, cache, token, sampler, limit)
 
 
@@ -34,7 +34,7 @@ def _token_ids(
         if ahead and not last:
             logits = model.step(token, cache)
             following = logits if sampler.waits else sampler(logits)
-            mx.async_eval(following)
+            mx.async_eval(following, *sampler.kept)
         drawn = int(token.item())  # type: ignore[arg-type]  # token ids are whole numbers
         sampler.accept(drawn)
         yield drawn
@@ -44,5 +44,5 @@ def _token_ids(
             logits = model.step(token, cache)
         if not ahead or sampler.waits:
             following = sampler(logits)
-            mx.async_eval(following)
+            mx.async_eval(following, *sampler.kept)
         token = following

@@ -15,6 +15,7 @@ class KVCache:
 
     def __init__(self) -> None:
         self.length = 0
+        self._view = False
         self._keys: mx.array | None = None
         self._values: mx.array | None = None
 
@@ -26,6 +27,7 @@ class KVCache:
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Append new positions (B, kv_heads, L, head_dim); returns keys and values of all positions so far."""
         start, end = self.length, self.length + keys.shape[2]
+        self._view = False
         self._keys = _append(self._keys, keys, start)
         self._values = _append(self._values, values, start)
         self.length = end
@@ -55,7 +57,13 @@ class KVCache:
         if other.length > 0:
             room = buffered(other.length)
             other._keys, other._values = (buffer[:, :, :room] for buffer in self.state)
+            other._view = True
         return other
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is a fork that was not written to yet: its buffers are those it was forked from, however long."""
+        return self._view
 
     @property
     def state(self) -> list[mx.array]:

@@ -24,8 +24,10 @@ from fastvlm_mlx.decoding.generate import stream
 from fastvlm_mlx.decoding.request import Options, Request
 from fastvlm_mlx.decoding.row import Row
 from fastvlm_mlx.decoding.rows import SHARED_PREFILL_CHUNK, Rows
-from fastvlm_mlx.decoding.scheduler import Scheduler
-from fastvlm_mlx.errors import CheckpointError, OptionError
+from fastvlm_mlx.decoding.sampling import Sampler
+from fastvlm_mlx.decoding.scheduler import MAX_UNREAD_CHUNKS, Scheduler
+from fastvlm_mlx.errors import CheckpointError, OptionError, PromptError
+from fastvlm_mlx.inputs.pieces import Piece
 from fastvlm_mlx.inputs.prompt import Turn
 from fastvlm_mlx.network.kv_cache import KVCache
 
@@ -165,6 +167,36 @@ def test_rows_held_to_a_schema_go_on_beside_others(small: VLM, ahead: bool) -> N
     assert all(found in ({"n": 1}, {"n": 22}, {"n": 333}) for found in held_to_it)
 
 
+def test_rows_held_to_a_schema_keep_no_others_waiting(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has the draws of the others before the last tokens are read, as where there is no schema."""
+    pytest.importorskip("llguidance", reason="the extra `schema` is not installed")
+    engine = small.engine
+    log: list[str] = []
+    draw, accept = Sampler.__call__, Sampler.accept
+
+    def drawing(self: Sampler, logits: mx.array) -> mx.array:
+        log.append("draw held" if self.waits else "draw free")
+        return draw(self, logits)
+
+    def accepting(self: Sampler, token: int) -> None:
+        log.append("told")
+        accept(self, token)
+
+    monkeypatch.setattr(Sampler, "__call__", drawing)
+    monkeypatch.setattr(Sampler, "accept", accepting)
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 50}
+    with forms_of("metal"):
+        rows = Rows(engine)
+        for options in (Options(40, schema=schema), Options(40, 1.0, seed=1, stop_tokens=())):
+            rows.add(row_of(engine, (engine.prepare(None, "Hi"), options), []))
+        while len(rows.decoding) < 2:
+            rows.turn()
+        log.clear()
+        for _ in range(5):
+            rows.turn()
+    assert log == ["draw free", "told", "told", "draw held"] * 5
+
+
 def test_options_do_not_leak_from_one_question_to_another(small: VLM) -> None:
     request = small.engine.prepare(PICTURES[0], "What is it?")
     every = [
@@ -176,6 +208,26 @@ def test_options_do_not_leak_from_one_question_to_another(small: VLM) -> None:
     assert len({tuple(ids) for ids in expected}) == len(every) - 1  # what is taken greedily has no use for top_p
     found = together(small.engine, [(request, options) for options in every])
     assert [answer.token_ids for answer in found] == expected
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_step_of_rows_that_draw_is_sent_off_at_once(small: VLM, monkeypatch: pytest.MonkeyPatch, ahead: bool) -> None:
+    """With all that their samplers keep: keys, the tokens a penalty looks at, log-probabilities."""
+    engine = small.engine
+    options = Options(20, 1.0, 0.9, seed=1, repetition_penalty=1.3, logprobs=2, stop_tokens=())
+    sent: list[int] = []
+    async_eval = mx.async_eval
+    monkeypatch.setattr(mx, "async_eval", lambda *arrays: [sent.append(len(arrays)), async_eval(*arrays)][1])
+    with forms_of("metal" if ahead else "cpu"):
+        rows = Rows(engine)
+        for picture in PICTURES[:3]:
+            rows.add(row_of(engine, (engine.prepare(picture, "Hi"), options), []))
+        while len(rows.decoding) < 3:
+            rows.turn()
+        sent.clear()
+        for _ in range(5):
+            rows.turn()
+    assert sent == [1 + 3 * 5] * 5  # the tokens, and of each row a key, a window and three of its log-probabilities
 
 
 def test_exact_gives_the_same_bits_whoever_else_is_there(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,6 +532,7 @@ def fail_in_the_middle(fresh: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     every[2].sampler = failing_draw  # type: ignore[assignment]
     failing_draw.waits = failing_draw.greedy = failing_draw.ended = False  # type: ignore[attr-defined]
     failing_draw.accept = lambda token: None  # type: ignore[attr-defined]
+    failing_draw.kept = ()  # type: ignore[attr-defined]
     while rows.busy:
         rows.turn()
     assert str(found[1][-1]) == "this row cannot be computed" and str(found[2][-1]) == "nothing may come next"
@@ -630,6 +683,57 @@ def test_close_ends_what_is_under_way_and_leaves_no_thread(fresh: VLM) -> None:
         Scheduler(engine, pool_bytes=-1)
 
 
+def test_what_cannot_be_answered_is_refused_before_it_waits(fresh: VLM) -> None:
+    engine = fresh.engine
+    with Scheduler(engine) as scheduler:
+        for tokens in (engine.context, engine.context + 1):
+            with pytest.raises(PromptError, match=rf"takes {tokens} tokens.* has room for {engine.context}; shorten"):
+                scheduler.submit(Request([], [[1] * tokens], 0.0), Options(1))
+        nothing: list[list[Piece]] = [[], [[]]]
+        for pieces in nothing:
+            with pytest.raises(PromptError, match="holds no positions, expected at least one"):
+                scheduler.submit(Request([], pieces, 0.0), Options(1))
+        assert (scheduler.load.queued, scheduler.load.rows) == (0, 0)
+        last = scheduler.submit(Request([], [[1] * (engine.context - 1)], 0.0), Options(9, stop_tokens=())).result(60)
+        assert len(last.token_ids) == 1
+
+
+def test_an_answer_is_iterated_over_once_and_then_ends_at_once(fresh: VLM) -> None:
+    engine = fresh.engine
+    request = engine.prepare(None, "Hi")
+    with Scheduler(engine) as scheduler:
+        whole = scheduler.submit(request, Options(6, stop_tokens=()))
+        chunks = list(whole)
+        assert "".join(chunk.text for chunk in chunks) == whole.result().text and chunks[-1].answer is whole.result()
+        assert list(whole) == []
+        halves = scheduler.submit(request, Options(6, stop_tokens=()))
+        first = next(iter(halves))  # left standing; another goes on behind it
+        assert first.text + "".join(chunk.text for chunk in halves) == halves.result().text
+        broken = scheduler.submit(request, Options(900, stop_tokens=()))
+        next(iter(broken))
+        broken.cancel()
+        for _ in range(3):
+            with pytest.raises(CancelledError, match="cancelled"):
+                list(broken)
+
+
+@pytest.mark.parametrize("listened", [False, True])
+def test_what_nobody_reads_does_not_pile_up(fresh: VLM, listened: bool) -> None:
+    """Where an answer is waited for, or listened to; whoever reads late gets all of it in fewer pieces."""
+    options = Options(400, 1.0, seed=1, stop_tokens=(), logprobs=0)
+    heard: list[Any] = []
+    with Scheduler(fresh.engine) as scheduler:
+        pending = scheduler.submit(
+            fresh.engine.prepare(None, "Hi"), options, listener=heard.append if listened else None
+        )
+        answer = pending.result(60)
+        chunks = list(pending)
+    assert len(chunks) <= MAX_UNREAD_CHUNKS and (len(heard) > MAX_UNREAD_CHUNKS) == listened
+    assert "".join(chunk.text for chunk in chunks) == answer.text and chunks[-1].answer is answer
+    assert tuple(token for chunk in chunks for token in chunk.logprobs) == answer.logprobs
+    assert list(pending) == []
+
+
 def test_waiting_for_an_answer_has_an_end(fresh: VLM) -> None:
     with Scheduler(fresh.engine) as scheduler:
         pending = scheduler.submit(fresh.engine.prepare(None, "Hi"), Options(900, stop_tokens=()))
@@ -676,6 +780,51 @@ def test_what_stood_behind_a_stop_string_is_not_put_into_a_conversation(fresh: V
         assert first.text == whole.text[: whole.text.index(stop)]
         assert scheduler.ids_of(first.text) == tuple(engine.tokenizer.encode(first.text))
         assert scheduler.ids_of(whole.text) == tuple(whole.token_ids)
+
+
+def test_exact_takes_over_whole_pieces_of_a_prompt_alone(fresh: VLM) -> None:
+    """Pieces of 512 positions, without the last one of the prompt; the signs that end a question differ in place."""
+    with Scheduler(fresh.engine, exact=True, max_rows=1) as scheduler:
+        for length, reused in [(512, 0), (512, 0), (513, 0), (513, 512), (600, 0), (900, 512)]:
+            answer = scheduler.submit(words(fresh.engine, length), Options(1)).result(20)
+            assert answer.stats.reused_tokens == reused
+
+
+def test_a_fork_that_was_never_written_to_is_not_kept(fresh: VLM) -> None:
+    """It would hold the buffers of a whole answer, and be counted as the beginning it shares."""
+    engine = fresh.engine
+    rows = Rows(engine)
+    found: list[Any] = []
+    rows.add(row_of(engine, (words(engine, 700), Options(300, stop_tokens=())), found))
+    for _ in range(3):
+        rows.turn()
+    before = held()
+    pictures = engine.prepare([PICTURES[0], PICTURES[1]], "Hi")  # forks the beginning they share, and is at a picture
+    ended: list[Any] = []
+    shares = row_of(engine, (pictures, Options(3)), ended)
+    rows.add(shares)
+    rows.turn()
+    assert shares.entry is not None and shares.entry.prefix.is_view and rows.pool.hits == 1
+    shares.cancelled = True
+    del shares
+    rows.turn()
+    assert isinstance(ended[-1], CancelledError) and (len(rows.pool), rows.pool.nbytes) == (0, 0)
+    ended.clear()
+    assert held() == before
+    rows.close(FastVLMError("over"))
+
+
+def test_what_a_fork_has_written_is_kept(fresh: VLM) -> None:
+    engine = fresh.engine
+    rows = Rows(engine)
+    found: list[Any] = []
+    rows.add(row_of(engine, (words(engine, 700), Options(300, stop_tokens=())), found))
+    rows.turn()
+    rows.add(row_of(engine, (words(engine, 40, "1"), Options(2, stop_tokens=())), found))
+    while len(rows.pool) == 0:
+        rows.turn()
+    assert rows.pool.hits == 1 and 0 < rows.pool.nbytes < rows.decoding[0].entry.prefix.nbytes  # type: ignore[union-attr]
+    rows.close(FastVLMError("over"))
 
 
 def test_the_pool_is_bounded_and_the_one_unused_for_longest_goes_first(fresh: VLM) -> None:

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 from fastvlm_mlx import VLM
+from fastvlm_mlx.backend.ops import forms_of
 from fastvlm_mlx.decoding.request import Options
-from fastvlm_mlx.decoding.sampling import REPETITION_WINDOW, Sampler, choose, likeliest, penalised
+from fastvlm_mlx.decoding.sampling import (
+    MAX_SORTED_TOKENS,
+    REPETITION_WINDOW,
+    Sampler,
+    choose,
+    likeliest,
+    penalised,
+)
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (1, 50)).astype(np.float32)
 DRAWS = 400
@@ -62,6 +70,42 @@ def test_filters_that_are_off_change_no_draw() -> None:
     for seed in range(20):
         plain = choose(logits, 1.3, 0.9, mx.random.key(seed))
         assert plain.item() == choose(logits, 1.3, 0.9, mx.random.key(seed), 0, 0.0).item()
+
+
+def peaked(rows: int, levels: float) -> mx.array:
+    """Logits (rows, 12000) of which a few hundred stand out, rounded to so many levels per unit: many are equal."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (rows, 12000)) + 9 * (rng.random((rows, 12000)) < 0.02)
+    return mx.array(np.round(logits * levels) / levels, mx.float32)
+
+
+@pytest.mark.parametrize(
+    ("logits", "temperature", "sorts"),
+    [
+        (peaked(1, 1e9), 1.0, False),
+        (peaked(3, 1e9), 0.7, False),
+        (peaked(3, 4), 1.0, False),
+        (peaked(1, 1), 1.0, False),
+        (mx.where(peaked(2, 4) > 5, peaked(2, 4), -mx.inf), 1.0, False),  # as a schema leaves few
+        (peaked(1, 1e9), 50.0, True),  # too many are likely
+        (mx.concatenate([peaked(1, 1e9), mx.zeros((1, 12000))]), 1.0, True),  # for one row
+        (mx.zeros((1, 12000)), 1.0, True),
+    ],
+    ids=["rows-1", "rows-3", "ties", "more ties", "masked", "hot", "one is flat", "all equal"],
+)
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99])
+def test_a_cpu_sorts_the_likeliest_alone_and_draws_what_a_gpu_draws(
+    logits: mx.array, temperature: float, sorts: bool, top_p: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = range(12)
+    with forms_of("metal"):
+        expected = [choose(logits, temperature, top_p, mx.random.key(seed)).tolist() for seed in seeds]
+    widths: list[int] = []
+    argsort = mx.argsort
+    monkeypatch.setattr(mx, "argsort", lambda x, axis: [widths.append(x.shape[-1]), argsort(x, axis=axis)][1])
+    with forms_of("cpu"):
+        assert [choose(logits, temperature, top_p, mx.random.key(seed)).tolist() for seed in seeds] == expected
+    assert widths == ([MAX_SORTED_TOKENS, 12000] if sorts else [MAX_SORTED_TOKENS]) * len(seeds)
 
 
 def test_the_repetition_penalty_is_that_of_transformers() -> None:
