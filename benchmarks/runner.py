@@ -88,7 +88,7 @@ class MLXVLM:
 
         self.mx, self.dispatch = mx, dispatch
         self.model, self.processor = load(str(folder))
-        self.processor.tokenizer.stopping_criteria = lambda token: False
+        self.processor.tokenizer.stopping_criteria = _NeverEnding()
         self.versions = _versions("mlx-vlm", "mlx", "mlx-lm", "transformers", "numpy")
         self.marks: dict[str, float] = {}
         self._note("preprocess", dispatch, "_prepare_generation_inputs", lambda out: out[1])
@@ -151,6 +151,21 @@ class MLXVLM:
         )
         self.mx.eval(inputs[1])
         return inputs[1]
+
+
+class _NeverEnding:
+    """In the place of mlx-vlm's criteria: no token ends an answer."""
+
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __call__(self, token: object) -> bool:
+        return False
+
+    def add_eos_token_ids(self, ids: object = None) -> None:
+        """Take no more either."""
+
+    def reset(self, ids: object = None) -> None:
+        """Stay as it is."""
 
 
 class Transformers:

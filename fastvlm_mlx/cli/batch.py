@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OptionError, counted, shown
+from ..errors import OptionError, PromptError, counted, shown
 from ..files.regular import write as write_text
 from .messages import note, one_line, say, with_flags
 from .options import (
@@ -167,6 +167,10 @@ def batch(
         raise OptionError(f"`window` is {shown(window)}, expected a whole number of pictures of at least 1.")
     if prompt is not None and prompts is not None:
         raise OptionError("`prompt` and `prompts` were given together; choose one.")
+    if prompt is not None and not prompt.strip():
+        raise PromptError("`prompt` is empty; give a question, or leave it out to have the pictures described.")
+    if out == STDOUT and write == "txt":
+        raise OptionError("`write='txt'` writes files, and `out='-'` is stdout; leave one of them out.")
     bits = one_of_bits(bits, load_4bit, load_8bit)
     options = Options(
         max_tokens,

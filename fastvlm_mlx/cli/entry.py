@@ -88,5 +88,7 @@ def _explain_usage(error: BaseException) -> int:
         message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
         if "unexpected extra argument" in message and command.rpartition(" ")[2] in WITH_PICTURES:
             message += "; pictures are given after --image"
+        elif "unexpected extra argument" in message and command.endswith(" batch"):
+            message += "; put a pattern such as 'photos/*.jpg' in quotes"
         say(f"{message}; see '{command} --help'.")
     return int(getattr(error, "exit_code", 2))

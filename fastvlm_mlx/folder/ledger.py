@@ -1,7 +1,7 @@
 """What has been done, on the disk: lines that are only ever appended, synced, and read again by the next start.
 
 The last lines about an item count. A file is put in order (`rewrite`) under another name and renamed, so that it is
-whole at any moment. In memory an item takes about 300 bytes.
+whole at any moment. In memory an item takes about 450 bytes.
 """
 
 import errno
@@ -67,6 +67,7 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             os.ftruncate(self._descriptor, self._ends[-1])
+            _renamed_later(self.path).unlink(missing_ok=True)  # of a run that was killed while it put it in order
         form = self._forms[-1]
         if isinstance(form, Table) and not set(self._fields) <= set(form.columns):
             self._replace(self._lines_of(len(self._files) - 1, form), Table(self._columns))
@@ -196,7 +197,7 @@ class Ledger:
 
     def _replace(self, lines: Iterable[Line], form: Form, target: Path | None = None) -> None:
         target = target or self.path
-        new = target.with_name(f".{target.name}.new")
+        new = _renamed_later(target)
         try:
             with _explained(target, self), new.open("wb") as file:
                 file.write(form.header)
@@ -231,6 +232,10 @@ class _explained:
         if isinstance(error, OSError):
             self._ledger.shorten()
             raise unwritable(self._path, error) from error
+
+
+def _renamed_later(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")
 
 
 def unwritable(path: Path, error: OSError) -> OutputError:

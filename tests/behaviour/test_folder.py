@@ -304,6 +304,8 @@ def test_a_full_disk_ends_in_a_sentence_and_a_sound_file(batch: Run, photos: Pat
         (("--prompts", "missing"), "--prompts is 'missing'"),
         (("--forbid", "missing"), "--forbid is 'missing'"),
         (("--max-tokens", "0"), "--max-tokens is 0"),
+        (("--prompt", " "), "--prompt is empty"),
+        (("--write", "txt", "--out", "-"), "--out -"),
         (("--out", "page.png"), "is not"),
     ],
 )
