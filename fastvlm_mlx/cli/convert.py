@@ -25,7 +25,8 @@ def convert(
         typer.Option(
             help="What to write: 'mlx', a folder for this program; 'transformers', one for that library; 'coreml', the "
             "image encoder as a package (.mlpackage) for the Neural Engine; 'onnx', the whole model for onnxruntime "
-            "and transformers.js; 'mlx-vlm', for that program and mlx-swift-lm; 'mlx-lm', the decoder alone; of an adapter, 'peft'."
+            "and transformers.js; 'mlx-vlm', for that program and mlx-swift-lm; 'mlx-lm', the decoder alone; "
+            "of an adapter, 'peft'."
         ),
     ] = "mlx",
     layout: Annotated[
@@ -88,8 +89,8 @@ def convert(
     from ..convert.fuse import fuse, unpacked
     from ..decoding.adapters import find_adapter
     from ..decoding.loading import open_model
-    from ..export.targets import check_takes
     from ..errors import OptionError
+    from ..export.targets import check_takes
     from ..files.adapters import holds_adapter
     from ..hub.find import find, find_tokenizer
     from ..hub.publish import check, publish
@@ -106,7 +107,7 @@ def convert(
     check_dtype(dtype)
     check_layout(layout)
     check_fit(fit)
-    export = exporting.prepare(to, given) if to != "peft" else None
+    export = exporting.prepare(to, given)
     smaller = None
     if export is None:
         smaller = choose_if_asked(recipe, bits=bits, mode=mode, group_size=group_size, pictures=pictures)
