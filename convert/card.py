@@ -47,11 +47,13 @@ def _is_own(path: Path) -> bool:
     return real.parent == home or real.parent == home.parent.parent / "blobs"
 
 
-def model_card(config: ModelConfig, *, quality: str | None = None, scaled: bool = False) -> str:
+def model_card(
+    config: ModelConfig, *, quality: str | None = None, scaled: bool = False, adapter: str | None = None
+) -> str:
     """README.md of a converted folder.
 
     `quality` is a Markdown report of what quantising cost, if that was measured; `scaled` says that activation-aware
-    scales were folded in.
+    scales were folded in, `adapter` which adapter was.
     """
     vision, text, source = config.vision, config.text, config.source
     report = f"\n## Quality\n\n{quality.strip()}\n" if quality else ""
@@ -72,7 +74,7 @@ FastVLM, converted by fastvlm-mlx from the layout "{source.layout}".
 {report}
 ## Changes
 
-{_changes(config, scaled)}
+{_changes(config, scaled, adapter)}
 
 ## Licence
 
@@ -182,12 +184,15 @@ def _stored(config: ModelConfig) -> str:
     )
 
 
-def _changes(config: ModelConfig, scaled: bool) -> str:
+def _changes(config: ModelConfig, scaled: bool, adapter: str | None) -> str:
     count = len(config.quantization)
     quantised = f"{counted(count, 'layer')} {'was' if count == 1 else 'were'} quantised. " if count else ""
     if scaled:
         quantised = f"Activation-aware scales (AWQ) were folded into neighbouring weights, and {quantised}"
+    trained = (
+        "Nothing was trained." if adapter is None else f"What fine-tuning learned was added to the weights ({adapter})."
+    )
     return f"""\
 Batch norms and layer scales of the image encoder were folded into neighbouring weights, parallel branches (where there
 were any) merged, 1x1 convolutions stored as linear layers, query, key and value projections (and gate and up) stacked,
-and values rounded to {config.dtype}. {quantised}Nothing was trained."""
+and values rounded to {config.dtype}. {quantised}{trained}"""

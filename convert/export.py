@@ -21,6 +21,7 @@ from fastvlm_mlx.inputs.prompt import SYSTEM
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.quantize import layers
+from fastvlm_mlx.storage.adapter import Adapter
 from fastvlm_mlx.storage.fill import check_finite
 from fastvlm_mlx.storage.open import OpenModel, is_ours, open_ours
 from fastvlm_mlx.storage.place import new_folder
@@ -28,6 +29,7 @@ from fastvlm_mlx.storage.save import save_weights
 
 from .card import licence_text, transformers_card
 from .config_map import ARCHITECTURE, check_fit
+from .fuse import fuse
 from .key_map import source_name
 from .pipeline import Progress, check_place, open_foreign
 from .unfold import unfold
@@ -63,6 +65,7 @@ def to_transformers(
     force: bool = False,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    adapter: Adapter | None = None,
 ) -> ModelConfig:
     """Write `folder`, of any layout, as a folder that transformers loads; returns our config of what was written.
 
@@ -80,6 +83,7 @@ def to_transformers(
         opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
     else:
         opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from)
+    opened = opened if adapter is None else fuse(opened, adapter)
     resolved = opened.resolve()
     if resolved.image.size % STRIDE:
         raise CheckpointError(

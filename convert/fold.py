@@ -105,14 +105,14 @@ def _groups(source: Tensors, ours: str, widen: int) -> Named:
         yield f"{ours}.filters.{j}.bias", bias[j::widen]
 
 
-def _by_filter(x: mx.array, axis: int, widen: int = 2) -> mx.array:
+def by_filter(x: mx.array, axis: int, widen: int = 2) -> mx.array:
     """Reorder an axis from channel by channel (the input of `_groups`) to filter by filter (its output)."""
     return x[tuple([slice(None)] * axis + [mx.arange(x.shape[axis]).reshape(-1, widen).T.reshape(-1)])]
 
 
 def _downsample(source: Tensors, ours: str, widen: int) -> Named:
     yield from _groups(source.under("0.lkb_reparam"), f"{ours}.groups", widen)
-    yield f"{ours}.linear.weight", _by_filter(source.take("1.reparam_conv.weight").squeeze((2, 3)), 1, widen)
+    yield f"{ours}.linear.weight", by_filter(source.take("1.reparam_conv.weight").squeeze((2, 3)), 1, widen)
     yield f"{ours}.linear.bias", source.take("1.reparam_conv.bias")
 
 
@@ -141,10 +141,10 @@ def _attention(source: Tensors, ours: str) -> Named:
 def _conv_exp(source: Tensors) -> Named:
     ours = "vision.conv_exp"
     yield from _groups(source.under("reparam_conv"), f"{ours}.groups", 2)
-    yield f"{ours}.reduce.weight", _by_filter(source.take("se.reduce.weight").squeeze((2, 3)), 1)
+    yield f"{ours}.reduce.weight", by_filter(source.take("se.reduce.weight").squeeze((2, 3)), 1)
     yield f"{ours}.reduce.bias", source.take("se.reduce.bias")
-    yield f"{ours}.expand.weight", _by_filter(source.take("se.expand.weight").squeeze((2, 3)), 0)
-    yield f"{ours}.expand.bias", _by_filter(source.take("se.expand.bias"), 0)
+    yield f"{ours}.expand.weight", by_filter(source.take("se.expand.weight").squeeze((2, 3)), 0)
+    yield f"{ours}.expand.bias", by_filter(source.take("se.expand.bias"), 0)
 
 
 def _moved(source: Tensors, name: str, ours: str) -> Named:
@@ -160,7 +160,7 @@ def _stacked(source: Tensors, names: list[str], ours: str) -> Named:
 
 
 def _projector(source: Tensors) -> Named:
-    yield "projector.linear_1.weight", _by_filter(source.take("linear_1.weight"), 1)
+    yield "projector.linear_1.weight", by_filter(source.take("linear_1.weight"), 1)
     yield "projector.linear_1.bias", source.take("linear_1.bias")
     yield from _moved(source, "linear_2", "projector.linear_2")
 

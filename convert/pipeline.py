@@ -9,19 +9,21 @@ from pathlib import Path
 import mlx.core as mx
 
 from fastvlm_mlx.config import Dtype, Fit, ModelConfig, check_dtype
-from fastvlm_mlx.errors import CheckpointError, OutputError, about_its_path, listed, warn
+from fastvlm_mlx.errors import CheckpointError, OptionError, OutputError, about_its_path, listed, warn
 from fastvlm_mlx.hub.licence import announce
 from fastvlm_mlx.inputs.tokenizer import END_OF_TEXT, Tokenizer
 from fastvlm_mlx.network.model import FastVLM
 from fastvlm_mlx.quantize import layers
+from fastvlm_mlx.storage.adapter import Adapter
 from fastvlm_mlx.storage.fill import check_finite
-from fastvlm_mlx.storage.open import OpenModel, check_tokenizer, is_ours
+from fastvlm_mlx.storage.open import OpenModel, check_tokenizer, is_ours, open_ours
 from fastvlm_mlx.storage.save import save
 
 from . import packed, published
 from .card import licence_text, model_card
 from .config_map import check_fit
 from .fold import fold
+from .fuse import fuse
 from .source import Source, open_source, open_tower
 from .tokenizer import read_tokenizer
 
@@ -102,6 +104,7 @@ def convert(
     force: bool = False,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
+    adapter: Adapter | None = None,
 ) -> ModelConfig:
     """Write `folder` as a folder of ours at `out`, and return its config.
 
@@ -115,14 +118,19 @@ def convert(
     `force`) or cannot be written; nothing is left half-written.
     """
     check_dtype(dtype)
-    if is_ours(folder):
+    if is_ours(folder) and adapter is None:
         raise CheckpointError(
             f"{folder} is converted already; use it as it is, or convert it with `to='transformers'`."
         )
     check_place(folder, out)
-    opened = open_foreign(
-        folder, name or folder.resolve().name, tokenizer, layout=layout, vision_from=vision_from, fit=fit
-    )
+    name = name or folder.resolve().name
+    if is_ours(folder):
+        if layout or vision_from or fit:
+            raise OptionError(f"{folder} is converted already; leave `layout`, `vision_from` and `fit` out.")
+        opened = open_ours(folder, name, tokenizer and tokenizer / "tokenizer.json")
+    else:
+        opened = open_foreign(folder, name, tokenizer, layout=layout, vision_from=vision_from, fit=fit)
+    opened = opened if adapter is None else fuse(opened, adapter)
     config = opened.resolve()
     config = replace(config, dtype=dtype or config.dtype)
     announce(config.source.license)
@@ -149,7 +157,7 @@ def convert(
 
     texts = {
         "tokenizer.json": opened.tokenizer.to_json(),
-        "README.md": model_card(config),
+        "README.md": model_card(config, adapter=None if adapter is None else Path(adapter.origin).name),
         "LICENSE": licence_text(folder, config),
     }
     save(out, config, cast(), texts, nbytes=nbytes, force=force)

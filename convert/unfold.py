@@ -67,14 +67,14 @@ def _groups(source: Tensors, name: str, widen: int) -> Named:
         yield f"{name}.{part}", whole.transpose(0, 3, 1, 2) if part == "weight" else whole
 
 
-def _by_channel(x: mx.array, axis: int, widen: int = 2) -> mx.array:
+def by_channel(x: mx.array, axis: int, widen: int = 2) -> mx.array:
     """Reorder an axis from filter by filter to channel by channel."""
     return x[tuple([slice(None)] * axis + [mx.arange(x.shape[axis]).reshape(widen, -1).T.reshape(-1)])]
 
 
 def _downsample(source: Tensors, name: str, widen: int) -> Named:
     yield from _groups(source.under("groups"), f"{name}.0.lkb_reparam", widen)
-    yield f"{name}.1.reparam_conv.weight", _by_channel(source.take("linear.weight"), 1, widen)[:, :, None, None]
+    yield f"{name}.1.reparam_conv.weight", by_channel(source.take("linear.weight"), 1, widen)[:, :, None, None]
     yield f"{name}.1.reparam_conv.bias", source.take("linear.bias")
 
 
@@ -101,15 +101,15 @@ def _block(source: Tensors, name: str, width: int, *, attention: bool) -> Named:
 
 def _conv_exp(source: Tensors, name: str) -> Named:
     yield from _groups(source.under("groups"), f"{name}.reparam_conv", 2)
-    yield f"{name}.se.reduce.weight", _by_channel(source.take("reduce.weight"), 1)[:, :, None, None]
+    yield f"{name}.se.reduce.weight", by_channel(source.take("reduce.weight"), 1)[:, :, None, None]
     yield f"{name}.se.reduce.bias", source.take("reduce.bias")
-    yield f"{name}.se.expand.weight", _by_channel(source.take("expand.weight"), 0)[:, :, None, None]
-    yield f"{name}.se.expand.bias", _by_channel(source.take("expand.bias"), 0)
+    yield f"{name}.se.expand.weight", by_channel(source.take("expand.weight"), 0)[:, :, None, None]
+    yield f"{name}.se.expand.bias", by_channel(source.take("expand.bias"), 0)
 
 
 def projector(source: Tensors) -> Named:
     """Yield the projector's tensors by their published names below `projector.`, taking ours out of `source`."""
-    yield "projector.linear_1.weight", _by_channel(source.take("linear_1.weight"), 1)
+    yield "projector.linear_1.weight", by_channel(source.take("linear_1.weight"), 1)
     for name in ("linear_1.bias", "linear_2.weight", "linear_2.bias"):
         yield f"projector.{name}", source.take(name)
 

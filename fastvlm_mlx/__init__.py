@@ -32,8 +32,12 @@ if TYPE_CHECKING:
         OutputError,
         PromptError,
         TokenizerError,
+        TrainingError,
     )
     from .export.coreml import convert_to_coreml
+    from .finetune.options import TuneOptions
+    from .finetune.tune import Tuned, tune
+    from .storage.adapter import Adapter
     from .vlm import VLM, load
 
 _HOMES = {
@@ -44,15 +48,19 @@ _HOMES = {
     "errors": (
         "BusyError", "CancelledError", "CheckpointError", "DeviceError", "FastVLMError", "FastVLMWarning", "HubError",
         "ImageError", "OptionError", "OutOfMemoryError", "OutputError", "PromptError", "TokenizerError",
+        "TrainingError",
     ),
+    "finetune.options": ("TuneOptions",),
+    "finetune.tune": ("Tuned", "tune"),
+    "storage.adapter": ("Adapter",),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "VLM", "Answer", "Answers", "BusyError", "CancelledError", "CheckpointError", "Chunk", "DeviceError",
+    "VLM", "Adapter", "Answer", "Answers", "BusyError", "CancelledError", "CheckpointError", "Chunk", "DeviceError",
     "FastVLMError", "FastVLMWarning", "HubError", "ImageError", "OptionError", "OutOfMemoryError", "OutputError",
-    "PromptError", "Stats", "Stream", "TokenizerError", "__version__", "convert_to_coreml",
-    "load",
+    "PromptError", "Stats", "Stream", "TokenizerError", "TrainingError", "TuneOptions", "Tuned", "__version__",
+    "convert_to_coreml", "load", "tune",
 ]  # fmt: skip
 
 

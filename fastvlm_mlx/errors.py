@@ -10,6 +10,7 @@
     │   └── TokenizerError
     ├── HubError          a name cannot be resolved to a folder
     ├── OutputError       a result cannot be written
+    ├── TrainingError     fine-tuning cannot go on: the loss is no number, or a process is gone
     └── DeviceError       the device that computes failed, or cannot be used from this process
         └── OutOfMemoryError   the memory ran out; it is a MemoryError as well
 
@@ -84,6 +85,10 @@ class HubError(FastVLMError):
 
 class OutputError(FastVLMError):
     """A result could not be written."""
+
+
+class TrainingError(FastVLMError):
+    """Fine-tuning that cannot go on: the loss is no number, or another process has ended or hangs."""
 
 
 class DeviceError(FastVLMError):

@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from .config import Dtype, ModelConfig, check_dtype
 from .decoding import generate as generation
+from .decoding.adapters import find_adapter
 from .decoding.answer import Answer, Answers, finish
 from .decoding.engine import Engine
 from .decoding.image_cache import ImageCache
@@ -24,6 +25,7 @@ from .quantize.recipes import DEFAULT_GROUP, choose
 if TYPE_CHECKING:
     from .chat.conversation import Chat
     from .decoding.attention_map import AttentionMap
+    from .storage.adapter import Adapter
 
 
 def load(
@@ -35,6 +37,7 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     resolution: int | None = None,
+    adapter: "str | os.PathLike[str] | Adapter | None" = None,
 ) -> "VLM":
     """Load a model, ready to answer.
 
@@ -43,7 +46,8 @@ def load(
     3, 4, 5, 6 or 8 bits in groups of `group_size` weights (32, 64 or 128). `dtype` is the dtype to compute in: by
     default the stored one on a GPU, and float32 on a CPU (an M5 multiplies float32 as TF32 unless MLX_ENABLE_TF32=0 is
     set). `tokenizer` is a folder to take the tokenizer from, `revision` a branch, tag or commit of a Hub repository,
-    and `resolution` the side in pixels that pictures are brought to, a multiple of 64 from 64 to 4096.
+    `resolution` the side in pixels that pictures are brought to, a multiple of 64 from 64 to 4096, and `adapter` what
+    fine-tuning made of the model (see `VLM.use`).
 
     Raises OptionError for an argument outside its range, HubError, CheckpointError and OutOfMemoryError.
     """
@@ -51,7 +55,9 @@ def load(
     if bits is not None:
         choose(bits=bits, group_size=group_size)
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
+    found = find_adapter(adapter, engine.config) if adapter is not None else None
     engine.load_weights(bits=bits, group_size=group_size, dtype=dtype)
+    engine.use(found)
     return VLM(engine)
 
 
@@ -85,6 +91,15 @@ class VLM:
     def model(self) -> FastVLM:
         """The network; raises CheckpointError where its weights are not loaded."""
         return self.engine.model
+
+    def use(self, adapter: "str | os.PathLike[str] | Adapter | None") -> None:
+        """Answer with an adapter from now on, or with the model alone (None); nothing is read anew, and others can
+        follow.
+
+        `adapter` is a folder that `tune` or PEFT or mlx-lm has written, or what `tune` returned. Raises CheckpointError
+        where it was made for another model.
+        """
+        self.engine.use(find_adapter(adapter, self.engine.config) if adapter is not None else None)
 
     @overload
     def generate(

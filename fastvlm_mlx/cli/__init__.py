@@ -3,7 +3,7 @@
 Enters: the arguments of `fastvlm-mlx`, stdin.
 Leaves: the answer on stdout, everything else on stderr, an exit code.
 May import: errors, version, config, progress, files, backend, quantize, inputs, storage, hub, convert, decoding, chat,
-diagnostics, calibrate, export, folder, serve.
+diagnostics, calibrate, export, finetune, folder, serve.
 """
 
 from .entry import main

@@ -11,7 +11,7 @@ from .options import TakesPictures
 # Argument of the library -> argument of a command.
 OTHERWISE_NAMED = {"tokenizer": "tokenizer_path", "agree": "yes", "size": "random"}
 WITH_PICTURES = ("generate", "chat", "bench")
-COMMANDS = ("generate", "chat", "batch", "convert", "quantize", "download", "info", "bench", "doctor", "serve")
+COMMANDS = ("generate", "chat", "batch", "convert", "quantize", "tune", "download", "info", "bench", "doctor", "serve")
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_MODEL, Yes, agree_to_download, pictures_named
+from .options import DEFAULT_MODEL, Adapter, Yes, agree_to_download, pictures_named
 
 
 def bench(
@@ -63,6 +63,7 @@ def bench(
     chart: Annotated[
         str | None, typer.Option(help="With --quality: write quality against size as an SVG picture.")
     ] = None,
+    adapter: Adapter = None,
     yes: Yes = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with every figure and the machine.")
@@ -103,7 +104,8 @@ def bench(
     results = benches.measure_all(
         engines, pictures, resolutions=resolution or (), prompt=prompt, bits=bits,
         dtype=dtype,  # type: ignore[arg-type]  # checked there
-        max_tokens=max_tokens, rounds=rounds, warmup=warmup, progress=lambda line: print(line, file=sys.stderr),
+        max_tokens=max_tokens, rounds=rounds, warmup=warmup, adapter=adapter,
+        progress=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     here = machine()
     if json:

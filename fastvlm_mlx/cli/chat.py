@@ -9,6 +9,7 @@ import typer
 from .options import (
     DEFAULT_MODEL,
     MAX_PIXELS,
+    Adapter,
     ComputeType,
     Load4Bit,
     Load8Bit,
@@ -58,6 +59,7 @@ def chat(
     load_4bit: Load4Bit = False,
     load_8bit: Load8Bit = False,
     dtype: ComputeType = None,
+    adapter: Adapter = None,
     resolution: Resolution = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
@@ -78,6 +80,7 @@ def chat(
     from ..chat.conversation import Chat
     from ..chat.transcript import Picture, Transcript
     from ..config import check_dtype
+    from ..decoding.adapters import find_adapter
     from ..decoding.engine import Engine
     from ..decoding.request import Options
     from ..inputs.imagefile import check_max_pixels
@@ -107,7 +110,9 @@ def chat(
     transcript = Transcript.open(load, engine, max_pixels=max_pixels) if load is not None else None
     if bits is None:
         bits = usual_bits(engine.config, current())
+    changes = find_adapter(adapter, engine.config) if adapter is not None else None
     engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
+    engine.use(changes)
     front = _front(plain)
     session = Session(engine, Chat(engine, system=system), front, options, max_pixels)
     if transcript is not None:

@@ -1,10 +1,12 @@
 """`fastvlm-mlx convert`: a checkpoint as published -> a folder of ours, or of transformers'."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import counted
 from . import exporting, quantising
 from .messages import BAR_STEPS, bar, note
 from .options import Out, TokenizerPath, Yes, agree_to_download
@@ -23,7 +25,8 @@ def convert(
         typer.Option(
             help="What to write: 'mlx', a folder for this program; 'transformers', one for that library; 'coreml', the "
             "image encoder as a package (.mlpackage) for the Neural Engine; 'onnx', the whole model for onnxruntime "
-            "and transformers.js; 'mlx-vlm', for that program and mlx-swift-lm; 'mlx-lm', the decoder alone."
+            "and transformers.js; 'mlx-vlm', for that program and mlx-swift-lm; 'mlx-lm', the decoder alone; "
+            "of an adapter, 'peft'."
         ),
     ] = "mlx",
     layout: Annotated[
@@ -56,6 +59,12 @@ def convert(
     input_kind: exporting.Input = None,
     with_projector: exporting.WithProjector = False,
     target_system: exporting.Target = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            "--adapter", help="Add what fine-tuning learned to the weights; quantised layers come out unquantised."
+        ),
+    ] = None,
     tokenizer_path: TokenizerPath = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder that stands at --out.")] = False,
     upload: Annotated[
@@ -77,8 +86,12 @@ def convert(
     from ..config import check_dtype
     from ..convert import check_fit, check_layout, to_transformers
     from ..convert import convert as to_mlx
+    from ..convert.fuse import fuse, unpacked
+    from ..decoding.adapters import find_adapter
     from ..decoding.loading import open_model
+    from ..errors import OptionError
     from ..export.targets import check_takes
+    from ..files.adapters import holds_adapter
     from ..hub.find import find, find_tokenizer
     from ..hub.publish import check, publish
     from ..quantize.recipes import choose_if_asked
@@ -102,14 +115,29 @@ def convert(
     if upload is not None:
         check(upload)
     found = find(folder, agree=agree_to_download(yes))
+    if holds_adapter(found.folder):
+        _convert_adapter(found.folder, target, to, force)
+        return
+    if to == "peft":
+        raise OptionError(
+            f"--to peft is for an adapter's folder, and {folder} is a model's; name what tune has written."
+        )
+    changes = None if adapter is None else find_adapter(adapter, open_model(found).config)
     tower = None if vision_from is None else find(vision_from, agree=agree_to_download(yes)).folder
     if export is not None:
         opened = open_model(found, tokenizer, name=found.title, layout=layout, vision_from=tower, fit=fit)
+        opened = opened if changes is None else fuse(opened, changes)
         exporting.run(export, opened, found.folder, target, force=force)
         return
     if smaller is not None:
         opened = open_model(found, tokenizer, name=found.title, layout=layout, vision_from=tower, fit=fit)
-        quantising.run(opened, found.folder, target, smaller, dtype=dtype, pictures=pictures, force=force)  # type: ignore[arg-type]  # checked
+        if changes is not None:
+            opened = unpacked(fuse(opened, changes))
+        quantising.run(
+            opened, found.folder, target, smaller, pictures=pictures, force=force,
+            dtype=dtype,  # type: ignore[arg-type]  # checked
+            report=changes is not None and (pictures is not None or opened.built_in),
+        )  # fmt: skip
         if upload is not None:
             print(f"Published: {publish(target, upload)}", file=sys.stderr)
         return
@@ -127,8 +155,32 @@ def convert(
             force=force,
             say=lambda name: note(f"Layout: {name}"),
             progress=lambda done, total: drawn.update(done * BAR_STEPS // total - drawn.pos),
+            adapter=changes,
         )
     size = sum(file.stat().st_size for file in target.iterdir())
     if upload is not None:
         print(f"Published: {publish(target, upload)}", file=sys.stderr)
     print(f"{out}: {size / 1e9:.2f} GB. Try: fastvlm-mlx generate --model {out} --image PICTURE", file=sys.stderr)
+
+
+def _convert_adapter(folder: Path, target: Path, to: str, force: bool) -> None:
+    """An adapter's folder into another library's, or another library's into ours."""
+    from ..convert.adapters import open_foreign_adapter
+    from ..convert.peft import to_peft
+    from ..errors import OptionError
+    from ..storage.adapter import is_adapter, read_adapter, write_adapter
+    from ..storage.place import new_folder
+
+    ours = is_adapter(folder)
+    if to not in ("mlx", "peft") or (ours and to == "mlx"):
+        raise OptionError(
+            f"{folder} holds an adapter, not a model; give --to peft for PEFT's form"
+            f"{'' if ours else ', or leave it out for ours'}, or convert its model with --adapter {folder}."
+        )
+    found = read_adapter(folder) if ours else open_foreign_adapter(folder)
+    if to == "peft":
+        to_peft(found, target, force=force)
+    else:
+        with new_folder(target, found.nbytes, force) as partial:
+            write_adapter(partial, found)
+    print(f"{target}: an adapter of {counted(len(found.config.targets), 'layer')}.", file=sys.stderr)

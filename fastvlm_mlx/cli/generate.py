@@ -10,6 +10,7 @@ from .messages import for_stdout, printable, say
 from .options import (
     DEFAULT_MODEL,
     MAX_PIXELS,
+    Adapter,
     ComputeType,
     Load4Bit,
     Load8Bit,
@@ -68,6 +69,7 @@ def generate(
     load_4bit: Load4Bit = False,
     load_8bit: Load8Bit = False,
     dtype: ComputeType = None,
+    adapter: Adapter = None,
     resolution: Resolution = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
@@ -90,6 +92,7 @@ def generate(
     """
     with without_collector():
         from ..config import check_dtype
+        from ..decoding.adapters import find_adapter
         from ..decoding.engine import Engine
         from ..decoding.generate import stream
         from ..decoding.request import Options
@@ -119,7 +122,9 @@ def generate(
     agree = agree_to_download(yes, pictures, max_pixels)
     engine = Engine.open(model, tokenizer=tokenizer_path, revision=revision, resolution=resolution, agree=agree)
     request = engine.prepare(pictures, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
+    changes = find_adapter(adapter, engine.config) if adapter is not None else None
     engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
+    engine.use(changes)
     for chunk in stream(engine, request, options):
         if not json:
             print(for_stdout(chunk.text), end="", flush=True)

@@ -105,6 +105,12 @@ TokenizerPath = Annotated[str | None, typer.Option(help="Take the tokenizer from
 Revision = Annotated[
     str | None, typer.Option(help="A branch, tag or commit of a model of the Hub instead of the newest.")
 ]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter", help="Answer with what fine-tuning learned: a folder of tune's, of PEFT's or of mlx-lm's."
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree to a first download from the Hub without being asked.")]
 
 

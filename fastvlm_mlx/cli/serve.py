@@ -9,6 +9,7 @@ from .messages import note, one_line
 from .options import (
     DEFAULT_MODEL,
     MAX_PIXELS,
+    Adapter,
     ComputeType,
     MaxPixels,
     Model,
@@ -55,6 +56,7 @@ def serve(
         int | None, typer.Option(help="Quantise the decoder while loading: 2, 3, 4, 5, 6 or 8; 0 leaves it as stored.")
     ] = None,
     dtype: ComputeType = None,
+    adapter: Adapter = None,
     resolution: Resolution = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
@@ -70,6 +72,7 @@ def serve(
     For others in the network: fastvlm-mlx serve --host 0.0.0.0 --api-key KEY
     """
     from ..config import check_dtype
+    from ..decoding.adapters import find_adapter
     from ..decoding.engine import Engine
     from ..errors import FastVLMError
     from ..inputs.imagefile import check_max_pixels
@@ -106,11 +109,13 @@ def serve(
     with server.listen(settings) as listening:
         agree = agree_to_download(yes)
         engine = Engine.open(model, tokenizer=tokenizer_path, revision=revision, resolution=resolution, agree=agree)
+        changes = find_adapter(adapter, engine.config) if adapter is not None else None
         if made is not None:
             note(f"The key that requests need: {made}")
 
         def load() -> None:
             engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
+            engine.use(changes)
 
         def ready() -> None:
             name = one_line(serving.service.names.served)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..inputs.image import Images, Pixels, Source, as_list, load_image, preproce
 from ..inputs.imagefile import MAX_PIXELS, check_path
 from ..inputs.pieces import Piece, outside
 from ..inputs.prompt import PROMPT, Message, Turn, render, render_messages
+from ..inputs.tokenizer import Tokenizer
 from ..network.model import FastVLM
 from ..quantize.recipes import DEFAULT_GROUP, Plan
 from ..storage.open import OpenModel
@@ -31,12 +33,15 @@ from .image_cache import ImageCache
 from .loading import open_model, read_weights
 from .request import Options, Request
 
+if TYPE_CHECKING:
+    from ..storage.adapter import Adapter
+
 
 class Engine:
     """A model that can be asked, once its weights are loaded (`load_weights`).
 
     `config` and `tokenizer` are what it was opened with, `images` the embeddings of pictures seen before,
-    `load_seconds` what opening and loading took.
+    `load_seconds` what opening and loading took, `adapter` the one in use.
     """
 
     def __init__(self, opened: OpenModel):
@@ -46,6 +51,8 @@ class Engine:
         self.load_seconds = 0.0
         self._opened = opened
         self._model: FastVLM | None = None
+        self._bare: tuple[FastVLM, ModelConfig, Tokenizer] | None = None  # without the adapter in use
+        self.adapter: Adapter | None = None
 
     @classmethod
     def open(
@@ -86,8 +93,34 @@ class Engine:
             model, config = read_weights(self._opened, bits=bits, group_size=group_size, plan=plan, dtype=dtype)
         self.config = replace(config, image=self.config.image)
         self._model = model
+        self._bare = self.adapter = None
         self.images.clear()
         self.load_seconds += time.perf_counter() - started
+
+    def use(self, adapter: "Adapter | None") -> None:
+        """Answer with an adapter from now on, or without one; raises CheckpointError where it was made for another
+        model.
+
+        What conversations and the picture cache hold of the network before is not used any more; nothing is read anew.
+        """
+        model, config, tokenizer = self._bare or (self.model, self.config, self.tokenizer)
+        if adapter is None:
+            self._model, self.config, self.tokenizer, self._bare = model, config, tokenizer, None
+        else:
+            from ..storage.adapter import check_base
+            from .adapting import adapted  # not on the way to an answer without one
+
+            check_base(adapter, self._opened)
+            self._model, self.config = adapted(model, config, adapter)
+            self.tokenizer = adapter.tokenizer or tokenizer
+            self._bare = (model, config, tokenizer)
+        self.adapter = adapter
+        self.images.clear()
+
+    def become(self, model: FastVLM, config: ModelConfig, tokenizer: Tokenizer) -> None:
+        """Answer by another network from now on, of this config, with this tokenizer."""
+        self._model, self.config, self.tokenizer = model, config, tokenizer
+        self.images = ImageCache(self.images.capacity)
 
     def at(self, resolution: int) -> "Engine":
         """Another engine with this network, for pictures of another side in pixels, a multiple of 64; its `images` are

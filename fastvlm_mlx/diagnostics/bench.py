@@ -13,6 +13,7 @@ from io import BytesIO
 import numpy as np
 
 from ..config import Dtype, check_resolution
+from ..decoding.adapters import find_adapter
 from ..decoding.answer import Stats, finish
 from ..decoding.engine import Engine
 from ..decoding.generate import stream
@@ -118,17 +119,21 @@ def measure_all(
     rounds: int = 5,
     warmup: int = 1,
     progress: Progress | None = None,
+    adapter: str | None = None,
 ) -> list[Result]:
     """Load and `measure` models in turn, one in memory at a time, each at all `resolutions`, by default its own.
 
-    The list `engines`, whose weights are not loaded, is emptied. `bits` and `dtype` are those of `fastvlm_mlx.load`.
+    The list `engines`, whose weights are not loaded, is emptied. `bits`, `dtype` and `adapter` are those of
+    `fastvlm_mlx.load`.
     """
     for resolution in resolutions:
         check_resolution(resolution)
     results = []
     while engines:
         engine = engines.pop(0)
+        changes = None if adapter is None else find_adapter(adapter, engine.config)
         engine.load_weights(bits=bits, dtype=dtype)
+        engine.use(changes)
         for size in resolutions or [engine.config.image.size]:
             result = measure(
                 engine, pictures, resolution=size, prompt=prompt, bits=bits, max_tokens=max_tokens, rounds=rounds,

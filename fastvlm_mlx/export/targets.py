@@ -16,6 +16,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "onnx": (*READING, "precision"),
     "mlx-vlm": (*READING, "dtype", "bits", "group_size"),
     "mlx-lm": (*READING, "dtype", "bits", "group_size"),
+    "peft": (),  # of an adapter
 }
 
 

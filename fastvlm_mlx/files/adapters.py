@@ -9,7 +9,16 @@ ADAPTER_CONFIG = "adapter_config.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".npz")
 ADAPTER_PREFIXES = ("adapter", "non_lora_trainables")  # beginnings of the names of an adapter's weight files
 PROJECTOR_FILE = "mm_projector.bin"
-MERGE_ADVICE = "merge it into the model it was made for (PEFT's merge_and_unload, then save_pretrained)"
+
+
+USE_ADVICE = "load the model it was made for and give this folder as `adapter`"
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return False
+    return not any(path.suffix in WEIGHT_SUFFIXES and path.name.startswith("model") for path in folder.iterdir())
 
 
 @about_its_path
@@ -33,20 +42,19 @@ def check_whole(folder: Path) -> None:
         if models:
             files = listed([name for name in names if name in adapter or name == ADAPTER_CONFIG])
             raise CheckpointError(
-                f"{folder}: {what} lies beside a model's weights, and adapters are not applied yet; {MERGE_ADVICE}, "
-                f"or remove {files} to use the model without it."
+                f"{folder}: {what} lies beside a model's weights, so it is not clear what is meant; move {files} to "
+                "a folder "
+                "of its own, and give that as `adapter` to use the model with it."
             )
-        raise CheckpointError(
-            f"{folder}: {what}, not a whole model, and adapters are not applied yet; {MERGE_ADVICE}, and use the "
-            "result."
-        )
+        raise CheckpointError(f"{folder}: {what}, not a whole model; {USE_ADVICE}.")
     inner = sorted(path.name for path in folder.iterdir() if _is_adapter(path))
     if inner and models:
-        warn(f"{folder}: the adapter in {listed(inner)} is not applied; to use it, {MERGE_ADVICE}.")
+        warn(f"{folder}: the adapter in {listed(inner)} is not applied; to use it, give its folder as `adapter`.")
     if inner and not weights:
         raise CheckpointError(
-            f"{folder}: no weights in it but an adapter in {listed(inner)}, not a whole model, and adapters are not "
-            f"applied yet; {MERGE_ADVICE}, and use the result."
+            f"{folder}: no weights in it but an adapter in {listed(inner)}, not a whole model; load the model it was "
+            "made "
+            "for and give the folder of the adapter as `adapter`."
         )
     if weights == [PROJECTOR_FILE]:
         raise CheckpointError(

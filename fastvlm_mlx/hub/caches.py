@@ -4,6 +4,7 @@ Our cache is FASTVLM_CACHE of the environment, else fastvlm-mlx in XDG_CACHE_HOM
 
     models/NAME         Apple's archives, unpacked     archives/NAME.zip.part    one that was interrupted
     notices/apple-amlr  the licence has been pointed out
+    features/           what the image encoder made of pictures that were fine-tuned on
 """
 
 import os
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HubError
+
+FEATURES = "features"  # the folder of the image encoder's results
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,9 @@ def every() -> Iterator[Cache]:
         return
     for folder in _folders(ours / "models", "*"):
         yield Cache(folder.name, folder, _size(folder))
+    features = ours / FEATURES
+    if _size(features):
+        yield Cache("the image encoder's results", features, _size(features))
     archives = ours / "archives"
     if _size(archives, ".zip") or _size(archives, ".part"):
         yield Cache("archives", archives, _size(archives), _size(archives, ".part"))

@@ -32,7 +32,9 @@ class Tokenizer:
         bpe.no_truncation()
         for name in ROLE_TOKENS:
             self.special(name)
-        self._special_ids = {i for i, token in bpe.get_added_tokens_decoder().items() if token.special}
+        added = bpe.get_added_tokens_decoder()
+        self._special_ids = {i for i, token in added.items() if token.special}
+        self._whole = {i: token.content.encode() for i, token in added.items() if not token.special}
 
     @classmethod
     def open(cls, path: Path) -> "Tokenizer":
@@ -113,6 +115,8 @@ class Tokenizer:
         """The bytes that a token stands for; empty for special tokens and for ids without a token."""
         if token in self._special_ids:
             return b""
+        if token in self._whole:  # added as it is written, not byte by byte
+            return self._whole[token]
         symbols = self.bpe.id_to_token(token) or ""
         table = _bytes_of_symbols()
         return b"".join(bytes([table[s]]) if s in table else s.encode() for s in symbols)
@@ -127,6 +131,8 @@ class Tokenizer:
                     every[token] = symbols.translate(table).encode("latin-1")
                 except UnicodeEncodeError:  # symbols that stand for themselves
                     every[token] = self.bytes_of(token)
+        for token, content in self._whole.items():
+            every[token] = content
         return every
 
     def to_json(self) -> str:

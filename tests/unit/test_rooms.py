@@ -16,8 +16,8 @@ BESIDE = {
     "errors": (),
     "progress": (),
     "config": ("errors",),
-    "vlm": ("errors", "config", "quantize", "inputs", "network", "decoding", "chat"),
-    "": ("version", "errors", "backend", "decoding", "export", "vlm"),
+    "vlm": ("errors", "config", "quantize", "inputs", "network", "storage", "decoding", "chat"),
+    "": ("version", "errors", "backend", "storage", "decoding", "export", "finetune", "vlm"),
     "__main__": ("cli",),
 }
 

@@ -222,14 +222,14 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pixels": (processor(min_pixels=3136), "min_pixels"),
     "neither": (both(config("image_aspect_ratio"), processor(do_center_crop=False)), "neither pads nor crops"),
     "a bad file": (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "preprocessor_config.json"),
-    "an adapter": (alone, "an adapter \\(LORA for 'apple/FastVLM-0.5B'\\), not a whole model.*merge it"),
+    "an adapter": (alone, "an adapter \\(LORA for 'apple/FastVLM-0.5B'\\), not a whole model; load the model"),
     "an adapter without settings": (
         both(alone, lambda folder: [(folder / name).unlink() for name in ("adapter_config.json", "config.json")]),
         "an adapter, not",
     ),
     "an adapter beside": (
         adapter,
-        "an adapter \\(LORA\\) lies beside a model's weights.*remove 'adapter_config.json', 'adapter_model",
+        "an adapter \\(LORA\\) lies beside a model's weights.*move 'adapter_config.json', 'adapter_model",
     ),
     "MLX's adapter": (lambda folder: adapter(folder, "adapters.safetensors"), "beside"),
     "not merged": (weights(unmerged), "adapter that was not merged.*merge_and_unload"),
