@@ -176,7 +176,8 @@ class Watchdog:
             if self.rank == 0:
                 self.keep()
             if self.folder is not None and (self.rank == 0 or what.startswith("Process 0 ")):
-                kept = f"; the state in {self.folder.parent} is whole: start all again with --resume"
+                again = "start all again with 'fastvlm-mlx tune ... --resume'"
+                kept = f"; the state in {self.folder.parent} is whole: {again}"
                 note = {"process": self.rank, "failed": what, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
                 (self.folder / FAILED).write_text(json.dumps(note) + "\n", encoding="utf-8")
         except Exception as error:  # the process ends in any case, and says so

@@ -138,8 +138,8 @@ class Service:
                 if self._fetcher is None:
                     raise bad_request(
                         f"`{link.param}` is an address of the web, and this server fetches none; send the picture "
-                        "itself, as "
-                        "'data:image/jpeg;base64,...', or start it with --allow-url-images.",
+                        "itself, as 'data:image/jpeg;base64,...', or start it with 'fastvlm-mlx serve "
+                        "--allow-url-images'.",
                         link.param,
                     )
                 found[link.address] = await self._fetcher.fetch(link.address, link.param)
