@@ -18,7 +18,6 @@ from .lines import Line
 from .listing import Item
 from .output import digest, modified
 
-
 IMAGE_CACHE_BYTES = 32_000_000  # of embeddings: questions about one picture follow each other
 
 
