@@ -16,6 +16,7 @@ from ..config import is_whole
 from ..errors import DeviceError, FastVLMError, ImageError, OptionError, PromptError, shown
 from ..inputs.image import Images
 from .answer import Answer, Chunk
+from .batch import BATCH_POOL_BYTES
 from .engine import Engine
 from .request import Options, Request
 from .row import Emit, Row
@@ -112,7 +113,7 @@ class Together(Generic[Key]):
 
     def __init__(self, engine: Engine, max_rows: int = MAX_BATCH_ROWS):
         self._engine, self._held = engine, ExitStack()
-        self._rows = Rows(engine, max_rows=max_rows, fill=True)
+        self._rows = Rows(engine, max_rows=max_rows, pool_bytes=BATCH_POOL_BYTES, fill=True)
         self._found: list[tuple[Key, Answer | Exception]] = []
 
     @property

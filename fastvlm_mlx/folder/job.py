@@ -18,6 +18,8 @@ from .lines import Line
 from .listing import Item
 from .output import digest, modified
 
+IMAGE_CACHE_BYTES = 32_000_000  # of embeddings: questions about one picture follow each other
+
 
 @dataclass(frozen=True)
 class Work:
@@ -113,6 +115,7 @@ def run(
 class _Run:
     def __init__(self, engine: Engine, output: Sink, work: Work):
         self._engine, self._output, self._work = engine, output, work
+        engine.images.capacity = min(engine.images.capacity, IMAGE_CACHE_BYTES)
         self._prepare_question = engine.preparer(system=work.system, max_pixels=work.max_pixels)
         self._tally, self._told = Tally(), 0
 
