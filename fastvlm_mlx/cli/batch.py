@@ -12,6 +12,7 @@ from .messages import note, one_line, say, with_flags
 from .options import (
     DEFAULT_MODEL,
     MAX_PIXELS,
+    Adapter,
     ComputeType,
     Load4Bit,
     Load8Bit,
@@ -128,6 +129,7 @@ def batch(
     load_4bit: Load4Bit = False,
     load_8bit: Load8Bit = False,
     dtype: ComputeType = None,
+    adapter: Adapter = None,
     resolution: Resolution = None,
     max_pixels: MaxPixels = MAX_PIXELS,
     tokenizer_path: TokenizerPath = None,
@@ -145,6 +147,7 @@ def batch(
     On three Macs: fastvlm-mlx batch photos --shard 2/3
     """
     from ..config import check_dtype, is_whole
+    from ..decoding.adapters import find_adapter
     from ..decoding.engine import Engine
     from ..decoding.request import Options
     from ..folder import captions, listing, recipe
@@ -198,13 +201,25 @@ def batch(
     )
     for each in asked:
         engine.render([Turn(each, 1)], system)
-    made = recipe.recipe_of(engine, options, rules, system=system, loaded=f"{bits or ''} {dtype or ''}")
-    work = Work(options, rules, made, system=system, window=window, max_pixels=max_pixels)
+    changes = find_adapter(adapter, engine.config) if adapter is not None else None
+    made = recipe.recipe_of(
+        engine,
+        options,
+        rules,
+        system=system,
+        loaded=f"{bits or ''} {dtype or ''}",
+        adapter="" if changes is None else changes.digest,
+    )
+    work = Work(options, rules, made, system=system, adapter=adapter, window=window, max_pixels=max_pixels)
     fields = fields_of(options.schema if isinstance(options.schema, str) else None)
 
     def load_weights() -> None:
-        engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
+        if engine.adapter is None:
+            engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
+            engine.use(changes)
 
+    if changes is not None:  # which may bring the tokenizer that questions are prepared with
+        load_weights()
     with ExitStack() as held:
         output: Output | Printed
         if out == STDOUT:

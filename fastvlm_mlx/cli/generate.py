@@ -121,10 +121,13 @@ def generate(
     pictures = pictures_named(image, stdin_is_free=prompt != "-")
     agree = agree_to_download(yes, pictures, max_pixels)
     engine = Engine.open(model, tokenizer=tokenizer_path, revision=revision, resolution=resolution, agree=agree)
-    request = engine.prepare(pictures, _read_stdin() if prompt == "-" else prompt, system=system, max_pixels=max_pixels)
+    question = _read_stdin() if prompt == "-" else prompt
+    request = engine.prepare(pictures, question, system=system, max_pixels=max_pixels)
     changes = find_adapter(adapter, engine.config) if adapter is not None else None
     engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
     engine.use(changes)
+    if changes is not None and changes.tokenizer is not None:  # by which the question is to be read
+        request = engine.prepare(pictures, question, system=system, max_pixels=max_pixels)
     for chunk in stream(engine, request, options):
         if not json:
             print(for_stdout(chunk.text), end="", flush=True)

@@ -226,3 +226,21 @@ def _second(out: str) -> int:
         except OSError:
             continue
     pytest.skip("processes are looked up in /proc, which this system has not")
+
+
+def test_a_folder_is_answered_by_an_adapter(run: Run, model: Path, adapter: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(photo.read_bytes())
+    asked = ("batch", tmp_path / "photos", "-m", model, "--prompt", "What is 0?", "--max-tokens", 8, "--keep-repeats")
+    done = run(*asked, "--adapter", adapter)
+    assert done.code == 0, done.err
+    written = tmp_path / "photos" / "fastvlm-batch.jsonl"
+    line = json.loads(written.read_text(encoding="utf-8").splitlines()[-1])
+    picture = tmp_path / "photos" / "one.png"
+    alone = run("generate", "-m", model, "-i", picture, "-p", "What is 0?", "--max-tokens", 8, "--adapter", adapter)
+    assert line["adapter"] == str(adapter) and line["text"] == alone.out.decode().removesuffix("\n")
+    before = written.read_text(encoding="utf-8")
+    assert run(*asked, "--adapter", adapter).code == 0 and written.read_text(encoding="utf-8") == before
+    assert run(*asked).code == 0  # without the adapter the answer is stale
+    line = json.loads(written.read_text(encoding="utf-8").splitlines()[-1])
+    assert line["adapter"] is None and written.read_text(encoding="utf-8") != before
