@@ -26,6 +26,7 @@ from ..storage.adapter import write_tensors
 from .options import NONE
 
 MAX_DISK_BYTES = 20_000_000_000  # of all features on disk: 12,700 pictures at 1024 pixels in bfloat16
+CHECK_DISK_BYTES = 200_000_000  # written between two looks at how much there is on disk
 MAX_MEMORY_BYTES = 1_000_000_000  # of the features held
 
 
@@ -57,6 +58,7 @@ class Features:
             self.folder = root / f"{tower_digest(self.model)}-{dtype}-{image.size}-{image.fit}"
         self._held: OrderedDict[bytes, mx.array] = OrderedDict()
         self._bytes = 0
+        self._written = CHECK_DISK_BYTES  # so that the first write looks
 
     def encode(self, pixels: Pixels) -> mx.array:
         """The features (N, C) of prepared pixels (S, S, 3), fresh from the tower."""
@@ -142,9 +144,13 @@ class Features:
                 "cache."
             ) from error
         write_tensors(path, {"features": array})
+        self._written += array.nbytes
+        if self._written >= CHECK_DISK_BYTES:
+            make_room(self.folder.parent, MAX_DISK_BYTES)
+            self._written = 0
 
 
-def make_room(root: Path, limit: int = MAX_DISK_BYTES) -> int:
+def make_room(root: Path, limit: int) -> int:
     """Remove the features that were used least recently until all take `limit` bytes at most; returns how many were
     removed.
     """

@@ -27,6 +27,7 @@ from fastvlm_mlx import (
     TuneOptions,
     tune,
 )
+from fastvlm_mlx.finetune import features
 from fastvlm_mlx.finetune.batches import batches_of, order, sequences
 from fastvlm_mlx.finetune.formats import read_rows
 from fastvlm_mlx.finetune.learner import Learner
@@ -356,7 +357,7 @@ def test_on_a_quantised_base_the_projector_is_dequantised_and_updates_learn(
 # What the tower made of pictures
 
 
-def test_the_tower_sees_a_picture_once(small: VLM, rows: Rows, tmp_path: Path) -> None:
+def test_the_tower_sees_a_picture_once(small: VLM, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "features"
     options = replace(QUICK, cache=str(cache))
     first, _ = prepared(small, rows, options)
@@ -375,11 +376,13 @@ def test_the_tower_sees_a_picture_once(small: VLM, rows: Rows, tmp_path: Path) -
     assert damaged.features.computed == 6
     (folder,) = [each for each in cache.iterdir() if "-128-" in each.name]
     shutil.rmtree(cache)
-    from fastvlm_mlx.finetune.features import make_room
-
     prepared(small, rows, options)
     size = next(folder.glob("*")).stat().st_size
-    assert make_room(cache, 2 * size) == 4 and len(list(folder.glob("*"))) == 2
+    assert features.make_room(cache, 2 * size) == 4 and len(list(folder.glob("*"))) == 2
+    shutil.rmtree(cache)
+    monkeypatch.setattr(features, "MAX_DISK_BYTES", 3 * size)
+    monkeypatch.setattr(features, "CHECK_DISK_BYTES", 1)
+    assert prepared(small, rows, options)[0].features.computed == 6 and len(list(folder.glob("*"))) == 3
 
 
 # Options
