@@ -45,7 +45,7 @@ def test_what_had_to_be_unpacked_is_said(run: Run, apple: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--to", "onnx"), "expected 'mlx' or 'transformers'"),
+        (("--to", "tflite"), "expected one of 'mlx', 'transformers'"),
         (("--layout", "onnx"), "expected one of 'llava-training'"),
         (("--layout", "transformers"), "not the 'transformers' layout"),
         (("--fit", "stretch"), "expected 'pad' or 'crop'"),
@@ -59,7 +59,7 @@ def test_options_in_error(run: Run, apple: Path, tmp_path: Path, options: tuple[
 
 
 @pytest.mark.parametrize(
-    "option", [("--to", "onnx"), ("--layout", "onnx"), ("--fit", "stretch"), ("--dtype", "float8")]
+    "option", [("--to", "tflite"), ("--layout", "onnx"), ("--fit", "stretch"), ("--dtype", "float8")]
 )
 def test_options_are_checked_before_anything_is_fetched(run: Run, tmp_path: Path, option: tuple[str, str]) -> None:
     run("convert", "someone/nothing", "-o", tmp_path / "ours", *option).refused(option[1])
