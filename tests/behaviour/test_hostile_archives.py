@@ -166,7 +166,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "an empty name": (lambda: directory(28, "<H", 0), ""),
     "a smaller size": (lambda: directory(24, "<L", 100), "damaged"),
-    "a larger size": (lambda: directory(24, "<L", 6000), "not as long"),
+    "a larger size": (lambda: directory(24, "<L", 6000), "does not have the size"),
     "a smaller packed size": (lambda: directory(20, "<L", 3), "damaged"),
     "another checksum": (lambda: directory(16, "<L", 1), "damaged"),
     "another name in the directory": (lambda: directory(46 + len(TOP), "<B", ord("y")), "damaged"),
