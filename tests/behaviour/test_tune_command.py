@@ -4,10 +4,13 @@ PEFT.
 
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -170,10 +173,20 @@ def test_an_interrupt_saves_and_resume_goes_on(model: Path, rows: Path, tmp_path
 # Several processes
 
 
+def free_ports() -> int:
+    """The first of two ports, below those the system hands out, that nobody listens at or has just left."""
+    while True:
+        first = random.randrange(10000, 32000)
+        with suppress(OSError), socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", first))
+            two.bind(("127.0.0.1", first + 1))
+            return first
+
+
 def launched(*arguments: object) -> subprocess.Popen[str]:
     """Two processes on this machine that learn together."""
     launch = str(Path(sys.executable).with_name("mlx.launch"))
-    command = [launch, "-n", "2", "--backend", "ring", "--starting-port", str(20000 + os.getpid() % 20000), "--"]
+    command = [launch, "-n", "2", "--backend", "ring", "--starting-port", str(free_ports()), "--"]
     command += [sys.executable, "-m", "fastvlm_mlx", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
