@@ -206,7 +206,7 @@ def test_two_processes_learn_what_one_learns(run: Run, model: Path, rows: Path, 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.timing  # a minute is what all have to end in
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_one_that_is_gone_ends_all(model: Path, rows: Path, tmp_path: Path, sent: signal.Signals) -> None:
     out = tmp_path / "adapter"
