@@ -143,6 +143,7 @@ def test_given_up_kept_and_taken_up_by_the_next_run(server: type[Handler], model
     assert [request.get("Range") for request in server.requests] == ["bytes=300000-"]
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal(server: type[Handler]) -> None:
     leader, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 90, 0, 0))
@@ -159,6 +160,7 @@ def test_a_bar_on_a_terminal(server: type[Handler]) -> None:
     assert f"{NAME}.zip: 100%".encode() in shown and f"{NAME}, unpacking: 100%".encode() in shown
 
 
+@pytest.mark.slow
 def test_interrupted_by_a_person_and_taken_up_again(server: type[Handler], model: Path) -> None:
     done = threading.Event()
     server.script.append(lambda handler: (honest(handler, 300_000), done.wait(30)))

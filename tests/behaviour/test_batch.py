@@ -265,6 +265,7 @@ def test_of_a_long_list_all_but_the_pictures_is_checked_first(small: VLM, monkey
             small.batch([*many, wrong])
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_questions(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are decoded as they are needed, also from a generator, whose end nobody knows; answers are in order."""
     monkeypatch.setattr(batch, "MAX_PREPARED", 4)
@@ -304,6 +305,7 @@ def test_rows_that_end_are_filled_again(small: VLM, monkeypatch: pytest.MonkeyPa
     assert set(widths[:-12]) == {4} and sum(widths) == sum(lengths) - 40
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_interrupted_or_left_keeps_nothing(small: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     questions = [(picture, "What is it?") for picture in PICTURES]
     expected = [answer.token_ids for answer in small.batch(questions, max_tokens=6)]

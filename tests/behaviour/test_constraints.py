@@ -40,6 +40,7 @@ def check(found: Answer, rules: Schema) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_schemas_as_people_write_them(tiny: VLM, name: str) -> None:
     """Greedy, drawn at temperatures up to where every token is as likely as any other, and in a batch."""
@@ -82,6 +83,7 @@ def write(vlm: VLM, text: str, rng: Random, limit: int = 120) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_any_schema(tiny: VLM) -> None:
     """Random schemas, and whatever their grammar lets through: valid, or unfinished; or the schema is refused."""
     ended: Counter[str] = Counter()
@@ -102,6 +104,7 @@ def test_any_schema(tiny: VLM) -> None:
     assert ended["whole"] > 10 * ended["cut"] and ended["whole"] > 3 * ended["refused"] > 0
 
 
+@pytest.mark.slow
 def test_any_object(tiny: VLM) -> None:
     for given in ("json", True):
         found = [
@@ -217,6 +220,7 @@ def test_an_answer_ends_with_its_json(tiny: VLM) -> None:
     assert exact.finish_reason == "stop"
 
 
+@pytest.mark.slow
 def test_other_options_beside_a_schema(tiny: VLM) -> None:
     for options in ({"repetition_penalty": 3.0}, {"top_k": 2}, {"top_p": 0.1}, {"min_p": 0.9}, {"logprobs": 2}):
         drawing: dict[str, Any] = {"max_tokens": 90, "temperature": 2.0, "seed": 4, "schema": PERSON}

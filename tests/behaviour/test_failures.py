@@ -93,6 +93,7 @@ def test_an_error_that_shows_at_the_end_only(fresh: VLM, monkeypatch: pytest.Mon
         assert not any(chunk.answer for chunk in chunks) and len(fresh.images) == 0
 
 
+@pytest.mark.slow
 def test_what_is_refused_or_broken_off_takes_nothing_away(fresh: VLM) -> None:
     chat = fresh.chat()
     chat.ask("What is it?", PICTURES[0], max_tokens=4)
@@ -194,6 +195,7 @@ def test_pictures_are_kept_only_once_they_are_there(general: VLM, monkeypatch: p
     assert len(kept) == 2
 
 
+@pytest.mark.slow
 def test_threads_share_pictures_at_the_moment_they_are_encoded(general: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread is held where its picture is queued, while the other asks about the same one."""
     expected = general.generate(PICTURES[0], "What is it?", max_tokens=4).token_ids

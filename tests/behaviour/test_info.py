@@ -48,6 +48,7 @@ def test_a_model_for_people(run: Run, ours: Path) -> None:
     assert all(part in said["parameters"] for part in PARTS)
 
 
+@pytest.mark.slow
 def test_a_model_for_programs(run: Run, ours: Path, model: Path) -> None:
     for folder, layout in ((ours, "llava"), (model, "llava"), ("tiny", "llava-training")):
         done = run("info", folder, "--json")

@@ -40,6 +40,7 @@ def test_quantize_says_what_was_left_alone(run: Run, model: Path, photo: Path, t
     assert answered.code == 0 and answered.out
 
 
+@pytest.mark.slow
 def test_convert_quantises_as_quantize_does(run: Run, model: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert run("convert", model, "--out", one, "--bits", 3, "--group-size", 32).code == 0

@@ -140,6 +140,7 @@ def test_a_thousand_mixed_questions_are_answered_as_alone(tiny: VLM) -> None:
     assert [said(answer) for answer in together(tiny.engine, asked)] == expected
 
 
+@pytest.mark.slow
 def test_a_trained_model_answers_as_alone(tiny: VLM) -> None:
     asked = mixed(tiny.engine, 1, 20)
     expected = [said(alone(tiny.engine, each)) for each in asked]

@@ -44,6 +44,7 @@ def ran(*command: str, **options: Any) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_openai_python(served: Server) -> None:
     with client_of(served) as client:
         assert [model.id for model in client.models.list()] == ["tiny"]
@@ -93,6 +94,7 @@ def test_openai_python_gets_errors_by_their_kind(tiny: Engine) -> None:
                     found.serving.stop()
 
 
+@pytest.mark.slow
 def test_openai_python_responses(served: Server) -> None:
     content = [
         {"type": "input_text", "text": QUESTION},

@@ -142,6 +142,7 @@ def vanish(found: Server, count: int, seed: int) -> None:
         (leave if choice.random() < 0.7 else socket.socket.close)(connection)
 
 
+@pytest.mark.slow
 def test_a_thousand_clients_that_vanish(tiny: Engine) -> None:
     with server(tiny, max_waiting=1000) as found:
         vanish(found, 30, 0)
@@ -246,6 +247,7 @@ def test_a_log_that_cannot_be_written_holds_nobody_up() -> None:
         wait_until(lambda: journal.lost >= 10)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_let_go(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its pixels, its positions and all that was kept to answer it."""
     with server(tiny) as found:
@@ -266,6 +268,7 @@ def test_what_is_finished_is_let_go(tiny: Engine, monkeypatch: pytest.MonkeyPatc
         wait_until(lambda: gc.collect() >= 0 and not any(ref() for ref in seen))
 
 
+@pytest.mark.slow
 def test_memory_and_caches_stay_bounded(tiny: Engine) -> None:
     """Each request another picture: what is kept of earlier ones does not grow beyond its bounds."""
     from PIL import Image

@@ -260,6 +260,7 @@ def test_fetching_is_bounded() -> None:
             asyncio.run(Fetcher(public=lambda _: True).fetch(wrong, "p"))
 
 
+@pytest.mark.slow
 def test_bombs_are_refused_before_they_are_unpacked(served: Server) -> None:
     for name, data in bombs().items():
         if len(data) < 1_000_000:

@@ -40,6 +40,7 @@ def cut(tokenizer: Tokenizer, text: str, borders: set[int]) -> list[int]:
     return ids
 
 
+@pytest.mark.slow
 @given(
     st.text(ALPHABET, max_size=12),
     st.lists(st.text(ALPHABET, min_size=1, max_size=4), max_size=4),

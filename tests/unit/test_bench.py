@@ -151,6 +151,7 @@ def test_growth_is_told_from_work(vlm: VLM, tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.svg"))) == 4
 
 
+@pytest.mark.slow
 def test_charts_are_well_formed() -> None:
     pytest.importorskip("matplotlib")
     bars = charts.bars(

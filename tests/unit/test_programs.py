@@ -170,6 +170,7 @@ def of_the_layers(model: FastVLM, x: mx.array) -> mx.array:
         return model.vision(x)
 
 
+@pytest.mark.slow
 def test_every_size_and_batch_by_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     model, made = model_of(), []
     ops.features(model.vision, pixels(1, 128, 128))  # by which it is there
@@ -190,6 +191,7 @@ def test_threads_share_a_tower() -> None:
     assert difference(mx.array(found[0]), of_the_layers(model, x)) < FEATURES
 
 
+@pytest.mark.slow
 def test_bfloat16() -> None:
     model, exact = model_of("bfloat16"), model_of()
     x = pixels(1, 256, 256)
@@ -256,6 +258,7 @@ def unknown(model: FastVLM) -> None:
     model.vision.patch_embed.linear = layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [scaled, scaled_in_place, updated, quantised, unknown])
 def test_what_is_changed_counts(change: Callable[[FastVLM], None]) -> None:
     model, x = model_of(), pixels(1, 128, 192)
@@ -271,6 +274,7 @@ def logits(model: FastVLM, embeddings: mx.array, tokens: list[int]) -> list[mx.a
     return [model.prefill(embeddings, cache), *(model.step(mx.array([token]), cache) for token in tokens)]
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_mlx() -> None:
     """A whole prefill and steps after it, plain and quantised."""
     for bits in (None, 4, 8):
@@ -307,6 +311,7 @@ assert not sent, sent
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_anywhere() -> None:
     """The library's telemetry is not imported, and with sockets that refuse everything every path runs."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", EVERYTHING], check=True, timeout=120)
