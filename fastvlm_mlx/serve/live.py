@@ -91,8 +91,8 @@ class Sessions:
 
     @asynccontextmanager
     async def turn(self, key: tuple[bytes, str] | None) -> AsyncIterator[None]:
-        """Wait for the turn of a frame of this session, and have it within the block; without a key it is always its
-        turn.
+        """Wait until a frame of the session `key` has its turn, and have it within the block; without a key it is always
+        its turn.
 
         Raises a Refusal (409) where a newer frame has come meanwhile.
         """
@@ -113,7 +113,7 @@ class Sessions:
         if session.waiting is not None and not session.waiting.done():
             self.superseded += 1
             session.waiting.set_exception(
-                Refusal(409, "A newer frame of this session has come; nothing is lost by that.", code="superseded")
+                Refusal(409, "A newer frame of the same session has come; nothing is lost by that.", code="superseded")
             )
         mine = session.waiting = asyncio.get_running_loop().create_future()
         try:
