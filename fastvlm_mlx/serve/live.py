@@ -91,8 +91,8 @@ class Sessions:
 
     @asynccontextmanager
     async def turn(self, key: tuple[bytes, str] | None) -> AsyncIterator[None]:
-        """Wait until a frame of the session `key` has its turn, and have it within the block; without a key it is always
-        its turn.
+        """Wait until a frame of the session `key` has its turn, and have it within the block; without a key that is
+        always.
 
         Raises a Refusal (409) where a newer frame has come meanwhile.
         """
