@@ -5,17 +5,18 @@ Enters: requests, prepared as they are needed. Leaves: answers, in order or as t
 go on together; here the calling thread takes the turns.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
 
 import mlx.core as mx
 
 from .. import progress
 from ..backend.residency import wired
 from ..errors import DeviceError, FastVLMError
-from .answer import Answer, Answers, Chunk
+from .answer import Answer, Answers
 from .engine import Engine
+from .finished import Finished
 from .request import Options, Request
-from .row import Emit, Row
+from .row import Row
 from .rows import MAX_BATCH_ROWS, Rows
 
 MAX_PREPARED = 2 * MAX_BATCH_ROWS  # requests that wait with their pixels, 3 MB each at 1024 pixels
@@ -63,7 +64,7 @@ def answer_all(
     request is handed on, and what goes wrong with one is given in the place of its answer; the others are answered.
     """
     rows = Rows(engine, max_rows=max_rows or MAX_BATCH_ROWS, pool_bytes=BATCH_POOL_BYTES, fill=True)
-    coming, finished = enumerate(requests), _Finished()
+    coming, finished = enumerate(requests), Finished[int]()
     try:
         with wired(engine.model.backend):
             while True:
@@ -80,23 +81,3 @@ def answer_all(
     finally:
         rows.close(FastVLMError("The questions were not answered to the end."))
         mx.clear_cache()
-
-
-class _Finished:
-    """Answers that have been finished since somebody looked, with the indices of their requests."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[int, Answer | Exception]] = []
-
-    def of(self, index: int) -> Emit:
-        def emit(chunk: Chunk | Exception) -> None:
-            if isinstance(chunk, Exception):
-                self._found.append((index, chunk))
-            elif chunk.answer is not None:
-                self._found.append((index, chunk.answer))
-
-        return emit
-
-    def take(self) -> Sequence[tuple[int, Answer | Exception]]:
-        found, self._found = self._found, []
-        return found

@@ -7,7 +7,7 @@ their number.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self
 
 import mlx.core as mx
 
@@ -15,15 +15,14 @@ from ..backend.residency import wired
 from ..config import is_whole
 from ..errors import DeviceError, FastVLMError, ImageError, OptionError, PromptError, shown
 from ..inputs.image import Images
-from .answer import Answer, Chunk
+from .answer import Answer
 from .batch import BATCH_POOL_BYTES
 from .engine import Engine
+from .finished import Finished, Key
 from .request import Options, Request
-from .row import Emit, Row
+from .row import Row
 from .rows import MAX_BATCH_ROWS, Rows
 from .window import WINDOW, Window
-
-Key = TypeVar("Key")
 
 IMAGE_KEYS = ("image", "images")
 PROMPT_KEYS = ("prompt", "question")
@@ -114,7 +113,7 @@ class Together(Generic[Key]):
     def __init__(self, engine: Engine, max_rows: int = MAX_BATCH_ROWS):
         self._engine, self._held = engine, ExitStack()
         self._rows = Rows(engine, max_rows=max_rows, pool_bytes=BATCH_POOL_BYTES, fill=True)
-        self._found: list[tuple[Key, Answer | Exception]] = []
+        self._finished = Finished[Key]()
 
     @property
     def busy(self) -> bool:
@@ -129,15 +128,15 @@ class Together(Generic[Key]):
     def add(self, key: Key, request: Request, options: Options) -> None:
         """Let a request join at the next turn; what is wrong with its options is its answer."""
         try:
-            self._rows.add(Row(self._engine, request, options, self._emit(key)))
+            self._rows.add(Row(self._engine, request, options, self._finished.of(key)))
         except FastVLMError as error:
-            self._found.append((key, error))
+            self._finished.add(key, error)
 
     def turn(self) -> list[tuple[Key, Answer | Exception]]:
         """Take the newcomers in and go one token on with all; returns what has been finished. Raises DeviceError."""
         if self._rows.busy:
             self._rows.turn()
-        found, self._found = self._found, []
+        found = self._finished.take()
         for _, answer in found:
             if isinstance(answer, DeviceError) or not isinstance(answer, (Answer, FastVLMError)):
                 raise answer
@@ -153,12 +152,3 @@ class Together(Generic[Key]):
         self._rows.close(FastVLMError("The questions were not answered to the end."))
         mx.clear_cache()
         self._held.__exit__(kind, error, traceback)
-
-    def _emit(self, key: Key) -> Emit:
-        def emit(chunk: Chunk | Exception) -> None:
-            if isinstance(chunk, Exception):
-                self._found.append((key, chunk))
-            elif chunk.answer is not None:
-                self._found.append((key, chunk.answer))
-
-        return emit
