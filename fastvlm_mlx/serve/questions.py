@@ -42,7 +42,7 @@ def chat_question(body: Mapping[str, Any]) -> Question:
     options = _options(
         body,
         limit if limit is not None else body.get("max_tokens"),
-        stop=_stop(body.get("stop")),
+        stop=body.get("stop"),
         logprobs=(top or 0) if logprobs else None,
         schema=_schema(body.get("response_format") or {}, "response_format", "json_schema"),
     )
@@ -86,10 +86,6 @@ def _options(body: Mapping[str, Any], limit: Any, **more: Any) -> Options:
     except OptionError as error:
         param = "response_format" if error.option == "schema" else error.option
         raise bad_request(str(error).replace("`schema`", f"`{param}`"), param) from error
-
-
-def _stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
 
 
 def _schema(form: Mapping[str, Any], param: str, inner: str | None) -> Mapping[str, Any] | bool | None:
