@@ -50,7 +50,7 @@ def chat_question(body: Mapping[str, Any]) -> Question:
     shown = body.get("stream_options") or {}
     return Question(
         chat_messages(body["messages"]),
-        [replace(options, seed=((options.seed or 0) + number) % SEEDS) for number in range(count)],
+        [options, *(replace(options, seed=((options.seed or 0) + number) % SEEDS) for number in range(1, count))],
         bool(body.get("stream")),
         bool(shown.get("include_usage")),
     )
