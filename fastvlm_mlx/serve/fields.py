@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..decoding.request import LEAST_TEMPERATURE, MAX_TEMPERATURE
+from ..decoding.logprobs import MAX_LOGPROBS
+from ..decoding.request import LEAST_TEMPERATURE, MAX_STOPS, MAX_TEMPERATURE
 from .shapes import Schema, check
 
 MAX_MESSAGES = 1000
 MAX_PICTURES = 16  # of a request
 MAX_CHOICES = 8  # answers to one request
 MAX_ANSWER_TOKENS = 4096  # of an answer, whatever a request says: the server's cap
-MAX_STOPS = 4
-MAX_TOP_LOGPROBS = 20
 
 Treatment = Literal["used", "ignored", "refused"]
 
@@ -168,7 +167,7 @@ CHAT_FIELDS = (
     Field(
         "top_logprobs",
         "used",
-        optional("integer", minimum=0, maximum=MAX_TOP_LOGPROBS),
+        optional("integer", minimum=0, maximum=MAX_LOGPROBS),
         "With `logprobs`: so many of the likeliest tokens beside each.",
     ),
     Field(
