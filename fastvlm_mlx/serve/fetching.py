@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import h11
@@ -96,7 +97,7 @@ class Fetcher:
         addresses = await self._resolve(host, port)
         if not addresses or not all(map(self._public, addresses)):
             raise self._not_public(param)
-        context = ssl.create_default_context() if parts.scheme == "https" else None
+        context = self._tls if parts.scheme == "https" else None
         reader, writer = await asyncio.open_connection(
             addresses[0], port, ssl=context, server_hostname=host if context else None
         )
@@ -109,6 +110,10 @@ class Fetcher:
             writer.close()
             with suppress(OSError, ssl.SSLError):
                 writer.transport.abort()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()  # reads every certificate of the system: tens of milliseconds
 
     def _split(self, address: str, param: str) -> tuple[SplitResult, str, int]:
         parts = urlsplit(address)
