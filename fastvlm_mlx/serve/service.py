@@ -66,7 +66,7 @@ class Service:
         self._fetcher = fetcher
         self.scheduler: Scheduler | None = None
         self._pool = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="fastvlm-prepare")
-        self._rows = 0  # answers under way, those that wait for a row among them
+        self.open_answers = 0  # answers under way, those that wait for a row among them
         self.replies: set[Reply] = set()
         self._add_gauges()
 
@@ -74,11 +74,6 @@ class Service:
     def ready(self) -> bool:
         """Whether questions can be answered."""
         return self.scheduler is not None and not self.stopping
-
-    @property
-    def open_answers(self) -> int:
-        """Answers under way, those that wait among them."""
-        return self._rows
 
     def begin(self, scheduler: Scheduler) -> None:
         """Answer from now on."""
@@ -104,13 +99,13 @@ class Service:
     @contextmanager
     def admitted(self, answers: int) -> Iterator[None]:
         """For as long as so many answers are under way; raises a Refusal (429) where too many are already."""
-        if self._rows + answers > self.limits.max_rows + self.limits.max_waiting:
+        if self.open_answers + answers > self.limits.max_rows + self.limits.max_waiting:
             raise Refusal(429, "Too many requests are waiting; try again in a moment.", code="overloaded")
-        self._rows += answers
+        self.open_answers += answers
         try:
             yield
         finally:
-            self._rows -= answers
+            self.open_answers -= answers
 
     async def in_thread(self, make: Callable[[], Made]) -> Made:
         """What a function gives, called in a thread for preparations."""
@@ -181,7 +176,7 @@ class Service:
     def _add_gauges(self) -> None:
         gauges = self.metrics.gauges
         load = lambda name: lambda: getattr(self.scheduler.load, name) if self.scheduler is not None else 0  # noqa: E731
-        gauges["answers_open"] = ("Answers under way or waiting.", lambda: self._rows)
+        gauges["answers_open"] = ("Answers under way or waiting.", lambda: self.open_answers)
         gauges["queue"] = ("Answers that wait for a row of the batch.", load("queued"))
         gauges["rows"] = ("Rows of the batch that are taken.", load("rows"))
         gauges["rows_max"] = ("Rows of the batch.", lambda: self.limits.max_rows)
