@@ -56,10 +56,9 @@ class Service:
         *,
         max_pixels: int,
         fetcher: Fetcher | None = None,
-        bodies: Bodies | None = None,
     ):
         self.engine, self.names, self.limits, self.journal = engine, names, limits, journal
-        self.bodies = bodies or Bodies()
+        self.bodies = Bodies()
         self.metrics = Metrics()
         self.pictures = PreparedPictures(engine, max_pixels=max_pixels)
         self.stopping = False
