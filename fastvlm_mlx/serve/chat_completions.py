@@ -30,7 +30,7 @@ class ChatCompletions:
 
     def whole(self, identity: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
         """The object of a finished reply."""
-        answers = [answer for answer in reply.answers if answer is not None]
+        answers = reply.given
         choices = [
             {
                 "index": number,

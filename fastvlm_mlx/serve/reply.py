@@ -109,10 +109,14 @@ class Reply:
                 found.append((number, piece))
             yield found
 
-    async def finished(self) -> list[Answer]:
+    async def finished(self) -> None:
         """Wait for all answers; raises a Refusal where one failed."""
         async for _ in self.pieces():
             pass
+
+    @property
+    def given(self) -> list[Answer]:
+        """The answers that are finished, in order."""
         return [answer for answer in self.answers if answer is not None]
 
     def _listener(self, number: int) -> Callable[[Chunk | FastVLMError], None]:
@@ -153,7 +157,7 @@ class Reply:
 
     def describe(self) -> str:
         """Its counts in a few words, and how soon its first token came."""
-        stats = [answer.stats for answer in self.answers if answer is not None]
+        stats = [answer.stats for answer in self.given]
         words = [f"{counted(len(self.request.pixels), 'picture')},", counted(self.request.prompt_tokens, "token")]
         if stats:
             words.append(f"({stats[0].reused_tokens} known) + {sum(each.completion_tokens for each in stats)}")

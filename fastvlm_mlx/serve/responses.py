@@ -27,7 +27,7 @@ class Responses:
 
     def whole(self, identity: str, body: dict[str, Any], reply: Reply) -> dict[str, Any]:
         """The object of a finished reply."""
-        (answer,) = (answer for answer in reply.answers if answer is not None)
+        (answer,) = reply.given
         return self._finished(identity, body, int(time.time()), reply, answer)
 
     async def events(

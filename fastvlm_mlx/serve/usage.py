@@ -8,7 +8,7 @@ from .reply import Reply
 
 def usage(reply: Reply) -> dict[str, Any]:
     """Tokens of a finished reply: the prompt's once, those of all answers together."""
-    answers = [answer for answer in reply.answers if answer is not None]
+    answers = reply.given
     first = answers[0].stats
     completion = sum(answer.stats.completion_tokens for answer in answers)
     return {
