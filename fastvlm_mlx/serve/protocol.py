@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -110,10 +111,9 @@ class GuardedProtocol(H11Protocol):
             return
         if self.conn.our_state in KEPT_OPEN:
             body = json.dumps(refusal.to_dict()).encode()
-            phrase = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[refusal.status]
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
             lines = [
-                f"HTTP/1.1 {refusal.status} {phrase}",
+                f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
                 *(f"{k}: {v}" for k, v in (fields | refusal.headers).items()),
             ]
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
