@@ -76,7 +76,7 @@ def _said(message: Mapping[str, Any], path: str) -> Said:
     texts, pictures = [], []
     for number, part in enumerate(content):
         where = f"{path}.content[{number}]"
-        if "text" in part and part["type"] not in ("image_url", "input_image"):
+        if part["type"] not in ("image_url", "input_image"):
             texts.append(part["text"])
         elif role == "user":
             pictures.append(_link(part, where))
