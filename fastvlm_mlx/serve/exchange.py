@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -109,11 +109,13 @@ class Exchange:
     async def answer(self, form: Form) -> None:
         """Read the question of an endpoint's form, and answer it."""
         self.service.check_ready()
-        async with AsyncExitStack() as held:
-            async with self.service.bodies.read(self.scope, self._receive) as body:
-                begun = await self.unless_left(self._begin(form, body, held))
-                del body
-            await self.unless_left(self._finish(form, begun))
+
+        async def begin(body: bytes, held: AsyncExitStack) -> Begun:
+            parsed, question = await self.service.in_thread(lambda: _asked(form, body))
+            self.service.names.check(parsed.get("model"))
+            return await self._prepare(parsed, question, held)
+
+        await self._answer(form, begin)
 
     async def answer_live(self, form: Form, sessions: Sessions) -> None:
         """Answer about the frame that is the body, when it is its turn in its session."""
@@ -122,23 +124,22 @@ class Exchange:
         self.service.names.check(fields.get("model"))
         key = (self.salt, fields["session"]) if "session" in fields else None
 
-        async def begin(frame: bytes) -> Begun:
+        async def begin(frame: bytes, held: AsyncExitStack) -> Begun:
             if not frame:
                 raise bad_request("The body is empty, expected a picture.", "body")
             question = live_question(fields, frame)
             await held.enter_async_context(sessions.turn(key))
             return await self._prepare({"model": fields.get("model")}, question, held)
 
-        async with AsyncExitStack() as held:
-            async with self.service.bodies.read(self.scope, self._receive) as frame:
-                begun = await self.unless_left(begin(frame))
-                del frame
-            await self.unless_left(self._finish(form, begun))
+        await self._answer(form, begin)
 
-    async def _begin(self, form: Form, body: bytes, held: AsyncExitStack) -> Begun:
-        parsed, question = await self.service.in_thread(lambda: _asked(form, body))
-        self.service.names.check(parsed.get("model"))
-        return await self._prepare(parsed, question, held)
+    async def _answer(self, form: Form, begin: Callable[[bytes, AsyncExitStack], Coroutine[Any, Any, Begun]]) -> None:
+        """Read the body, begin with it, and let go of it before the answer is sent; what is held is held to the end."""
+        async with AsyncExitStack() as held:
+            async with self.service.bodies.read(self.scope, self._receive) as body:
+                begun = await self.unless_left(begin(body, held))
+                del body
+            await self.unless_left(self._finish(form, begun))
 
     async def _prepare(self, parsed: dict[str, Any], question: Question, held: AsyncExitStack) -> Begun:
         """The reply to a question, which `held` holds a place for; the pictures as they were sent are let go of."""
