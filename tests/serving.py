@@ -29,9 +29,10 @@ SHAPES, SIGN = EXAMPLES / "shapes.png", EXAMPLES / "sign.png"
 PATIENCE = 30.0  # seconds that anything gets to happen, far beyond what it takes
 
 
-def data_address(path: Path, kind: str = "image/png") -> str:
-    """A picture's file as a `data:` address."""
-    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def data_address(picture: Path | bytes, kind: str = "image/png") -> str:
+    """A picture's file, or its bytes, as a `data:` address."""
+    data = picture if isinstance(picture, bytes) else picture.read_bytes()
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def asked(text: str, *pictures: Path, **more: Any) -> dict[str, Any]:

@@ -24,7 +24,9 @@ from fastvlm_mlx.serve.reply import Reply
 
 import mlx.core as mx  # isort: skip  # after the package, so that OpenBLAS is in place
 
-from tests.serving import SHAPES, Server, asked, events_of, held, server, text_of, wait_until
+from tests.serving import SHAPES, Server, asked, data_address, events_of, held, server, text_of, wait_until
+
+from .pictures import encoded
 
 QUESTION = "How many shapes are there?"
 ENDLESS = {"response_format": {"type": "json_object"}, "max_tokens": 4096}  # `tiny` never closes the object
@@ -278,17 +280,8 @@ def test_memory_and_caches_stay_bounded(tiny: Engine) -> None:
         service.pictures.capacity = 4 * 192 * 192 * 3
         for number in range(8):
             body = asked(QUESTION)
-            picture = Image.new("RGB", (20, 20), (number, 0, 0))
-            body["messages"][0]["content"] = [{"type": "image_url", "image_url": {"url": png_of(picture)}}]
+            address = data_address(encoded(Image.new("RGB", (20, 20), (number, 0, 0)), "PNG"))
+            body["messages"][0]["content"] = [{"type": "image_url", "image_url": {"url": address}}]
             assert found.answer(body)
         assert 0 < service.pictures.nbytes <= service.pictures.capacity
         assert len(service.pictures) == 4
-
-
-def png_of(picture: Any) -> str:
-    import base64
-    from io import BytesIO
-
-    file = BytesIO()
-    picture.save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

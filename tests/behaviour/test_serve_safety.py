@@ -1,7 +1,6 @@
 """What the server's defaults keep out, each by a request that would come in without its guard."""
 
 import asyncio
-import base64
 import hashlib
 import json
 import os
@@ -40,10 +39,6 @@ KEY, OTHER = "sk-0123456789", "sk-abcdefghij"
 def question_about(address: Any, **more: Any) -> dict[str, Any]:
     content = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": address}}]
     return {"messages": [{"role": "user", "content": content}], **more}
-
-
-def address_of(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def key(name: str) -> dict[str, str]:
@@ -264,18 +259,18 @@ def test_fetching_is_bounded() -> None:
 def test_bombs_are_refused_before_they_are_unpacked(served: Server) -> None:
     for name, data in bombs().items():
         if len(data) < 1_000_000:
-            status, error = served.refusal(question_about(address_of(data)))
+            status, error = served.refusal(question_about(data_address(data)))
             assert (status, error["type"]) == (400, "invalid_request_error") or "line" in name or "column" in name, name
     assert served.client.get("/health").status_code == 200
 
 
 def test_hostile_pictures_are_refused_with_their_field(served: Server) -> None:
     for name, (data, _) in FOREIGN.items():
-        status, error = served.refusal(question_about(address_of(data)))
+        status, error = served.refusal(question_about(data_address(data)))
         assert (status, error["param"]) == (400, "messages[0].content[1].image_url.url"), name
     cut = SHAPES.read_bytes()[:200]
-    assert served.refusal(question_about(address_of(cut)))[0] == 400
-    assert served.refusal(question_about(address_of(png(20_000, 20_000))))[0] == 400
+    assert served.refusal(question_about(data_address(cut)))[0] == 400
+    assert served.refusal(question_about(data_address(png(20_000, 20_000))))[0] == 400
     assert served.refusal(question_about(data_address(SHAPES) + "="))[0] == 400
 
 
@@ -294,7 +289,7 @@ def test_no_more_than_two_pictures_are_decoded_at_a_time(tiny: Engine, monkeypat
 
     monkeypatch.setattr(tiny, "pixels", counted)
     with server(tiny) as found, ThreadPoolExecutor(6) as pool:
-        pictures = [address_of(png(8 + number, 8)) for number in range(6)]
+        pictures = [data_address(png(8 + number, 8)) for number in range(6)]
         answers = list(pool.map(lambda address: found.ask(question_about(address)).status_code, pictures))
     assert (answers, most) == ([200] * 6, 2)
 
