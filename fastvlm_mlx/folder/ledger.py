@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import OutputError
-from .lines import Form, Line, Table, form_of
+from .lines import Form, Line, Table, form_of, name_of
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ class Ledger:
         self._ends.append(place)
 
     def _learn(self, number: int, place: int, line: Line) -> None:
-        name = str(line.get("name", line["image"]))
+        name = name_of(line)
         question = line.get("question", 0)
         known = self.known.get(name)
         if question and known is not None and len(known.places) == question and known.file == number:
