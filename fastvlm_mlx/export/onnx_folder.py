@@ -30,7 +30,7 @@ from ..storage.fill import check_finite
 from ..storage.open import OpenModel
 from ..storage.place import Own, check_target, new_folder
 from . import estimate, onnxruntime
-from .encoder import Weights
+from .encoder import Weights, changes_nothing
 from .onnx_decoder import decoder_graph, embedding_graph
 from .onnx_encoder import encoder_graph
 from .onnx_graph import BEYOND_PROTOBUF, Array, Graph
@@ -133,7 +133,7 @@ def _weights(opened: OpenModel, config: ModelConfig) -> Iterator[tuple[str, Weig
     for name, array in unfold(tensors, resolved):
         if name in ("text.embed_tokens.weight", "text.lm_head.weight"):
             array = transformers.with_rows(array, config.text.vocab_size)
-        if ".bn." in name or ".layer_scale" in name:
+        if changes_nothing(name):
             continue
         exact = array.astype(mx.float32)
         check_finite(opened.name, [(name, exact, array)])
