@@ -9,7 +9,6 @@ projector reads them.
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -35,12 +34,11 @@ from .ranges import Ranges, Scales
 from .report import Report, Section
 from .rules import Rule
 from .swift import loading
+from .targets import Progress
 
 ROUGH_BITS = 4
 ROUGH = "A palette of 4 bits changes answers; `tower_bits=8` and `tower_bits=6` are safer."
 STEPS = 100  # of the bar
-
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 def convert_to_coreml(

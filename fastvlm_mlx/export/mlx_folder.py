@@ -6,7 +6,7 @@ report.md, and for mlx-vlm preprocessor_config.json, processor_config.json and g
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -26,18 +26,16 @@ from ..quantize.recipes import BITS, DEFAULT_GROUP, GROUP_SIZES
 from ..quantize.rounding import quantized, scale_type
 from ..storage.fill import check_finite
 from ..storage.open import OpenModel
-from ..storage.place import Own, check_target, new_folder
+from ..storage.place import check_target, new_folder
 from ..storage.save import save_weights
-from .report import NAME, Report, Section, is_reported
+from .report import EXPORT, NAME, Report, Section
+from .targets import Progress
 
 Program = Literal["mlx-vlm", "mlx-lm"]
-EXPORT = Own("a folder that was exported", is_reported)
 PREFIX = {"mlx-vlm": "language_model.model.", "mlx-lm": "model."}  # of the decoder's tensors
 HEAD = {"mlx-vlm": "language_model.lm_head.", "mlx-lm": "lm_head."}
 HEAD_CHANNELS = 768  # of the pooled head that mlx-vlm has a place for and does not use
 IMAGE_TOKEN = -200  # that mlx-vlm puts where the picture stands
-
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Files of graphs end in _fp16 and _quantized where they hold float16 and 8 bits, 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,23 +28,21 @@ from ..inputs.prompt import Turn
 from ..network.model import LEVELS, FastVLM
 from ..storage.fill import check_finite
 from ..storage.open import OpenModel
-from ..storage.place import Own, check_target, new_folder
+from ..storage.place import check_target, new_folder
 from . import estimate, onnxruntime
 from .encoder import Weights, changes_nothing
 from .onnx_decoder import decoder_graph, embedding_graph
 from .onnx_encoder import encoder_graph
 from .onnx_graph import BEYOND_PROTOBUF, Array, Graph
 from .pictures import measured_on
-from .report import NAME, Report, Section, is_reported
+from .report import EXPORT, NAME, Report, Section
+from .targets import Progress
 
 OnnxPrecision = Literal["float32", "float16", "int8"]
 SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 BITS = {"float32": 32, "float16": 16, "int8": 8}
-EXPORT = Own("a folder that was exported", is_reported)
 QUESTION = "Describe the image."
 HOW = "by onnxruntime on the CPU"
-
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 @dataclass(frozen=True)

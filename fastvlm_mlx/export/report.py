@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import OutputError
 from ..files.jsonfile import read_table
+from ..storage.place import Own
 from ..version import __version__
 
 WRITER = "fastvlm-mlx"
@@ -67,3 +68,6 @@ def is_reported(folder: Path) -> bool:
     """Whether a folder is one of our exports: whether our report lies in it."""
     path = folder / f"{NAME}.json"
     return path.is_file() and read_table(path).get("written_by") == WRITER
+
+
+EXPORT = Own("a folder that was exported", is_reported)
