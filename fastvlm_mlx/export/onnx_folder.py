@@ -34,7 +34,7 @@ from .encoder import Weights, changes_nothing
 from .onnx_decoder import decoder_graph, embedding_graph
 from .onnx_encoder import encoder_graph
 from .onnx_graph import BEYOND_PROTOBUF, Array, Graph
-from .pictures import measured_on
+from .pictures import first_drawing
 from .report import EXPORT, NAME, Report, Section
 from .targets import Progress
 
@@ -114,11 +114,12 @@ def write(
 def _expected(opened: OpenModel, config: ModelConfig) -> _Expected:
     engine = Engine(opened)
     engine.load_weights(dtype="float32")
-    pixels = measured_on(replace(opened, built_in=True), config.image, None)[0][0]
-    before, _, after = engine.render([Turn(QUESTION, 1)])
+    pixels = first_drawing(config.image)
+    pieces = engine.render([Turn(QUESTION, 1)])
+    before, _, after = pieces
     assert isinstance(before, list) and isinstance(after, list)
     embeddings = engine.model.encode(mx.array(pixels)[None])
-    whole = engine.model.embed([before, *engine.render([Turn(QUESTION, 1)])[1:]], {0: embeddings[0]})
+    whole = engine.model.embed(pieces, {0: embeddings[0]})
     logits = engine.model.prefill(whole, engine.model.text.make_cache())
     return _Expected(pixels, (before, after), np.array(embeddings), np.array(logits))
 
