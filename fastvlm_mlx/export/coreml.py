@@ -194,14 +194,13 @@ def _facts(
 def _of_package(config: ModelConfig, options: PackageOptions, size: int) -> Section:
     side = config.image.size
     shape = ", ".join(map(str, _output_shape(config, options)))
-    small = f", large weights in {options.tower_bits} bits" if options.tower_bits else ""
     rows = [
         ("input", f"`{mil.INPUT}` (1, 3, {side}, {side}), RGB, " + ("0-1" if options.input == "array" else "8 bits")),
         ("output", f"`{mil.OUTPUT}` ({shape}), " + ("image embeddings" if options.with_projector else "features")),
         ("runs on", f"{options.target} and later"),
         ("licence of the weights", config.source.license),
     ]
-    return Section("The package", f"{size / 1e6:,.1f} MB, {options.precision}{small}.", rows)
+    return Section("The package", f"{size / 1e6:,.1f} MB, {options.stored}.", rows)
 
 
 def _of_parity(compared: estimate.Comparison | None) -> Section:
