@@ -7,7 +7,6 @@ LICENSE  report.json  report.md
 Files of graphs end in _fp16 and _quantized where they hold float16 and 8 bits, as transformers.js looks for them.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -126,10 +125,7 @@ def _expected(opened: OpenModel, config: ModelConfig) -> _Expected:
 
 def _weights(opened: OpenModel, config: ModelConfig) -> Iterator[tuple[str, Weights]]:
     """Every tensor under its published name, float32, the vocabulary's matrices with rows for every token."""
-    resolved = opened.resolve()
-    tensors = dict(opened.weights())
-    transformers.check_tensors(tensors, resolved, opened.name)
-    for name, array in unfold(tensors, resolved):
+    for name, array in unfold(transformers.read_tensors(opened), opened.resolve()):
         if name in ("text.embed_tokens.weight", "text.lm_head.weight"):
             array = transformers.with_rows(array, config.text.vocab_size)
         if changes_nothing(name):
@@ -230,10 +226,12 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "tie_word_embeddings": text.tie_word_embeddings,
         "eos_token_id": list(config.eos_token_ids),
     }
-    generation = {"eos_token_id": list(config.eos_token_ids), "do_sample": False}
-    tables: dict[str, Any] = {"config.json": model, "generation_config.json": generation}
+    tables: dict[str, Any] = {
+        "config.json": model,
+        "generation_config.json": transformers.generation_settings(config),
+    }
     tables |= transformers.processor_settings(config)
-    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+    return transformers.texts_of(tables)
 
 
 def _report(
