@@ -74,13 +74,17 @@ def run(export: Export, opened: "OpenModel", source: Path, out: Path, *, force: 
     print(said, file=sys.stderr)
 
 
+def _given_to(options: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given of a dataclass's fields."""
+    return {each.name: given[each.name] for each in fields(options) if given[each.name] is not None}
+
+
 def _package(given: Mapping[str, Any]) -> Export:
     from ..export import coreml
     from ..export.options import PackageOptions
     from ..export.swift import loading
 
-    names = [each.name for each in fields(PackageOptions)]
-    options = PackageOptions(**{name: given[name] for name in names if given[name] is not None})
+    options = PackageOptions(**_given_to(PackageOptions, given))
     pictures = Path(given["pictures"]) if given["pictures"] else None
 
     def export(opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: "Progress") -> str:
@@ -107,8 +111,7 @@ def _onnx(given: Mapping[str, Any]) -> Export:
 def _folder(to: Any, given: Mapping[str, Any]) -> Export:
     from ..export import mlx_folder
 
-    names = [each.name for each in fields(mlx_folder.FolderOptions)]
-    options = mlx_folder.FolderOptions(**{name: given[name] for name in names if given[name] is not None})
+    options = mlx_folder.FolderOptions(**_given_to(mlx_folder.FolderOptions, given))
 
     def export(opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: "Progress") -> str:
         report = mlx_folder.write(opened, source, out, to, options, force=force, progress=progress)
