@@ -5,7 +5,7 @@ tokenizer.json  tokenizer_config.json  chat_template.jinja  README.md  LICENSE
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,13 +101,8 @@ def to_transformers(
     )
     stored_dtype: mx.Dtype = getattr(mx, config.dtype)
 
-    tensors = dict(opened.weights())
-    check_tensors(tensors, resolved, name)
-    if resolved.quantization:
-        coarse = (
-            f"{name} has {len(resolved.quantization)} quantised layers: what is written of them is what quantising left"
-        )
-        warn(f"{coarse}, not the weights from before.")
+    tensors = read_tensors(opened)
+    warn_of_quantised(name, resolved)
 
     def weights() -> Iterator[tuple[str, mx.array]]:
         total = len(tensors)
@@ -139,8 +134,18 @@ def to_transformers(
     return config
 
 
-def check_tensors(tensors: dict[str, mx.array], config: ModelConfig, name: str) -> None:
-    """Raise CheckpointError unless names, shapes and dtypes of our tensors are what the config calls for."""
+def warn_of_quantised(name: str, config: ModelConfig) -> None:
+    """A FastVLMWarning where a model that is written dequantised comes with quantised layers."""
+    if config.quantization:
+        warn(
+            f"{name} has {len(config.quantization)} quantised layers: what is written of them is what quantising left, "
+            "not the weights from before."
+        )
+
+
+def read_tensors(opened: OpenModel) -> dict[str, mx.array]:
+    """Our tensors by name; raises CheckpointError unless names, shapes and dtypes are what the config calls for."""
+    config, tensors = opened.resolve(), dict(opened.weights())
     model = FastVLM(config)
     layers.apply(model, config.quantization)
     parameters = model.flat_parameters()
@@ -152,8 +157,9 @@ def check_tensors(tensors: dict[str, mx.array], config: ModelConfig, name: str) 
     }
     if wrong:
         raise CheckpointError(
-            f"{name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again."
+            f"{opened.name}: {listed(sorted(wrong))} are not what its config.json calls for; convert it again."
         )
+    return tensors
 
 
 def own_tokenizer(opened: OpenModel) -> BPETokenizer:
@@ -223,10 +229,20 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
     }
     tables = {
         "config.json": model,
-        "generation_config.json": {"eos_token_id": list(config.eos_token_ids), "do_sample": False},
+        "generation_config.json": generation_settings(config),
         **processor_settings(config),
     }
+    return texts_of(tables)
+
+
+def texts_of(tables: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as they stand in their files, by the name of their file."""
     return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+
+
+def generation_settings(config: ModelConfig) -> dict[str, Any]:
+    """How transformers and its relatives decode by themselves: greedily, up to a stop token."""
+    return {"eos_token_id": list(config.eos_token_ids), "do_sample": False}
 
 
 def qwen2_settings(config: ModelConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OptionError, PromptError, counted, shown
+from ..errors import OptionError, PromptError, counted, listed, shown
 from ..files.regular import write as write_text
 from .messages import note, one_line, say, with_flags
 from .options import (
@@ -164,8 +164,7 @@ def batch(
         ("write", write, FORMS),
     ):
         if value is not None and value not in choices:
-            expected = ", ".join(map(repr, choices))
-            raise OptionError(f"`{name}` is {shown(value)}, expected one of {expected}.")
+            raise OptionError(f"`{name}` is {shown(value)}, expected one of {listed(choices)}.")
     if not is_whole(window) or window < 1:
         raise OptionError(f"`window` is {shown(window)}, expected a whole number of pictures of at least 1.")
     if prompt is not None and prompts is not None:

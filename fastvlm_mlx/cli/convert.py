@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import counted
+from ..errors import OptionError, counted
 from . import exporting, quantising
 from .messages import BAR_STEPS, bar, note
 from .options import Out, TokenizerPath, Yes, agree_to_download
@@ -89,7 +89,6 @@ def convert(
     from ..convert.fuse import fuse, unpacked
     from ..decoding.adapters import find_adapter
     from ..decoding.loading import open_model
-    from ..errors import OptionError
     from ..export.targets import check_takes
     from ..files.adapters import holds_adapter
     from ..hub.find import find, find_tokenizer
@@ -167,7 +166,6 @@ def _convert_adapter(folder: Path, target: Path, to: str, force: bool) -> None:
     """An adapter's folder into another library's, or another library's into ours."""
     from ..convert.adapters import open_foreign_adapter
     from ..convert.peft import to_peft
-    from ..errors import OptionError
     from ..storage.adapter import is_adapter, read_adapter, write_adapter
     from ..storage.place import new_folder
 

@@ -1,7 +1,7 @@
 """What `convert --to` takes for targets out of Python: their options, the bar, and what is said of the result."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
@@ -11,6 +11,7 @@ import typer
 from .messages import BAR_STEPS, bar
 
 if TYPE_CHECKING:
+    from ..export.targets import Progress
     from ..storage.open import OpenModel
 
 Precision = Annotated[
@@ -48,9 +49,7 @@ PackageResolution = Annotated[
 class Export(Protocol):
     """Writes an open model from its folder to a place, and returns what to say of it."""
 
-    def __call__(
-        self, opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: Callable[[str, float], None]
-    ) -> str:
+    def __call__(self, opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: "Progress") -> str:
         """Write it; `progress` is told what is being done, and how much of everything is, 0-1."""
 
 
@@ -75,18 +74,20 @@ def run(export: Export, opened: "OpenModel", source: Path, out: Path, *, force: 
     print(said, file=sys.stderr)
 
 
+def _given_to(options: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given of a dataclass's fields."""
+    return {each.name: given[each.name] for each in fields(options) if given[each.name] is not None}
+
+
 def _package(given: Mapping[str, Any]) -> Export:
     from ..export import coreml
     from ..export.options import PackageOptions
     from ..export.swift import loading
 
-    names = [each.name for each in fields(PackageOptions)]
-    options = PackageOptions(**{name: given[name] for name in names if given[name] is not None})
+    options = PackageOptions(**_given_to(PackageOptions, given))
     pictures = Path(given["pictures"]) if given["pictures"] else None
 
-    def export(
-        opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: Callable[[str, float], None]
-    ) -> str:
+    def export(opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: "Progress") -> str:
         report = coreml.write(opened, source, out, options, pictures=pictures, force=force, progress=progress)
         size = f"{report.facts['bytes'] / 1e6:,.1f} MB"
         return f"{out}: {size}, and {out.stem}.report.md beside it. In Swift:\n\n{loading(out.name)}"
@@ -100,9 +101,7 @@ def _onnx(given: Mapping[str, Any]) -> Export:
     precision: Any = given["precision"] or "float32"
     onnx_folder.check_precision(precision)
 
-    def export(
-        opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: Callable[[str, float], None]
-    ) -> str:
+    def export(opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: "Progress") -> str:
         report = onnx_folder.write(opened, source, out, precision=precision, force=force, progress=progress)
         return f"{out}: {report.facts['bytes'] / 1e6:,.1f} MB of graphs, and report.md among them."
 
@@ -112,12 +111,9 @@ def _onnx(given: Mapping[str, Any]) -> Export:
 def _folder(to: Any, given: Mapping[str, Any]) -> Export:
     from ..export import mlx_folder
 
-    names = [each.name for each in fields(mlx_folder.FolderOptions)]
-    options = mlx_folder.FolderOptions(**{name: given[name] for name in names if given[name] is not None})
+    options = mlx_folder.FolderOptions(**_given_to(mlx_folder.FolderOptions, given))
 
-    def export(
-        opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: Callable[[str, float], None]
-    ) -> str:
+    def export(opened: "OpenModel", source: Path, out: Path, *, force: bool, progress: "Progress") -> str:
         report = mlx_folder.write(opened, source, out, to, options, force=force, progress=progress)
         return f"{out}: {report.facts['bytes'] / 1e6:,.1f} MB of weights for {to}."
 

@@ -9,7 +9,6 @@ projector reads them.
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -35,12 +34,11 @@ from .ranges import Ranges, Scales
 from .report import Report, Section
 from .rules import Rule
 from .swift import loading
+from .targets import Progress
 
 ROUGH_BITS = 4
 ROUGH = "A palette of 4 bits changes answers; `tower_bits=8` and `tower_bits=6` are safer."
 STEPS = 100  # of the bar
-
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 def convert_to_coreml(
@@ -196,14 +194,13 @@ def _facts(
 def _of_package(config: ModelConfig, options: PackageOptions, size: int) -> Section:
     side = config.image.size
     shape = ", ".join(map(str, _output_shape(config, options)))
-    small = f", large weights in {options.tower_bits} bits" if options.tower_bits else ""
     rows = [
         ("input", f"`{mil.INPUT}` (1, 3, {side}, {side}), RGB, " + ("0-1" if options.input == "array" else "8 bits")),
         ("output", f"`{mil.OUTPUT}` ({shape}), " + ("image embeddings" if options.with_projector else "features")),
         ("runs on", f"{options.target} and later"),
         ("licence of the weights", config.source.license),
     ]
-    return Section("The package", f"{size / 1e6:,.1f} MB, {options.precision}{small}.", rows)
+    return Section("The package", f"{size / 1e6:,.1f} MB, {options.stored}.", rows)
 
 
 def _of_parity(compared: estimate.Comparison | None) -> Section:

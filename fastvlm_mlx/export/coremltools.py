@@ -2,15 +2,14 @@
 
 import contextlib
 import importlib
-import io
 import logging
 import platform
 import sys
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from ..errors import OptionError
+from .silence import silence
 
 # Libraries that coremltools converts from, imported where they are installed: seconds and hundreds of megabytes for
 # nothing.
@@ -52,12 +51,7 @@ def quiet() -> Iterator[None]:
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: as if it were not installed
     logger.setLevel(logging.CRITICAL)
     try:
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
+        with silence():
             yield
     finally:
         logger.setLevel(level)

@@ -40,9 +40,7 @@ class Encoder(nn.Module):
     def features(self, pixels: mx.array) -> mx.array:
         """Features (B, N, C) of pixels (B, H, W, 3), RGB, uint8; channels in the published order, channel by
         channel."""
-        features = self.vision(mx.array(LEVELS)[pixels])
-        B, N, C = features.shape
-        return features.reshape(B, N, 2, C // 2).swapaxes(2, 3).reshape(B, N, C)
+        return unfold.by_channel(self.vision(mx.array(LEVELS)[pixels]), 2)
 
     def embeddings(self, pixels: mx.array) -> mx.array:
         """Image embeddings (B, N, D) of pixels (B, H, W, 3), RGB, uint8."""
@@ -51,6 +49,11 @@ class Encoder(nn.Module):
     def flat_parameters(self) -> dict[str, mx.array]:
         """Every parameter by its path, as our folder names it."""
         return dict(tree_flatten(self.parameters()))
+
+
+def changes_nothing(name: str) -> bool:
+    """Whether a tensor of this published name is a norm or a scale that folding has left without effect."""
+    return any(part in name for part in UNCHANGING)
 
 
 def read_encoder(opened: OpenModel, config: ModelConfig) -> Encoder:
@@ -82,5 +85,5 @@ def published(encoder: Encoder, config: ModelConfig) -> Iterator[tuple[str, Weig
     tensors = encoder.flat_parameters()
     tower, projector = Tensors(tensors, "vision"), Tensors(tensors, "projector")
     for name, array in chain(unfold.tower(tower, config.vision), unfold.projector(projector)):
-        if not any(part in name for part in UNCHANGING):
+        if not changes_nothing(name):
             yield name, np.array(array, dtype=np.float32)

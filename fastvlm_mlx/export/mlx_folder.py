@@ -4,9 +4,8 @@ config.json  model.safetensors (or shards)  tokenizer.json  tokenizer_config.jso
 report.md, and for mlx-vlm preprocessor_config.json, processor_config.json and generation_config.json
 """
 
-import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,24 +19,22 @@ from ..convert.key_map import MLX_VLM_TOWER, source_name
 from ..convert.pipeline import check_place
 from ..convert.published import shapes
 from ..convert.unfold import unfold
-from ..errors import CheckpointError, OptionError, listed, shown, warn
+from ..errors import CheckpointError, OptionError, listed, shown
 from ..hub.licence import announce
 from ..quantize.recipes import BITS, DEFAULT_GROUP, GROUP_SIZES
 from ..quantize.rounding import quantized, scale_type
 from ..storage.fill import check_finite
 from ..storage.open import OpenModel
-from ..storage.place import Own, check_target, new_folder
+from ..storage.place import check_target, new_folder
 from ..storage.save import save_weights
-from .report import NAME, Report, Section, is_reported
+from .report import EXPORT, NAME, Report, Section
+from .targets import Progress
 
 Program = Literal["mlx-vlm", "mlx-lm"]
-EXPORT = Own("a folder that was exported", is_reported)
 PREFIX = {"mlx-vlm": "language_model.model.", "mlx-lm": "model."}  # of the decoder's tensors
 HEAD = {"mlx-vlm": "language_model.lm_head.", "mlx-lm": "lm_head."}
 HEAD_CHANNELS = 768  # of the pooled head that mlx-vlm has a place for and does not use
 IMAGE_TOKEN = -200  # that mlx-vlm puts where the picture stands
-
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 @dataclass(frozen=True)
@@ -86,15 +83,12 @@ def write(
     _check_loadable(opened.name, config, program, options)
     parts = ("text.",) if program == "mlx-lm" else ("text.", "projector.", "vision.")
     dtype: mx.Dtype = getattr(mx, config.dtype)
-    total = {name: math.prod(shape) for name, shape in shapes(config).items() if name.startswith(parts)}
-    nbytes = sum(total.values()) * dtype.size
+    elements = {name: math.prod(shape) for name, shape in shapes(config).items() if name.startswith(parts)}
+    total = sum(elements.values())
+    nbytes = total * dtype.size
     check_target(out, nbytes, force, own=EXPORT)
     announce(config.source.license)
-    if resolved.quantization:
-        warn(
-            f"{opened.name} has {len(resolved.quantization)} quantised layers: what is written of them is what "
-            "quantising left, not the weights from before."
-        )
+    transformers.warn_of_quantised(opened.name, resolved)
     texts = _settings(config, options, program) | {"LICENSE": licence_text(folder, config)}
     texts |= {"README.md": mlx_card(config, program, options.bits)}
     tokenizer = transformers.tokenizer_files(transformers.own_tokenizer(opened), config)
@@ -106,8 +100,8 @@ def write(
         def counted() -> Iterator[tuple[str, mx.array]]:
             nonlocal done
             for name, array in _tensors(opened, config, parts):
-                done += total[name]
-                progress("Writing", done / sum(total.values()))
+                done += elements[name]
+                progress("Writing", done / total)
                 yield from _named(name, array, config, options, program, opened.name)
 
         save_weights(partial, counted())
@@ -141,10 +135,7 @@ def _check_loadable(name: str, config: ModelConfig, program: Program, options: F
 def _tensors(opened: OpenModel, config: ModelConfig, parts: tuple[str, ...]) -> Iterator[tuple[str, mx.array]]:
     """The tensors of these parts under their published names, dequantised, norms and scales that change nothing
     included."""
-    resolved = opened.resolve()
-    tensors = dict(opened.weights())
-    transformers.check_tensors(tensors, resolved, opened.name)
-    for name, array in unfold(tensors, resolved):
+    for name, array in unfold(transformers.read_tensors(opened), opened.resolve()):
         if name.startswith(parts):
             yield name, array
 
@@ -180,13 +171,13 @@ def _settings(config: ModelConfig, options: FolderOptions, program: Program) -> 
     if program == "mlx-vlm":
         model |= _mlx_vlm_settings(config)
         tables = transformers.processor_settings(config)
-        tables["generation_config.json"] = {"eos_token_id": list(config.eos_token_ids), "do_sample": False}
+        tables["generation_config.json"] = transformers.generation_settings(config)
         for table in tables.values():
             if "processor_class" in table:
                 table["processor_class"] = "FastVLMProcessor"
         tables["preprocessor_config.json"]["image_processor_type"] = "CLIPImageProcessor"
     tables["config.json"] = model | (stored or {})
-    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+    return transformers.texts_of(tables)
 
 
 def _end_of_turn(config: ModelConfig) -> int:

@@ -7,8 +7,7 @@ LICENSE  report.json  report.md
 Files of graphs end in _fp16 and _quantized where they hold float16 and 8 bits, as transformers.js looks for them.
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -28,23 +27,21 @@ from ..inputs.prompt import Turn
 from ..network.model import LEVELS, FastVLM
 from ..storage.fill import check_finite
 from ..storage.open import OpenModel
-from ..storage.place import Own, check_target, new_folder
+from ..storage.place import check_target, new_folder
 from . import estimate, onnxruntime
-from .encoder import Weights
+from .encoder import Weights, changes_nothing
 from .onnx_decoder import decoder_graph, embedding_graph
 from .onnx_encoder import encoder_graph
 from .onnx_graph import BEYOND_PROTOBUF, Array, Graph
-from .pictures import measured_on
-from .report import NAME, Report, Section, is_reported
+from .pictures import first_drawing
+from .report import EXPORT, NAME, Report, Section
+from .targets import Progress
 
 OnnxPrecision = Literal["float32", "float16", "int8"]
 SUFFIXES = {"float32": "", "float16": "_fp16", "int8": "_quantized"}
 BITS = {"float32": 32, "float16": 16, "int8": 8}
-EXPORT = Own("a folder that was exported", is_reported)
 QUESTION = "Describe the image."
 HOW = "by onnxruntime on the CPU"
-
-Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 
 @dataclass(frozen=True)
@@ -116,24 +113,22 @@ def write(
 def _expected(opened: OpenModel, config: ModelConfig) -> _Expected:
     engine = Engine(opened)
     engine.load_weights(dtype="float32")
-    pixels = measured_on(replace(opened, built_in=True), config.image, None)[0][0]
-    before, _, after = engine.render([Turn(QUESTION, 1)])
+    pixels = first_drawing(config.image)
+    pieces = engine.render([Turn(QUESTION, 1)])
+    before, _, after = pieces
     assert isinstance(before, list) and isinstance(after, list)
     embeddings = engine.model.encode(mx.array(pixels)[None])
-    whole = engine.model.embed([before, *engine.render([Turn(QUESTION, 1)])[1:]], {0: embeddings[0]})
+    whole = engine.model.embed(pieces, {0: embeddings[0]})
     logits = engine.model.prefill(whole, engine.model.text.make_cache())
     return _Expected(pixels, (before, after), np.array(embeddings), np.array(logits))
 
 
 def _weights(opened: OpenModel, config: ModelConfig) -> Iterator[tuple[str, Weights]]:
     """Every tensor under its published name, float32, the vocabulary's matrices with rows for every token."""
-    resolved = opened.resolve()
-    tensors = dict(opened.weights())
-    transformers.check_tensors(tensors, resolved, opened.name)
-    for name, array in unfold(tensors, resolved):
+    for name, array in unfold(transformers.read_tensors(opened), opened.resolve()):
         if name in ("text.embed_tokens.weight", "text.lm_head.weight"):
             array = transformers.with_rows(array, config.text.vocab_size)
-        if ".bn." in name or ".layer_scale" in name:
+        if changes_nothing(name):
             continue
         exact = array.astype(mx.float32)
         check_finite(opened.name, [(name, exact, array)])
@@ -231,10 +226,12 @@ def _settings(config: ModelConfig, image: int) -> dict[str, str]:
         "tie_word_embeddings": text.tie_word_embeddings,
         "eos_token_id": list(config.eos_token_ids),
     }
-    generation = {"eos_token_id": list(config.eos_token_ids), "do_sample": False}
-    tables: dict[str, Any] = {"config.json": model, "generation_config.json": generation}
+    tables: dict[str, Any] = {
+        "config.json": model,
+        "generation_config.json": transformers.generation_settings(config),
+    }
     tables |= transformers.processor_settings(config)
-    return {name: json.dumps(table, indent=2) + "\n" for name, table in tables.items()}
+    return transformers.texts_of(tables)
 
 
 def _report(

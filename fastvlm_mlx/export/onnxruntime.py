@@ -2,9 +2,7 @@
 
 import contextlib
 import importlib
-import io
 import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OptionError
+from .silence import silence
 
 MISSING = "Writing ONNX takes the extra 'onnx': pip install 'fastvlm-mlx[onnx]'"
 ERRORS_ONLY = 3  # of onnxruntime's levels
@@ -57,12 +56,7 @@ def quiet() -> Iterator[None]:
     """Within the block, what is printed, logged and warned of goes nowhere."""
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            contextlib.redirect_stderr(io.StringIO()),
-            contextlib.redirect_stdout(io.StringIO()),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
+        with silence():
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -50,6 +50,11 @@ class PackageOptions:
         return self.precision == "float16"
 
     @property
+    def stored(self) -> str:
+        """What weights are stored in, in words."""
+        return self.precision + (f", large weights in {self.tower_bits} bits" if self.tower_bits else "")
+
+    @property
     def bits(self) -> int:
         """Bits of a large weight."""
         return self.tower_bits or (16 if self.half else 32)

@@ -59,12 +59,11 @@ def _converted(encoder: Encoder, config: ModelConfig, scales: Scales, options: P
 def _describe(package: Any, config: ModelConfig, options: PackageOptions, source: Path) -> None:
     """What Xcode shows of a package: whose it is, on what terms, what goes in and what comes out."""
     size, tokens, name = config.image.size, config.image.tokens, config.source.name
-    small = f", large weights in {options.tower_bits} bits" if options.tower_bits else ""
     package.author = name
     package.license = licence_text(source, config)
     package.short_description = (
         f"FastViTHD, the image encoder of {name}, for pictures of {size} x {size} pixels: {tokens} tokens. Converted "
-        f"by fastvlm-mlx {__version__} in {options.precision}{small}: batch norms, layer scales and branches are "
+        f"by fastvlm-mlx {__version__} in {options.stored}: batch norms, layer scales and branches are "
         "folded; nothing was trained."
     )
     package.version = __version__

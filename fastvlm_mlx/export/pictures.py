@@ -31,7 +31,7 @@ def measured_on(opened: OpenModel, image: ImageConfig, pictures: Path | None) ->
         paths = folder.in_folder(str(pictures))
         paths = paths[:: -(-len(paths) // MAX_PICTURES)]
         return [preprocess(load_image(path), image) for path in paths], f"{len(paths)} of the folder {pictures.name}"
-    paths = folder.in_folder(str(find(BUILT_IN).folder / "calibration"))
+    paths = _drawings()
     if opened.built_in:
         paths = paths[:: -(-len(paths) // DRAWINGS)]
     else:
@@ -39,3 +39,12 @@ def measured_on(opened: OpenModel, image: ImageConfig, pictures: Path | None) ->
         warn(UNLIKE)
     noise = np.random.default_rng(0).integers(0, 256, (image.size, image.size, 3), dtype=np.uint8)
     return [*(preprocess(load_image(path), image) for path in paths), noise], "built-in drawings, and noise"
+
+
+def first_drawing(image: ImageConfig) -> Pixels:
+    """The first of the drawings that the built-in model is calibrated on, prepared (S, S, 3)."""
+    return preprocess(load_image(_drawings()[0]), image)
+
+
+def _drawings() -> list[str]:
+    return folder.in_folder(str(find(BUILT_IN).folder / "calibration"))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OutputError
+from ..files import regular
 from ..files.jsonfile import read_table
+from ..storage.place import Own
 from ..version import __version__
 
 WRITER = "fastvlm-mlx"
@@ -52,12 +54,9 @@ class Report:
         """Write STEM.json and STEM.md, each whole or not at all; raises OutputError."""
         for suffix, text in ((".json", self.to_json()), (".md", self.to_markdown())):
             path = stem.with_name(stem.name + suffix)
-            partial = path.with_name(f".{path.name}.partial")
             try:
-                partial.write_text(text, encoding="utf-8")
-                partial.replace(path)
+                regular.write(path, text)
             except OSError as error:
-                partial.unlink(missing_ok=True)
                 raise OutputError(
                     f"{path} cannot be written ({error.strerror}); the rest of the export stands."
                 ) from error
@@ -67,3 +66,6 @@ def is_reported(folder: Path) -> bool:
     """Whether a folder is one of our exports: whether our report lies in it."""
     path = folder / f"{NAME}.json"
     return path.is_file() and read_table(path).get("written_by") == WRITER
+
+
+EXPORT = Own("a folder that was exported", is_reported)

@@ -1,8 +1,10 @@
 """What a model can be written as, and which options each target takes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..errors import OptionError, listed, shown
+
+Progress = Callable[[str, float], None]  # what is being done, and how much of everything is, 0-1
 
 QUANTISING = ("recipe", "bits", "mode", "group_size")
 READING = ("layout", "vision_from", "fit")  # how a checkpoint of another layout is read

@@ -33,10 +33,14 @@ def decoded(data: bytes) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a small text file in UTF-8 atomically, replacing one that is there; raises OSError."""
+    """Write a small text file in UTF-8 atomically, replacing one that is there; raises OSError, with nothing left."""
     new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def size_of(path: Path) -> int:

@@ -7,8 +7,6 @@ killed, the last state that was saved is whole.
 """
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,8 +63,6 @@ def save_state(out: Path, progress: Progress, moment: Moment, best: dict[str, mx
             if path.name not in (step, kept):
                 path.unlink(missing_ok=True)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(folder / f"{TABLE}.new")  # noqa: PTH108
         raise OutputError(
             f"{folder} cannot be written ({error.strerror}); the last state that was saved is whole: make room, and "
             "go on from it "

@@ -1,5 +1,6 @@
 """The work on a listing: what is wanted is decoded ahead, answered together, judged, and written down one by one."""
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -66,11 +67,14 @@ class _Prepared:
 
 @dataclass
 class _UnderWay:
-    """An item whose questions are being answered: a line for each that is finished."""
+    """An item whose questions are being answered: a line for each that is finished. Of one that has `failed`, answers
+    still come and count no more.
+    """
 
     item: Item
     prepared: _Prepared
     lines: dict[int, Line] = field(default_factory=dict)
+    failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,8 @@ class _Run:
 
     def _take(self, together: Together[_Asked], asked: _Asked, answer: Answer | Exception) -> None:
         under_way, item = asked.under_way, asked.under_way.item
-        if len(under_way.lines) > len(item.prompts):
-            return  # it has failed already
+        if under_way.failed:
+            return
         if isinstance(answer, Exception):
             self._give_up(under_way, answer)
             return
@@ -208,18 +212,17 @@ class _Run:
         return None
 
     def _line(self, asked: _Asked, answer: Answer) -> Line:
-        from json import loads
-
         item, work, prepared = asked.under_way.item, self._work, asked.under_way.prepared
         schema = work.options.schema is not None
-        doubt = ["repeats"] if not schema and work.rules.repeats and captions.repeated(answer.text) else []
+        again = asked.reasons  # without "repeats", the answer has been looked through and does not
+        doubt = ["repeats"] if "repeats" in again and captions.repeated(answer.text) else []
         line: Line = {
             "image": _images(item),
             "digest": prepared.digest,
             "prompt": item.prompts[asked.question],
             "text": answer.text.strip() if schema else work.rules.caption(answer.text),
         }
-        if schema and isinstance(record := loads(answer.text), dict):
+        if schema and isinstance(record := json.loads(answer.text), dict):
             line["record"] = record
         line |= {
             "finish_reason": answer.finish_reason,
@@ -230,12 +233,12 @@ class _Run:
         }
         line |= {"question": asked.question} if len(item.prompts) > 1 else {}
         line |= {"recipe": work.recipe, "modified": prepared.modified}
-        line |= {"again": list(asked.reasons)} if asked.reasons else {}
+        line |= {"again": list(again)} if again else {}
         return line | ({"doubt": doubt} if doubt else {})
 
     def _give_up(self, under_way: _UnderWay, error: Exception) -> None:
         """Write an item's error, whatever else comes of its questions."""
-        under_way.lines = {number: {} for number in range(len(under_way.item.prompts) + 1)}
+        under_way.failed = True
         self._fail(under_way.item, error)
 
     def _fail(self, item: Item, error: Exception) -> None:

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from ..errors import OutputError
-from .lines import Form, Line, Table, form_of
+from .lines import Form, Line, Table, form_of, name_of
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Ledger:
 
     def open(self) -> None:
         """Make `path` ready to be appended to: without what a killed run left unfinished at its end."""
-        with _explained(self.path, self):
+        with _explained(self):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             os.ftruncate(self._descriptor, self._ends[-1])
@@ -118,10 +118,10 @@ class Ledger:
         places = [self.known[name].places[0] for name in names if name in self.known]
         return places == sorted(places)
 
-    def rewrite(self, names: Iterable[str] | None = None, target: Path | None = None) -> None:
-        """Put a file of all lines that count in the place of `target`, by default of `path`; see `lines`."""
+    def rewrite(self, names: Iterable[str] | None = None) -> None:
+        """Put a file of all lines that count in the place of `path`; see `lines`."""
         form: Form = Table(self._columns) if self._write == "csv" else self._forms[-1]
-        self._replace(self.lines(names), form, target)
+        self._replace(self.lines(names), form)
 
     @property
     def _columns(self) -> list[str]:
@@ -155,7 +155,7 @@ class Ledger:
         self._ends.append(place)
 
     def _learn(self, number: int, place: int, line: Line) -> None:
-        name = str(line.get("name", line["image"]))
+        name = name_of(line)
         question = line.get("question", 0)
         known = self.known.get(name)
         if question and known is not None and len(known.places) == question and known.file == number:
@@ -182,7 +182,7 @@ class Ledger:
                     yield form.decode(data)
 
     def _append(self, data: bytes) -> None:
-        with _explained(self.path, self):
+        with _explained(self):
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -195,21 +195,20 @@ class Ledger:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, self._ends[-1])
 
-    def _replace(self, lines: Iterable[Line], form: Form, target: Path | None = None) -> None:
-        target = target or self.path
-        new = _renamed_later(target)
+    def _replace(self, lines: Iterable[Line], form: Form) -> None:
+        new = _renamed_later(self.path)
         try:
-            with _explained(target, self), new.open("wb") as file:
+            with _explained(self), new.open("wb") as file:
                 file.write(form.header)
                 for line in lines:
                     file.write(form.encode(line))
                 file.flush()
                 os.fsync(file.fileno())
-                new.replace(target)
+                new.replace(self.path)
         except BaseException:
             new.unlink(missing_ok=True)
             raise
-        if self._descriptor < 0 or target != self.path:
+        if self._descriptor < 0:
             return
         os.close(self._descriptor)
         self.known, self.superseded = {}, 0
@@ -223,15 +222,15 @@ class Ledger:
 class _explained:
     """A context manager in which a failure to write is an OutputError, and the ledger ends with its last whole line."""
 
-    def __init__(self, path: Path, ledger: Ledger):
-        self._path, self._ledger = path, ledger
+    def __init__(self, ledger: Ledger):
+        self._ledger = ledger
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OSError):
             self._ledger.shorten()
-            raise unwritable(self._path, error) from error
+            raise unwritable(self._ledger.path, error) from error
 
 
 def _renamed_later(path: Path) -> Path:

@@ -32,6 +32,11 @@ LISTS = ("image", "digest", "again", "doubt")  # columns with a list in JSON whe
 Line = dict[str, Any]
 
 
+def name_of(line: Line) -> str:
+    """The name of the item that a line is about; a line without one is named by its picture."""
+    return str(line.get("name", line["image"]))
+
+
 class Form(Protocol):
     """How lines are written: `header` begins a file, `whole` are the complete lines of one that is read."""
 

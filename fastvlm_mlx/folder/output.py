@@ -84,9 +84,7 @@ class Output:
             raise unwritable(own, error) from error
         with waited_for(target.path):
             if not self._lock.take():
-                raise OutputError(
-                    f"{own} is being written by another run; wait for it to end, or choose another `out`.", path=own
-                )
+                raise _busy(own)
             self._held.callback(self._lock.release)
             try:
                 self._open(own)
@@ -100,18 +98,11 @@ class Output:
         there = {share: path for share, path in shares.files(target.path).items() if path != own}
         for share, path in there.items():
             if (target.share.count == 1 or share.count != target.share.count) and Lock(path).taken:
-                raise OutputError(
-                    f"{path} is being written by another run, of the share {share}; wait for it to end, or choose "
-                    "another `out`.",
-                    path=path,
-                )
+                raise _busy(path, f", of the share {share}")
         others = [path for path in there.values() if path.exists()]
         if target.share.count > 1:
             if Lock(target.path).taken:
-                raise OutputError(
-                    f"{target.path} is being written by another run; wait for it to end, or choose another `out`.",
-                    path=target.path,
-                )
+                raise _busy(target.path)
             self.ledger = self._ledger(own, [target.path, *others])
         else:
             self.ledger = self._ledger(own, others)
@@ -287,6 +278,12 @@ def digest(item: Item) -> str | list[str]:
 def modified(item: Item) -> int:
     """When an item's pictures were changed last, in nanoseconds; raises OSError."""
     return max(os.stat(image).st_mtime_ns for image in item.images)  # noqa: PTH116  (a million of them)
+
+
+def _busy(path: Path, whose: str = "") -> OutputError:
+    return OutputError(
+        f"{path} is being written by another run{whose}; wait for it to end, or choose another `out`.", path=path
+    )
 
 
 def _remove(files: Iterable[Path]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import FastVLMError
 from ..inputs.image import load_image
-from .lines import Line
+from .lines import Line, name_of
 from .report import Report
 
 THUMBNAIL = 176  # pixels of the longer side
@@ -55,7 +55,7 @@ def _figure(kind: str, line: Line, images: Iterable[bytes]) -> str:
     data = "".join(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(image).decode()}">' for image in images)
     what = line.get("error") or line.get("text", "")
     why = kind.partition(": ")[2]
-    name = str(line.get("name", line["image"])) + (f" ({why})" if why else "")
+    name = name_of(line) + (f" ({why})" if why else "")
     question = f"<small>{escape(line['prompt'])}</small>" if "prompt" in line else ""
     return (
         f'<figure class="{kind.partition(":")[0]}">{data}<figcaption><small>{escape(name)}</small>{question}'

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ..errors import counted
 from .job import Tally
-from .lines import Line
+from .lines import Line, name_of
 
 MAX_WORDS = 20  # most frequent words listed
 MAX_EXAMPLES = 200  # lines of each kind that are shown: failed, doubtful, and others drawn from all
@@ -64,8 +64,8 @@ class Report:
             rows.append(f"Answers: {', '.join(found)}.")
         if self.words:
             rows.append("Most frequent words: " + ", ".join(f"{word} {count}" for word, count in self.words) + ".")
-        rows += [f"Failed: {_name(line)}: {line['error']}" for line in self.failures[:MAX_LISTED]]
-        rows += [f"Doubtful ({why}): {_name(line)}: {line['text'][:100]}" for why, line in self.doubtful[:MAX_LISTED]]
+        rows += [f"Failed: {name_of(line)}: {line['error']}" for line in self.failures[:MAX_LISTED]]
+        rows += [f"Doubtful ({why}): {name_of(line)}: {line['text'][:100]}" for why, line in self.doubtful[:MAX_LISTED]]
         return "\n".join(rows)
 
 
@@ -112,7 +112,3 @@ def _doubts(found: Report, line: Line, same: int) -> Sequence[str]:
         found.same += 1
         doubts.append("same")
     return doubts
-
-
-def _name(line: Line) -> str:
-    return str(line.get("name", line["image"]))

@@ -1,5 +1,6 @@
 """One of n shares of a listing: which items are its own, by their names alone, and which file its answers go to."""
 
+import glob
 import os
 import re
 from dataclasses import dataclass
@@ -52,16 +53,11 @@ def files(out: Path) -> dict[Share, Path]:
     """The shares of an output that have files, or locks of files, beside it."""
     pattern = re.compile(rf"\.?{re.escape(out.stem)}\.(\d+)-of-(\d+){re.escape(out.suffix)}(\.lock)?")
     found = {}
-    for path in out.parent.glob(f"*{glob_escape(out.stem)}.*-of-*"):
+    for path in out.parent.glob(f"*{glob.escape(out.stem)}.*-of-*"):
         if match := pattern.fullmatch(path.name):
             share = Share(int(match[1]), int(match[2]))
             found[share] = share.file(out)
     return dict(sorted(found.items(), key=lambda each: (each[0].count, each[0].index)))
-
-
-def glob_escape(name: str) -> str:
-    """A file's name as a pattern that matches nothing else."""
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def launched() -> Share | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastvlm_mlx.errors import ImageError
-from fastvlm_mlx.files import paths
+from fastvlm_mlx.files import paths, regular
 from fastvlm_mlx.inputs import folder
 
 COMPOSED = "Übung \u00e9t\u00e9"
@@ -89,3 +89,10 @@ def test_pictures_of_a_folder_and_a_pattern(tmp_path: Path) -> None:
     assert folder.pictures(f"{tmp_path}/*.gif") == [f"{tmp_path}/*.gif"]  # refused when it is opened
     with pytest.raises(ImageError, match="is a folder, and there are no pictures"):
         folder.pictures(str(tmp_path / "d.png"))
+
+
+def test_a_text_that_cannot_take_its_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError, match="taken"):
+        regular.write(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
