@@ -22,6 +22,7 @@ from fastvlm_mlx.files.jsonfile import read_table
 from fastvlm_mlx.storage.adapter import Adapter, AdapterConfig
 
 from .fold import by_filter
+from .packed import STACKED
 
 PEFT_WEIGHTS, MLX_LM_WEIGHTS = "adapter_model.safetensors", "adapters.safetensors"
 DECODER = re.compile(r"(?:^|\.)layers\.(\d+)\.(self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)$")
@@ -31,10 +32,6 @@ PROJECTOR = {
     "multi_modal_projector.linear_0": "linear_1",
     "multi_modal_projector.linear_2": "linear_2", "mm_projector.2": "linear_2",
 }  # fmt: skip
-STACKED = {
-    "self_attn.qkv_proj": [f"self_attn.{n}_proj" for n in "qkv"],
-    "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
-}
 HOME = {part: whole for whole, parts in STACKED.items() for part in parts}
 UNREAD = (
     "bias",
@@ -236,7 +233,7 @@ def _stacked(
     return Update(a, mx.concatenate(blocks), scale, magnitude)
 
 
-def _rows(folder: Path, names: list[str], parts: Mapping[str, Update], config: ModelConfig | None) -> list[int]:
+def _rows(folder: Path, names: tuple[str, ...], parts: Mapping[str, Update], config: ModelConfig | None) -> list[int]:
     """How many rows each projection of a stack has."""
     if config is not None:
         text = config.text

@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from fastvlm_mlx.config import ModelConfig, QuantConfig
 from fastvlm_mlx.errors import CheckpointError, listed
+from fastvlm_mlx.network.lora import fused
 from fastvlm_mlx.storage.adapter import Adapter, check_base
 from fastvlm_mlx.storage.open import OpenModel
 
@@ -71,9 +72,6 @@ def dequantised(tensors: dict[str, mx.array], path: str, how: QuantConfig) -> mx
 
 
 def _updated(weight: mx.array, adapter: Adapter, path: str) -> mx.array:
-    a, b = (adapter.tensors[f"{path}.{part}"].astype(mx.float32) for part in ("lora_a", "lora_b"))
-    updated = weight.astype(mx.float32) + adapter.config.scale * (b @ a)
-    magnitude = adapter.tensors.get(f"{path}.magnitude")
-    if magnitude is None:
-        return updated
-    return updated * (magnitude / mx.sqrt(mx.square(updated).sum(axis=1)))[:, None]
+    a, b, magnitude = (adapter.tensors.get(f"{path}.{part}") for part in ("lora_a", "lora_b", "magnitude"))
+    assert a is not None and b is not None  # read_adapter has seen to it
+    return fused(weight, a, b, adapter.config.scale, magnitude)

@@ -16,8 +16,9 @@ from fastvlm_mlx.files.adapters import ADAPTER_CONFIG
 from fastvlm_mlx.storage.adapter import Adapter, write_tensors
 from fastvlm_mlx.storage.place import new_folder
 
-from .adapters import PEFT_WEIGHTS, STACKED
+from .adapters import PEFT_WEIGHTS
 from .key_map import source_name
+from .packed import STACKED
 from .unfold import by_channel
 
 ROOT = "base_model.model."

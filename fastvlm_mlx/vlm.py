@@ -55,7 +55,7 @@ def load(
     if bits is not None:
         choose(bits=bits, group_size=group_size)
     engine = Engine.open(model, tokenizer=tokenizer, revision=revision, resolution=resolution)
-    found = find_adapter(adapter, engine.config) if adapter is not None else None
+    found = find_adapter(adapter, engine.config)
     engine.load_weights(bits=bits, group_size=group_size, dtype=dtype)
     engine.use(found)
     return VLM(engine)
@@ -99,7 +99,7 @@ class VLM:
         `adapter` is a folder that `tune` or PEFT or mlx-lm has written, or what `tune` returned. Raises CheckpointError
         where it was made for another model.
         """
-        self.engine.use(find_adapter(adapter, self.engine.config) if adapter is not None else None)
+        self.engine.use(find_adapter(adapter, self.engine.config))
 
     @overload
     def generate(

@@ -200,7 +200,7 @@ def batch(
     )
     for each in asked:
         engine.render([Turn(each, 1)], system)
-    changes = find_adapter(adapter, engine.config) if adapter is not None else None
+    changes = find_adapter(adapter, engine.config)
     made = recipe.recipe_of(
         engine,
         options,

@@ -110,7 +110,7 @@ def chat(
     transcript = Transcript.open(load, engine, max_pixels=max_pixels) if load is not None else None
     if bits is None:
         bits = usual_bits(engine.config, current())
-    changes = find_adapter(adapter, engine.config) if adapter is not None else None
+    changes = find_adapter(adapter, engine.config)
     engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked by load_weights
     engine.use(changes)
     front = _front(plain)

@@ -123,7 +123,7 @@ def generate(
     engine = Engine.open(model, tokenizer=tokenizer_path, revision=revision, resolution=resolution, agree=agree)
     question = _read_stdin() if prompt == "-" else prompt
     request = engine.prepare(pictures, question, system=system, max_pixels=max_pixels)
-    changes = find_adapter(adapter, engine.config) if adapter is not None else None
+    changes = find_adapter(adapter, engine.config)
     engine.load_weights(bits=bits or None, dtype=dtype)  # type: ignore[arg-type]  # checked
     engine.use(changes)
     if changes is not None and changes.tokenizer is not None:  # by which the question is to be read

@@ -109,7 +109,7 @@ def serve(
     with server.listen(settings) as listening:
         agree = agree_to_download(yes)
         engine = Engine.open(model, tokenizer=tokenizer_path, revision=revision, resolution=resolution, agree=agree)
-        changes = find_adapter(adapter, engine.config) if adapter is not None else None
+        changes = find_adapter(adapter, engine.config)
         if made is not None:
             note(f"The key that requests need: {made}")
 

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from ..storage.adapter import Adapter
 
 
-def find_adapter(adapter: "str | os.PathLike[str] | Adapter", config: ModelConfig) -> "Adapter":
-    """The adapter itself, or the one in a folder; raises OptionError where there is none, CheckpointError where it is
-    damaged.
+def find_adapter(adapter: "str | os.PathLike[str] | Adapter | None", config: ModelConfig) -> "Adapter | None":
+    """The adapter itself, or the one in a folder; None for None.
+
+    Raises OptionError where the folder holds none, CheckpointError where it is damaged.
     """
+    if adapter is None:
+        return None
     from ..storage.adapter import Adapter, is_adapter, read_adapter
 
     if isinstance(adapter, Adapter):

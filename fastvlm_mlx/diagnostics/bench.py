@@ -131,7 +131,7 @@ def measure_all(
     results = []
     while engines:
         engine = engines.pop(0)
-        changes = None if adapter is None else find_adapter(adapter, engine.config)
+        changes = find_adapter(adapter, engine.config)
         engine.load_weights(bits=bits, dtype=dtype)
         engine.use(changes)
         for size in resolutions or [engine.config.image.size]:

@@ -73,7 +73,7 @@ class Features:
 
     def keep(self, key: bytes, pixels: Pixels) -> None:
         """See to it that a picture's features are at hand."""
-        if self._known(key):
+        if self._look_up(key) is not None:
             return
         found = self.encode(pixels)
         mx.eval(found)
@@ -92,12 +92,6 @@ class Features:
                 self._hold(key, array)
             found.append(array)
         return found
-
-    def _known(self, key: bytes) -> bool:
-        if key in self._held:
-            return True
-        path = self._path(key)
-        return path is not None and self._read(path) is not None
 
     def _look_up(self, key: bytes) -> mx.array | None:
         if key in self._held:

@@ -20,7 +20,7 @@ from ..network.lora import LoRALinear, attach, attached, dequantised
 from ..network.model import FastVLM
 from ..quantize import layers
 from ..quantize.layers import layer_at, put_layer
-from ..storage.adapter import Adapter, AdapterConfig
+from ..storage.adapter import Adapter, AdapterConfig, names_of
 from .options import TuneOptions
 
 PROJECTIONS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")  # of a decoder layer
@@ -86,7 +86,7 @@ def adapter_of(
     """What was learned as an adapter; `base` says everything of it but which layers, `words` is its own
     tokenizer."""
     targets = tuple(attached(model))
-    updates = {f"{target}.{part}" for target in targets for part in ("lora_a", "lora_b", "magnitude")}
+    updates = set(names_of(targets, base.dora))
     trained = tuple(name for name in parameters if name not in updates)
     return Adapter(replace(base, targets=targets, trained=trained), dict(parameters), tokenizer=words)
 

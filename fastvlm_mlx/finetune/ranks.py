@@ -31,7 +31,12 @@ class Ranks:
         if self.watchdog is not None:
             self.watchdog.say("waiting")
         found: mx.array = mx.distributed.all_sum(array, group=self.group, stream=mx.cpu)
-        mx.eval(found)
+        try:
+            mx.eval(found)
+        except RuntimeError:  # as MLX says it, which knows less of the others than the watchdog
+            if self.watchdog is not None:
+                self.watchdog.lost()
+            raise
         if self.watchdog is not None:
             self.watchdog.say("computing")
         return found

@@ -50,15 +50,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Every picture of the rows once: its source, what identifies its pixels, and the first row that shows it."""
+    """Every picture of the rows once: its source, and what identifies its pixels."""
 
     sources: list[Source]
     digests: list[bytes]
-    origins: list[str]
-
-    def pixels(self, engine: Engine, index: int) -> Pixels:
-        """The prepared pixels (S, S, 3), uint8, at the engine's resolution."""
-        return engine.pixels(self.sources[index])
 
 
 def samples_of(engine: Engine, rows: Sequence[Row], pictures: dict[object, int]) -> list[Sample]:
@@ -125,7 +120,7 @@ def open_pictures(engine: Engine, samples: Sequence[Sample], seen: Callable[[int
         if not faults:
             seen(index, pixels)
     raise_faults(faults, ImageError)
-    return Pictures([first[n][0] for n in range(len(first))], digests, [first[n][1] for n in range(len(first))])
+    return Pictures([first[n][0] for n in range(len(first))], digests)
 
 
 def as_shown(engine: Engine, sample: Sample) -> str:

@@ -106,7 +106,7 @@ def _read(path: Path) -> dict[str, mx.array]:
 
 def check_fits(progress: Progress, lasting: dict[str, Any], total: int | None, out: Path) -> None:
     """Raise CheckpointError unless a run can be gone on with these options, data and base as if it had never ended."""
-    names = {"base_digest": "another base model", "data": "other rows", "processes": "another number of processes"}
+    names = {"base_digest": "another base model", "data": "other rows"}
     odd = [names.get(key, f"`{key}`") for key in lasting if lasting[key] != progress.lasting.get(key)]
     if total is not None and total != progress.total:
         odd.append(f"another length ({total} steps, and it was begun for {progress.total})")

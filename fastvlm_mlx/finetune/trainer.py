@@ -4,6 +4,7 @@ What is drawn at a step depends on the seed and the step alone, so a run that wa
 if it had never been; where nothing else changes, bit for bit.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -59,6 +60,7 @@ class Trainer:
         self.moment = learner.moment()
         self.best = best if best is not None else self.moment.parameters
         self._saved = time.monotonic()
+        self._whole = threading.Lock()  # held while the state changes or is written: a watchdog's thread saves it, too
         self._every = options.eval_every or max(1, progress.total // LOOKS)
 
     def run(self) -> None:
@@ -83,7 +85,8 @@ class Trainer:
             self.save()
             raise
         finally:
-            self.log.draw()
+            with self._whole:
+                self.log.draw()
 
     def drawn(self, step: int) -> list[list[Part]]:
         """The batches of a step by micro-batch: this process's share of them."""
@@ -103,10 +106,11 @@ class Trainer:
         taken = self.learner.step(parts)
         if not np.isfinite([taken.loss, taken.norm]).all():
             self._fail(taken, parts)
-        self.moment = self.learner.moment()
-        progress.step += 1
         seconds = time.perf_counter() - started
-        progress.seconds += seconds
+        with self._whole:
+            self.moment = self.learner.moment()
+            progress.step += 1
+            progress.seconds += seconds
         rate = float(self.learner.optimizer.optimizers[0].learning_rate.item())
         self._tell({
             "step": progress.step, "loss": taken.loss, "tokens": taken.tokens, "norm": taken.norm, "lr": rate,
@@ -143,11 +147,12 @@ class Trainer:
             better = progress.best_score is None or value < progress.best_score
         else:
             value, better = None, True
-        if better:
-            progress.best_score, progress.best_step, progress.waited = value, progress.step, 0
-            self.best = self.moment.parameters
-        else:
-            progress.waited += 1
+        with self._whole:
+            if better:
+                progress.best_score, progress.best_step, progress.waited = value, progress.step, 0
+                self.best = self.moment.parameters
+            else:
+                progress.waited += 1
         self._tell({"step": progress.step, **found, "best": progress.best_step})
         return found
 
@@ -170,8 +175,9 @@ class Trainer:
         """Write the state of the last whole step, where there is a folder for it."""
         self._saved = time.monotonic()
         if self.out is not None and self.ranks.rank == 0:
-            save_state(self.out, self.progress, self.moment, self.best)
-            self.log.draw()
+            with self._whole:
+                save_state(self.out, self.progress, self.moment, self.best)
+                self.log.draw()
 
 
 def steps_in(minutes: float, seconds: Sequence[float] | np.ndarray) -> int:

@@ -1,9 +1,9 @@
 """Processes that learn together, watched: where one ends or hangs, the others do not wait for ever.
 
-A collective operation of MLX waits without end for a process that is gone, and `mlx.launch` exits with 0 whatever
-happened. So in every process a thread tells the first one, over a connection of its own, that it is there and what it
-is doing; whoever finds something wrong says so to all, and each ends with a sentence. The first keeps the state of the
-last whole step, and writes what happened to `failed.json` beside it.
+A collective operation of MLX waits without end for a process that hangs, may fail without a name where one has ended,
+and `mlx.launch` exits with 0 whatever happened. So in every process a thread tells the first one, over a connection of
+its own, that it is there and what it is doing; whoever finds something wrong says so to all, and each ends with a
+sentence. The first keeps the state of the last whole step, and writes what happened to `failed.json` beside it.
 """
 
 import json
@@ -107,6 +107,15 @@ class Watchdog:
         for connection in list(self._sockets.values()):
             with suppress(OSError):
                 connection.sendall(b'{"ended": true}\n')
+
+    def lost(self) -> None:
+        """Have the watching threads end this process, as MLX has lost the connection to another one.
+
+        They hear in a moment which one it was, or are saving the state already. Returns where they no longer watch.
+        """
+        time.sleep(GRACE)
+        self._fail("The connection to another process was lost")
+        time.sleep(PATIENCE)  # for the thread that is ending this process
 
     def _listen(self, connection: socket.socket, peer: int | None) -> None:
         """Take in what a process says until it says no more."""

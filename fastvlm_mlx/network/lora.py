@@ -65,13 +65,14 @@ def dequantised(layer: Any) -> mx.array:
     return plain.astype(mx.float32)
 
 
-def fused(layer: LoRALinear) -> mx.array:
-    """The weight (O, I) that a layer and its update come to, float32."""
-    weight = dequantised(layer.layer)
-    weight = weight + layer.scale * (layer.lora_b.astype(mx.float32) @ layer.lora_a.astype(mx.float32))
-    if "magnitude" in layer:
-        weight = weight * (layer.magnitude / mx.sqrt(mx.square(weight).sum(axis=1)))[:, None]
-    return weight
+def fused(
+    weight: mx.array, lora_a: mx.array, lora_b: mx.array, scale: float, magnitude: mx.array | None = None
+) -> mx.array:
+    """The weight (O, I) that a layer's own and its update come to, float32; the others as `LoRALinear` takes them."""
+    weight = weight.astype(mx.float32) + scale * (lora_b.astype(mx.float32) @ lora_a.astype(mx.float32))
+    if magnitude is None:
+        return weight
+    return weight * (magnitude / mx.sqrt(mx.square(weight).sum(axis=1)))[:, None]
 
 
 def attach(model: nn.Module, path: str, update: LoRALinear) -> None:

@@ -105,8 +105,7 @@ def read_adapter(folder: Path) -> Adapter:
     config = _config(read_table(folder / ADAPTER_CONFIG), folder / ADAPTER_CONFIG)
     path = folder / WEIGHTS
     header = safetensors.read_header(path)
-    parts = PARTS if config.dora else PARTS[:2]
-    expected = {*config.trained, *(f"{target}.{part}" for target in config.targets for part in parts)}
+    expected = {*config.trained, *names_of(config.targets, config.dora)}
     if expected != header.keys():
         odd = sorted(expected ^ header.keys())
         raise CheckpointError(

@@ -16,8 +16,9 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from fastvlm_mlx import VLM, CheckpointError, TuneOptions, load
-from fastvlm_mlx.convert.adapters import STACKED, open_foreign_adapter
+from fastvlm_mlx.convert.adapters import open_foreign_adapter
 from fastvlm_mlx.convert.fold import by_filter
+from fastvlm_mlx.convert.packed import STACKED
 from fastvlm_mlx.convert.peft import to_peft
 from fastvlm_mlx.decoding.adapting import adapted
 from fastvlm_mlx.finetune.formats import read_rows
